@@ -1,0 +1,54 @@
+//! Every bound of the protocol, its unit, and why that number.
+
+use std::time::Duration;
+
+/// Bytes of one envelope unless a broker is configured otherwise. A tool's result with a picture fits.
+pub const ENVELOPE_BYTES: usize = 4 << 20;
+/// Bytes of one envelope that no configuration may exceed: it is held in memory once per hop.
+pub const ENVELOPE_BYTES_MAX: usize = 16 << 20;
+/// How deep objects and arrays may nest, the envelope itself included. Honest schemas stay below 20.
+pub const DEPTH_MAX: usize = 64;
+/// How far a sender's clock may be from the verifier's, on either side.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+/// Characters of a nonce: at least 95 bits when chosen at random, short enough to remember.
+pub const NONCE_CHARS: std::ops::RangeInclusive<usize> = 16..=128;
+/// Integers in a header stay below this, so that every JSON reader sees the same number.
+pub const INTEGER_MAX: u64 = 1 << 53;
+/// How long a call may take when it does not say, counted from its receipt.
+pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
+/// How long a call may take at most: a day, for agents that ask people.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(86_400);
+/// Characters of an agent's name.
+pub const NAME_CHARS_MAX: usize = 64;
+/// Characters of an organisation's name: one DNS label.
+pub const ORG_CHARS_MAX: usize = 63;
+/// Segments of a capability.
+pub const SEGMENTS_MAX: usize = 16;
+/// Segments of a tool's capability: four fewer, so that `peer.<org>.` and its like still fit in front.
+pub const TOOL_SEGMENTS_MAX: usize = 12;
+/// Characters of one segment of a capability.
+pub const SEGMENT_CHARS_MAX: usize = 64;
+/// Characters of the `via` and `trace` header members.
+pub const NOTE_CHARS_MAX: usize = 128;
+/// Tools that one agent may offer at once.
+pub const TOOLS_MAX: usize = 512;
+/// Topic patterns that one session may be subscribed to.
+pub const SUBSCRIPTIONS_MAX: usize = 256;
+/// Capabilities in one request, approval or token.
+pub const CAPABILITIES_MAX: usize = 64;
+/// How long a challenge may be answered.
+pub const CHALLENGE_VALIDITY: Duration = Duration::from_secs(10);
+/// How long a broker's `credential` may be relied on.
+pub const CREDENTIAL_VALIDITY: Duration = Duration::from_secs(300);
+/// Bytes of a token, decoded.
+pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Blocks of a token, the authority block included.
+pub const TOKEN_BLOCKS_MAX: usize = 8;
+/// Operators in one query of a token's check.
+pub const TOKEN_OPERATORS_MAX: usize = 64;
+/// Cost units of all checks of a token, about 0.6 µs each: SPEC.md, *Token gate*.
+pub const TOKEN_COST_MAX: u64 = 1_000;
+/// Facts of each of `arg`, `path` and `odd_arg` that a call's arguments may become.
+pub const ARGUMENT_FACTS_MAX: usize = 32;
+/// Bytes of an argument string that becomes a fact.
+pub const ARGUMENT_STRING_MAX: usize = 1 << 10;

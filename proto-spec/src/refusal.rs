@@ -1,0 +1,500 @@
+//! Why something was refused: in full for the log ([`Refusal`]), as a code for the sender ([`Code`]).
+//!
+//! The codes are a closed list; SPEC.md, *Refusals*, is its prose. A stranger learns no more from a
+//! code than that it is a stranger.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{AgentId, Audience, BadName};
+use crate::signature::BadKey;
+
+/// What the sender is told: one of a closed list, each with one HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[expect(
+    missing_docs,
+    reason = "`Code::meaning` is the documentation, and SPEC.md prints it"
+)]
+pub enum Code {
+    Malformed,
+    TooLarge,
+    UnsupportedVersion,
+    UnknownType,
+    WrongAudience,
+    NotAuthentic,
+    Stale,
+    Replayed,
+    InvalidBody,
+    BadKey,
+    SessionRequired,
+    Denied,
+    OfferDenied,
+    NoSuchCall,
+    TokenMalformed,
+    TokenTooCostly,
+    TokenUnsealed,
+    TokenInvalid,
+    TokenExpired,
+    TokenRevoked,
+    NotHolder,
+    ArgsUncheckable,
+    TokenUndecided,
+    Busy,
+    Unavailable,
+    Deadline,
+    Cancelled,
+    OutcomeUnknown,
+    NotFound,
+    Conflict,
+    Clock,
+    StorageFull,
+    Internal,
+}
+
+impl Code {
+    /// Every code, in the order of SPEC.md.
+    pub const ALL: [Self; 33] = [
+        Self::Malformed,
+        Self::TooLarge,
+        Self::UnsupportedVersion,
+        Self::UnknownType,
+        Self::WrongAudience,
+        Self::NotAuthentic,
+        Self::Stale,
+        Self::Replayed,
+        Self::InvalidBody,
+        Self::BadKey,
+        Self::SessionRequired,
+        Self::Denied,
+        Self::OfferDenied,
+        Self::NoSuchCall,
+        Self::TokenMalformed,
+        Self::TokenTooCostly,
+        Self::TokenUnsealed,
+        Self::TokenInvalid,
+        Self::TokenExpired,
+        Self::TokenRevoked,
+        Self::NotHolder,
+        Self::ArgsUncheckable,
+        Self::TokenUndecided,
+        Self::Busy,
+        Self::Unavailable,
+        Self::Deadline,
+        Self::Cancelled,
+        Self::OutcomeUnknown,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Clock,
+        Self::StorageFull,
+        Self::Internal,
+    ];
+
+    /// Its name on the wire, its HTTP status, whether the same act signed anew may succeed, and what it means.
+    const fn row(self) -> (&'static str, u16, bool, &'static str) {
+        match self {
+            Self::Malformed => (
+                "MALFORMED",
+                400,
+                false,
+                "not an envelope: not strict JSON, or a header member is wrong",
+            ),
+            Self::TooLarge => ("TOO_LARGE", 413, false, "more bytes than the broker takes"),
+            Self::UnsupportedVersion => (
+                "UNSUPPORTED_VERSION",
+                400,
+                false,
+                "a protocol version that the broker does not speak",
+            ),
+            Self::UnknownType => (
+                "UNKNOWN_TYPE",
+                400,
+                false,
+                "a message type that is not in the table, or that only brokers send",
+            ),
+            Self::WrongAudience => (
+                "WRONG_AUDIENCE",
+                421,
+                false,
+                "meant for another broker, or for nobody",
+            ),
+            Self::NotAuthentic => (
+                "NOT_AUTHENTIC",
+                401,
+                false,
+                "unknown agent, wrong key or wrong signature",
+            ),
+            Self::Stale => (
+                "STALE",
+                401,
+                true,
+                "`ts` is outside the window: sign anew, and look at the clock",
+            ),
+            Self::Replayed => ("REPLAYED", 409, false, "this key has used this nonce"),
+            Self::InvalidBody => ("INVALID_BODY", 422, false, "the body does not fit its type"),
+            Self::BadKey => (
+                "BAD_KEY",
+                400,
+                false,
+                "a public key that is not canonical, or of small order",
+            ),
+            Self::SessionRequired => (
+                "SESSION_REQUIRED",
+                426,
+                false,
+                "this type needs an attached WebSocket session",
+            ),
+            Self::Denied => (
+                "DENIED",
+                403,
+                false,
+                "not permitted, or no such recipient: the two look the same",
+            ),
+            Self::OfferDenied => (
+                "OFFER_DENIED",
+                403,
+                false,
+                "a tool outside the prefixes of the agent's approval",
+            ),
+            Self::NoSuchCall => (
+                "NO_SUCH_CALL",
+                404,
+                false,
+                "no call in flight that this session may answer, feed or cancel",
+            ),
+            Self::TokenMalformed => (
+                "TOKEN_MALFORMED",
+                403,
+                false,
+                "the token gate refuses its form",
+            ),
+            Self::TokenTooCostly => (
+                "TOKEN_TOO_COSTLY",
+                403,
+                false,
+                "the token gate refuses what its checks could cost",
+            ),
+            Self::TokenUnsealed => (
+                "TOKEN_UNSEALED",
+                403,
+                false,
+                "what is presented must be sealed",
+            ),
+            Self::TokenInvalid => (
+                "TOKEN_INVALID",
+                403,
+                false,
+                "not signed by this organisation, or a block's signature is wrong",
+            ),
+            Self::TokenExpired => (
+                "TOKEN_EXPIRED",
+                403,
+                false,
+                "past its expiry, or not valid yet",
+            ),
+            Self::TokenRevoked => (
+                "TOKEN_REVOKED",
+                403,
+                false,
+                "a block of it, or a key in its chain, is revoked",
+            ),
+            Self::NotHolder => (
+                "NOT_HOLDER",
+                403,
+                false,
+                "the sender is not the token's current holder, or the chain of holders is broken",
+            ),
+            Self::ArgsUncheckable => (
+                "ARGS_UNCHECKABLE",
+                403,
+                false,
+                "the token constrains arguments, and these cannot be checked",
+            ),
+            Self::TokenUndecided => (
+                "TOKEN_UNDECIDED",
+                503,
+                true,
+                "the token engine ran out of its time: try again",
+            ),
+            Self::Busy => (
+                "BUSY",
+                503,
+                true,
+                "a bounded queue, quota or window is full",
+            ),
+            Self::Unavailable => (
+                "UNAVAILABLE",
+                503,
+                true,
+                "permitted, but nobody who serves it is attached",
+            ),
+            Self::Deadline => (
+                "DEADLINE",
+                504,
+                true,
+                "no answer in time; the provider was told to stop",
+            ),
+            Self::Cancelled => ("CANCELLED", 409, false, "the caller cancelled"),
+            Self::OutcomeUnknown => (
+                "OUTCOME_UNKNOWN",
+                502,
+                false,
+                "the provider was lost in mid-call: it may or may not have acted",
+            ),
+            Self::NotFound => (
+                "NOT_FOUND",
+                404,
+                false,
+                "no such thing on record; only admins are told",
+            ),
+            Self::Conflict => ("CONFLICT", 409, false, "what is on record contradicts this"),
+            Self::Clock => (
+                "CLOCK",
+                503,
+                true,
+                "the broker does not trust its own clock",
+            ),
+            Self::StorageFull => (
+                "STORAGE_FULL",
+                507,
+                true,
+                "the change could not be made durable, and was not made",
+            ),
+            Self::Internal => ("INTERNAL", 500, true, "the broker's own fault"),
+        }
+    }
+
+    /// As it stands on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The HTTP status of a POST that gets this answer.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        self.row().1
+    }
+
+    /// Whether the same act, signed anew, may succeed without anybody changing anything.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        self.row().2
+    }
+
+    /// One sentence for whoever meets it.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        self.row().3
+    }
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Code {
+    type Err = UnknownCode;
+    fn from_str(text: &str) -> Result<Self, UnknownCode> {
+        Self::ALL
+            .into_iter()
+            .find(|code| code.as_str() == text)
+            .ok_or(UnknownCode)
+    }
+}
+
+/// Not one of [`Code::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a code of this protocol")]
+pub struct UnknownCode;
+
+/// Why an envelope, or what it asks, was refused. The sender's fault, or the broker's stated limit.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant is its documentation"
+)]
+pub enum Refusal {
+    // What does not parse.
+    #[error("{0} bytes, more than {1}")]
+    TooLarge(usize, usize),
+    #[error("not strict JSON: {0}")]
+    NotStrictJson(String),
+    #[error("header member {0:?} is not one of this protocol's")]
+    UnknownMember(String),
+    #[error("header member {0:?} stands twice")]
+    DuplicateMember(&'static str),
+    #[error("header member {0:?} is missing")]
+    MissingMember(&'static str),
+    #[error("header member {0:?} is wrong: {1}")]
+    BadMember(&'static str, &'static str),
+    #[error(
+        "`sig` is not exactly ,\"sig\":\" with 88 characters of standard base64 and \" after another member"
+    )]
+    BadSigMember,
+    #[error("protocol version {0}; this is 1")]
+    UnsupportedVersion(u64),
+    #[error("type {0:?} is not a message an agent may send")]
+    UnknownType(String),
+    #[error("{0}")]
+    BadName(#[from] BadName),
+
+    // Who it is from and for.
+    #[error("unknown agent {0}")]
+    UnknownAgent(AgentId),
+    #[error("signature does not match the key on record")]
+    BadSignature,
+    #[error("signed by {0}, but this session is another agent's")]
+    NotThisSession(AgentId),
+    #[error("meant for {}", .0.as_ref().map_or("nobody".into(), ToString::to_string))]
+    WrongAudience(Option<Audience>),
+    #[error("{0}")]
+    BadKey(#[from] BadKey),
+
+    // Freshness.
+    #[error("clocks differ by {} s, more than {} s", .0.as_secs(), .1.as_secs())]
+    Stale(Duration, Duration),
+    #[error("signed before the point up to which nonces are forgotten")]
+    BelowFloor,
+    #[error("nonce was used before")]
+    Replayed,
+
+    // What it says and asks.
+    #[error("the body does not fit: {0}")]
+    InvalidBody(String),
+    #[error("{0} needs an attached session")]
+    SessionRequired(&'static str),
+    #[error("{0} is not permitted")]
+    Denied(String),
+    #[error("tool {0:?} may not be offered: {1}")]
+    OfferDenied(String, &'static str),
+    #[error("no such call for this session")]
+    NoSuchCall,
+
+    // Tokens.
+    #[error("token refused by its form: {0}")]
+    TokenMalformed(String),
+    #[error("token could cost {0} units, more than {1}")]
+    TokenTooCostly(u64, u64),
+    #[error("token is not sealed")]
+    TokenUnsealed,
+    #[error("token is not this organisation's: {0}")]
+    TokenInvalid(String),
+    #[error("token has expired, or is not valid yet")]
+    TokenExpired,
+    #[error("token is revoked: {0}")]
+    TokenRevoked(String),
+    #[error("sender is not the token's holder: {0}")]
+    NotHolder(&'static str),
+    #[error("the token constrains arguments, and these cannot be checked: {0}")]
+    ArgsUncheckable(&'static str),
+    #[error("the token engine did not finish in its time")]
+    TokenUndecided,
+
+    // What the broker cannot do now.
+    #[error("{0} is full")]
+    Busy(&'static str),
+    #[error("nobody who serves {0} is attached")]
+    Unavailable(String),
+    #[error("no answer within {} ms", .0.as_millis())]
+    Deadline(Duration),
+    #[error("cancelled by the caller")]
+    Cancelled,
+    #[error("the provider was lost in mid-call")]
+    OutcomeUnknown,
+    #[error("no such {0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("the broker's clock departs from the journal or from its start: {0}")]
+    Clock(String),
+    #[error("the journal cannot be written: {0}")]
+    StorageFull(String),
+    #[error("internal fault")]
+    Internal,
+}
+
+impl Refusal {
+    /// The one map from why to what the sender is told.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::TooLarge(..) => Code::TooLarge,
+            Self::NotStrictJson(_)
+            | Self::UnknownMember(_)
+            | Self::DuplicateMember(_)
+            | Self::MissingMember(_)
+            | Self::BadMember(..)
+            | Self::BadSigMember
+            | Self::BadName(_) => Code::Malformed,
+            Self::UnsupportedVersion(_) => Code::UnsupportedVersion,
+            Self::UnknownType(_) => Code::UnknownType,
+            Self::UnknownAgent(_) | Self::BadSignature | Self::NotThisSession(_) => {
+                Code::NotAuthentic
+            }
+            Self::WrongAudience(_) => Code::WrongAudience,
+            Self::BadKey(_) => Code::BadKey,
+            Self::Stale(..) | Self::BelowFloor => Code::Stale,
+            Self::Replayed => Code::Replayed,
+            Self::InvalidBody(_) => Code::InvalidBody,
+            Self::SessionRequired(_) => Code::SessionRequired,
+            Self::Denied(_) => Code::Denied,
+            Self::OfferDenied(..) => Code::OfferDenied,
+            Self::NoSuchCall => Code::NoSuchCall,
+            Self::TokenMalformed(_) => Code::TokenMalformed,
+            Self::TokenTooCostly(..) => Code::TokenTooCostly,
+            Self::TokenUnsealed => Code::TokenUnsealed,
+            Self::TokenInvalid(_) => Code::TokenInvalid,
+            Self::TokenExpired => Code::TokenExpired,
+            Self::TokenRevoked(_) => Code::TokenRevoked,
+            Self::NotHolder(_) => Code::NotHolder,
+            Self::ArgsUncheckable(_) => Code::ArgsUncheckable,
+            Self::TokenUndecided => Code::TokenUndecided,
+            Self::Busy(_) => Code::Busy,
+            Self::Unavailable(_) => Code::Unavailable,
+            Self::Deadline(_) => Code::Deadline,
+            Self::Cancelled => Code::Cancelled,
+            Self::OutcomeUnknown => Code::OutcomeUnknown,
+            Self::NotFound(_) => Code::NotFound,
+            Self::Conflict(_) => Code::Conflict,
+            Self::Clock(_) => Code::Clock,
+            Self::StorageFull(_) => Code::StorageFull,
+            Self::Internal => Code::Internal,
+        }
+    }
+
+    /// What the sender may read: the reason itself where it is about the sender's own bytes, and
+    /// only the code's meaning where the reason would tell a stranger who exists or what is held.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match self.code() {
+            Code::NotAuthentic | Code::Denied | Code::Internal => self.code().meaning().into(),
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// The body of an `error` envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// From the closed list.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// See [`Code::is_retryable`].
+    pub retryable: bool,
+}
+
+impl From<&Refusal> for ErrorBody {
+    fn from(refusal: &Refusal) -> Self {
+        let code = refusal.code();
+        Self {
+            code: code.as_str().into(),
+            message: refusal.message(),
+            retryable: code.is_retryable(),
+        }
+    }
+}
