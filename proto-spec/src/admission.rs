@@ -1,0 +1,790 @@
+//! How an envelope earns belief: [`Received`] → [`Verified`] → [`Fresh`] → [`Authorized`].
+//!
+//! Each type is made only by consuming the one before it, and only in this file. Whoever wants to
+//! know what a broker believes reads this file: no other code can make an [`Authorized`], and only
+//! an [`Authorized`] can be delivered.
+//!
+//! The order matters. The signature comes before the nonce, or a stranger could use up the nonces of
+//! an agent it cannot sign for. The token comes last, because it costs most.
+//!
+//! A broker authorises by its own records ([`Fresh::authorize`]); a provider checks again what its
+//! broker checked ([`Fresh::authorize_delivered`]), by what the broker [`Vouched`] for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::capability::{Arguments, Capability, Pattern, Proof, Question, Token, TokenKind, decode_text};
+use crate::envelope::{Envelope, Kind};
+use crate::identity::{AgentId, Audience, Org, Speaker};
+use crate::limits::TOOL_SEGMENTS_MAX;
+use crate::message::{self, Basis, Credential};
+use crate::refusal::Refusal;
+use crate::signature::{Digest, PublicKey};
+use crate::time::Timestamp;
+use crate::wire;
+
+/// Who looks up a key. A stranger must not learn from the time taken whether a name exists, so
+/// [`Received::verify`] verifies against some key in either case.
+pub trait KeyBook {
+    /// The key that signs for `speaker`, if there is one.
+    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey>;
+}
+
+/// Who remembers nonces. The check and the record are one act.
+pub trait Nonces {
+    /// Accepts a nonce the first time it is seen under its key.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Replayed`], [`Refusal::BelowFloor`], and [`Refusal::Busy`] where the sender's share
+    /// is full: refused rather than forgotten.
+    fn remember(
+        &self,
+        key: &PublicKey,
+        nonce: &str,
+        ts: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), Refusal>;
+}
+
+/// What a broker has on record, asked on behalf of the connection that an envelope came by.
+pub trait Authority {
+    /// What this agent is granted on record. Dead grants are not among them.
+    fn granted(&self, agent: &AgentId) -> Vec<Arc<Token>>;
+
+    /// Opens a token as presented; answers from memory where it can.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Token::open`].
+    fn open(&self, text: &str) -> Result<Arc<Token>, Refusal>;
+
+    /// Looks up, at every use, whether a block or a key of a token's chain is revoked.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::TokenRevoked`].
+    fn alive(&self, token: &Token) -> Result<(), Refusal>;
+
+    /// The capability that calling `tool` of `provider` requires.
+    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability;
+
+    /// Whether `call` was delivered to this very session, by order of `caller`.
+    fn was_delivered_here(&self, call: &Digest, caller: &Audience) -> bool;
+
+    /// Whether this very session or agent made `call`, to `provider`.
+    fn was_called_from_here(&self, call: &Digest, agent: &AgentId, provider: &Audience) -> bool;
+}
+
+/// Who judges, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge<'a> {
+    /// In whose name.
+    pub me: Me<'a>,
+    /// How far a timestamp may be from `now`.
+    pub skew: Duration,
+    /// The judge's clock.
+    pub now: Timestamp,
+}
+
+/// In whose name an envelope is judged: only what is meant for it passes.
+#[derive(Debug, Clone, Copy)]
+pub enum Me<'a> {
+    /// The broker of an organisation: takes what is for it, its agents and its topics.
+    Broker(&'a Org),
+    /// An agent: takes what is for it, and topics of its organisation.
+    Agent(&'a AgentId),
+}
+
+impl Me<'_> {
+    fn is_meant_by(&self, to: Option<&Audience>) -> bool {
+        match (self, to) {
+            (_, None) => false,
+            (Self::Broker(org), Some(to)) => to.org() == *org,
+            (Self::Agent(me), Some(Audience::Agent(agent))) => agent == *me,
+            (Self::Agent(me), Some(Audience::Topic(org, _))) => org == me.org(),
+            (Self::Agent(_), Some(Audience::Broker(_))) => false,
+        }
+    }
+}
+
+/// It parses. Nothing about it is believed.
+#[derive(Debug)]
+pub struct Received {
+    envelope: Envelope,
+}
+
+impl Received {
+    /// Reads bytes from anywhere.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Envelope::parse`].
+    pub fn parse(bytes: Bytes, bytes_max: usize) -> Result<Self, Refusal> {
+        Ok(Self { envelope: Envelope::parse(bytes, bytes_max)? })
+    }
+
+    /// What it claims.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Checks the signature against the key on record.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownAgent`] and [`Refusal::BadSignature`], which the sender cannot tell apart:
+    /// both come after one verification.
+    pub fn verify(self, keys: &impl KeyBook) -> Result<Verified, Refusal> {
+        let speaker = self.envelope.speaker();
+        let Some(key) = keys.key_of(speaker) else {
+            let _ = self.verify_with(nobodys_key());
+            return Err(match speaker {
+                Speaker::Agent(agent) => Refusal::UnknownAgent(agent.clone()),
+                Speaker::Broker(_) => Refusal::BadSignature,
+            });
+        };
+        let id = self.verify_with(key)?;
+        Ok(Verified { envelope: self.envelope, key, id })
+    }
+
+    /// Takes a `registerAgent` by the key that it introduces.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownType`] for any other type, [`Refusal::InvalidBody`] and
+    /// [`Refusal::BadSignature`].
+    pub fn introduce(self, judge: &Judge<'_>, nonces: &impl Nonces) -> Result<Newcomer, Refusal> {
+        if self.envelope.kind() != Kind::RegisterAgent {
+            return Err(Refusal::UnknownType(self.envelope.kind().to_string()));
+        }
+        let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
+            return Err(Refusal::BadMember("agent", "an agent registers, not a broker"));
+        };
+        let request: message::RegisterAgent = self.envelope.read_body()?;
+        let id = self.verify_with(request.pubkey)?;
+        let verified = Verified { envelope: self.envelope, key: request.pubkey, id };
+        let fresh = verified.admit(judge, nonces)?;
+        Ok(Newcomer { agent, request, fresh })
+    }
+
+    fn verify_with(&self, key: PublicKey) -> Result<Digest, Refusal> {
+        let signed = self.envelope.signed_bytes();
+        if key.verifies(&signed, self.envelope.signature()) {
+            Ok(wire::identity(&signed))
+        } else {
+            Err(Refusal::BadSignature)
+        }
+    }
+}
+
+/// A key whose signatures nobody can make: what an unknown agent's envelope is verified against, so
+/// that refusing it costs the same.
+fn nobodys_key() -> PublicKey {
+    static KEY: std::sync::OnceLock<PublicKey> = std::sync::OnceLock::new();
+    *KEY.get_or_init(|| crate::signature::SigningKey::from_seed(&[0x5a; 32]).public())
+}
+
+/// Signed by the key on record for the agent that it names.
+#[derive(Debug)]
+pub struct Verified {
+    envelope: Envelope,
+    key: PublicKey,
+    id: Digest,
+}
+
+impl Verified {
+    /// Its identity: the SHA-256 of its signed bytes.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+
+    /// What it says.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Checks that it is meant for this judge, is of this time, and has not been seen.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::WrongAudience`], [`Refusal::Stale`], and those of [`Nonces::remember`]. What is
+    /// refused here has used up no nonce.
+    pub fn admit(self, judge: &Judge<'_>, nonces: &impl Nonces) -> Result<Fresh, Refusal> {
+        if !judge.me.is_meant_by(self.envelope.to()) {
+            return Err(Refusal::WrongAudience(self.envelope.to().cloned()));
+        }
+        let ts = self.envelope.ts();
+        let apart = judge.now.distance(ts);
+        if apart > judge.skew {
+            return Err(Refusal::Stale(apart, judge.skew));
+        }
+        nonces.remember(&self.key, self.envelope.nonce(), ts, judge.now)?;
+        Ok(Fresh { envelope: self.envelope, key: self.key, id: self.id })
+    }
+}
+
+/// Seen for the first time, in its time, by the one it is for.
+#[derive(Debug)]
+pub struct Fresh {
+    envelope: Envelope,
+    key: PublicKey,
+    id: Digest,
+}
+
+impl Fresh {
+    /// Its identity: the SHA-256 of its signed bytes.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+
+    /// What it says.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Checks that its sender may do what it asks: one rule for each type, the table of SPEC.md,
+    /// *Authority*.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`] where no grant permits it, [`Refusal::NoSuchCall`] for what answers or
+    /// concerns no call of this session, [`Refusal::UnknownType`] for what is not an agent's to say,
+    /// and all `Token…` refusals.
+    pub fn authorize(
+        self,
+        authority: &impl Authority,
+        judge: &Judge<'_>,
+    ) -> Result<Authorized, Refusal> {
+        let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
+            return Err(Refusal::Denied("a broker's word".into()));
+        };
+        let permit = Asked { fresh: &self, agent: &agent, authority, now: judge.now }.permit()?;
+        Ok(Authorized { envelope: self.envelope, key: self.key, id: self.id, agent, permit })
+    }
+
+    /// The provider's own check of a call that its broker delivered, by what the broker vouched for
+    /// and what the provider knows itself.
+    ///
+    /// `required` says which capability the provider's tool of that name requires.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`] where the broker's word does not fit the envelope, and all `Token…` refusals.
+    pub fn authorize_delivered(
+        self,
+        vouched: &Vouched,
+        roots: &[PublicKey],
+        required: impl Fn(&Capability) -> Option<Capability>,
+        judge: &Judge<'_>,
+    ) -> Result<Authorized, Refusal> {
+        let (Speaker::Agent(agent), Me::Agent(me)) = (self.envelope.speaker().clone(), judge.me)
+        else {
+            return Err(Refusal::Denied("a broker's word".into()));
+        };
+        let word = &vouched.credential;
+        let denied = |why: &str| Refusal::Denied(why.into());
+        if word.subject != agent || word.key != self.key {
+            return Err(denied("the credential is another agent's"));
+        }
+        if word.expires < judge.now {
+            return Err(denied("the credential has expired"));
+        }
+        let permit = word.permit.as_ref().ok_or_else(|| denied("the credential permits no call"))?;
+        let call = Call::read(&self.envelope)?;
+        if permit.provider != *me || permit.tool != call.tool {
+            return Err(denied("the credential is for another tool"));
+        }
+        if required(&call.tool).as_ref() != Some(&permit.capability) {
+            return Err(denied("the credential names another capability than the tool requires"));
+        }
+        let capability = Pattern::from(permit.capability.clone());
+        let question = call.question(&capability, &agent, me, judge.now);
+        let token = match (permit.basis, self.envelope.token(), &permit.grant) {
+            (Basis::Token, Some(text), _) => {
+                let token = Token::open(&decode_text(text)?, roots)?;
+                presented_by(&token, &self.key)?;
+                Some(token)
+            }
+            (Basis::Record, None, Some(text)) => {
+                let token = Token::open(&decode_text(text)?, roots)?;
+                Some(token)
+            }
+            (Basis::Record, None, None) => None,
+            _ => return Err(denied("the credential does not fit the envelope")),
+        };
+        if let Some(token) = &token {
+            token.permits(&question)?;
+        }
+        let permit = Permit::Held {
+            capability,
+            token: token.map(Arc::new),
+            basis: permit.basis,
+        };
+        Ok(Authorized { envelope: self.envelope, key: self.key, id: self.id, agent, permit })
+    }
+
+    /// Takes an event that the broker passed on: the emitter is vouched for, the topic is the audience.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`] where the broker's word does not fit the envelope.
+    pub fn accept_event(self, vouched: &Vouched, judge: &Judge<'_>) -> Result<Authorized, Refusal> {
+        let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
+            return Err(Refusal::Denied("a broker's word".into()));
+        };
+        let word = &vouched.credential;
+        let fits = word.subject == agent && word.key == self.key && word.expires >= judge.now;
+        if self.envelope.kind() != Kind::EmitEvent || !fits {
+            return Err(Refusal::Denied("the credential is another agent's".into()));
+        }
+        Ok(Authorized { envelope: self.envelope, key: self.key, id: self.id, agent, permit: Permit::Own })
+    }
+}
+
+/// What a `toolCall` asks.
+struct Call<'a> {
+    tool: Capability,
+    arguments: Arguments<'a>,
+}
+
+impl<'a> Call<'a> {
+    fn read(envelope: &'a Envelope) -> Result<Self, Refusal> {
+        if envelope.kind() != Kind::ToolCall {
+            return Err(Refusal::UnknownType(envelope.kind().to_string()));
+        }
+        let body: message::ToolCall<'a> = envelope.read_body()?;
+        let tool: Capability =
+            body.tool.parse().map_err(|_| Refusal::InvalidBody("`tool` is not a tool's name".into()))?;
+        if tool.is_reserved() || tool.segments() > TOOL_SEGMENTS_MAX {
+            return Err(Refusal::InvalidBody("`tool` is not a tool's name".into()));
+        }
+        let arguments = match body.arguments {
+            None => Arguments::None,
+            Some(raw) if raw.get().starts_with('{') => Arguments::Json(raw.get()),
+            Some(_) => return Err(Refusal::InvalidBody("`arguments` is not an object".into())),
+        };
+        Ok(Self { tool, arguments })
+    }
+
+    fn question<'q>(
+        &'q self,
+        required: &'q Pattern,
+        caller: &'q AgentId,
+        provider: &'q AgentId,
+        now: Timestamp,
+    ) -> Question<'q> {
+        Question {
+            required,
+            tool: Some(self.tool.as_str()),
+            caller,
+            provider: Some(provider),
+            now,
+            trust: None,
+            proof: Proof::Key,
+            arguments: match self.arguments {
+                Arguments::None => Arguments::None,
+                Arguments::Sealed => Arguments::Sealed,
+                Arguments::Json(text) => Arguments::Json(text),
+            },
+        }
+    }
+}
+
+fn presented_by(token: &Token, key: &PublicKey) -> Result<(), Refusal> {
+    if token.kind() != TokenKind::Grant {
+        return Err(Refusal::TokenMalformed("only a grant may be presented with an envelope".into()));
+    }
+    if token.holder() == Some(key) {
+        Ok(())
+    } else {
+        Err(Refusal::NotHolder("another key signed the envelope"))
+    }
+}
+
+/// One envelope's question to the authority.
+struct Asked<'a, A> {
+    fresh: &'a Fresh,
+    agent: &'a AgentId,
+    authority: &'a A,
+    now: Timestamp,
+}
+
+impl<A: Authority> Asked<'_, A> {
+    /// The table of SPEC.md, *Authority*, row by row.
+    fn permit(&self) -> Result<Permit, Refusal> {
+        let envelope = &self.fresh.envelope;
+        match envelope.kind() {
+            Kind::Attach | Kind::OfferTools | Kind::DiscoverTools | Kind::Unsubscribe | Kind::RotateKey => {
+                self.is_for_the_broker().map(|()| Permit::Own)
+            }
+            Kind::ToolCall => self.call(),
+            Kind::ToolResult | Kind::ToolProgress => self.answer(),
+            Kind::ToolCancel | Kind::ToolInput => self.afterthought(),
+            Kind::EmitEvent => match envelope.to() {
+                Some(Audience::Topic(_, topic)) => {
+                    self.holds(&Pattern::from(topic.clone()).under("event.emit").map_err(too_long)?)
+                }
+                _ => Err(Refusal::WrongAudience(envelope.to().cloned())),
+            },
+            Kind::Subscribe => {
+                self.is_for_the_broker()?;
+                let body: message::Topics = envelope.read_body()?;
+                let mut permit = Permit::Own;
+                for topic in &body.topics {
+                    permit = self.holds(&topic.under("event.subscribe").map_err(too_long)?)?;
+                }
+                Ok(permit)
+            }
+            Kind::Revoke => self.revoke(),
+            kind if kind.is_admin() => self.administer(kind.as_str()),
+            kind => Err(Refusal::UnknownType(kind.to_string())),
+        }
+    }
+
+    fn is_for_the_broker(&self) -> Result<(), Refusal> {
+        match self.fresh.envelope.to() {
+            Some(Audience::Broker(_)) => Ok(()),
+            other => Err(Refusal::WrongAudience(other.cloned())),
+        }
+    }
+
+    fn call(&self) -> Result<Permit, Refusal> {
+        let envelope = &self.fresh.envelope;
+        let Some(Audience::Agent(provider)) = envelope.to() else {
+            return Err(Refusal::WrongAudience(envelope.to().cloned()));
+        };
+        let call = Call::read(envelope)?;
+        let required = Pattern::from(self.authority.required_for(provider, &call.tool));
+        self.ask(&call.question(&required, self.agent, provider, self.now))
+    }
+
+    fn answer(&self) -> Result<Permit, Refusal> {
+        let envelope = &self.fresh.envelope;
+        match (envelope.re(), envelope.to()) {
+            (Some(call), Some(caller)) if self.authority.was_delivered_here(&call, caller) => {
+                Ok(Permit::Delivered)
+            }
+            _ => Err(Refusal::NoSuchCall),
+        }
+    }
+
+    fn afterthought(&self) -> Result<Permit, Refusal> {
+        let envelope = &self.fresh.envelope;
+        match (envelope.re(), envelope.to()) {
+            (Some(call), Some(provider))
+                if self.authority.was_called_from_here(&call, self.agent, provider) =>
+            {
+                Ok(Permit::Delivered)
+            }
+            _ => Err(Refusal::NoSuchCall),
+        }
+    }
+
+    /// Holding the blocks or an ancestor of them, or the admin's right.
+    fn revoke(&self) -> Result<Permit, Refusal> {
+        self.is_for_the_broker()?;
+        let body: message::Revoke = self.fresh.envelope.read_body()?;
+        let Some(text) = &body.token else {
+            return self.administer("admin.token.revoke");
+        };
+        let token = self.authority.open(text)?;
+        let holds = |id: &Digest| token.may_revoke(id, &self.fresh.key);
+        if !body.ids.is_empty() && body.ids.iter().all(holds) {
+            Ok(Permit::Own)
+        } else {
+            Err(Refusal::Denied("revoking what the sender did not hold".into()))
+        }
+    }
+
+    /// Admin acts are authorised by the record alone: a token never does.
+    fn administer(&self, act: &str) -> Result<Permit, Refusal> {
+        self.is_for_the_broker()?;
+        if self.fresh.envelope.token().is_some() {
+            return Err(Refusal::Denied("an admin act by token".into()));
+        }
+        let required = act.parse().map_err(|_| Refusal::UnknownType(act.into()))?;
+        self.holds(&required)
+    }
+
+    fn holds(&self, required: &Pattern) -> Result<Permit, Refusal> {
+        self.ask(&Question {
+            required,
+            tool: None,
+            caller: self.agent,
+            provider: None,
+            now: self.now,
+            trust: None,
+            proof: Proof::Key,
+            arguments: Arguments::None,
+        })
+    }
+
+    /// A presented token replaces what is on record; it never adds to it.
+    fn ask(&self, question: &Question<'_>) -> Result<Permit, Refusal> {
+        let capability = question.required.clone();
+        if let Some(text) = self.fresh.envelope.token() {
+            let token = self.authority.open(text)?;
+            presented_by(&token, &self.fresh.key)?;
+            self.authority.alive(&token)?;
+            token.permits(question)?;
+            return Ok(Permit::Held { capability, token: Some(token), basis: Basis::Token });
+        }
+        let mut refusal = Refusal::Denied(capability.to_string());
+        for token in self.authority.granted(self.agent) {
+            if token.holder() != Some(&self.fresh.key) {
+                continue;
+            }
+            match token.permits(question) {
+                Ok(()) => {
+                    return Ok(Permit::Held { capability, token: Some(token), basis: Basis::Record });
+                }
+                // Of several grants the one that came closest explains best.
+                Err(Refusal::Denied(_)) => {}
+                Err(other) => refusal = other,
+            }
+        }
+        Err(refusal)
+    }
+}
+
+fn too_long(_: crate::capability::BadPattern) -> Refusal {
+    Refusal::InvalidBody("a topic has too many segments".into())
+}
+
+/// What permitted it.
+#[derive(Debug, Clone)]
+pub enum Permit {
+    /// The sender's own key is enough.
+    Own,
+    /// A grant on record, or the token presented.
+    Held {
+        /// What was needed.
+        capability: Pattern,
+        /// What gave it. A provider that relies on its broker's word has none.
+        token: Option<Arc<Token>>,
+        /// Where that came from.
+        basis: Basis,
+    },
+    /// It answers or concerns a call of this session.
+    Delivered,
+}
+
+/// Its sender may do what it asks. Only this may be routed and delivered.
+///
+/// ```compile_fail,E0308
+/// # use proto_spec::{Authorized, Fresh};
+/// fn deliver(_: Authorized) {}
+/// fn skips_the_last_check(envelope: Fresh) {
+///     deliver(envelope);
+/// }
+/// ```
+///
+/// ```compile_fail,E0451
+/// # use proto_spec::{Authorized, Envelope, PublicKey, Digest, AgentId};
+/// # use proto_spec::admission::Permit;
+/// fn forge(envelope: Envelope, key: PublicKey, id: Digest, agent: AgentId) -> Authorized {
+///     Authorized { envelope, key, id, agent, permit: Permit::Own }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Authorized {
+    envelope: Envelope,
+    key: PublicKey,
+    id: Digest,
+    agent: AgentId,
+    permit: Permit,
+}
+
+impl Authorized {
+    /// What it says.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+    /// Its identity: the SHA-256 of its signed bytes.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+    /// Who said it.
+    #[must_use]
+    pub fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+    /// The key that signed it.
+    #[must_use]
+    pub fn key(&self) -> &PublicKey {
+        &self.key
+    }
+    /// What permitted it.
+    #[must_use]
+    pub fn permit(&self) -> &Permit {
+        &self.permit
+    }
+}
+
+/// A key asks to become an agent: signed by the key it introduces, and fresh. It is not an
+/// [`Authorized`] and fits only the registrar.
+#[derive(Debug)]
+pub struct Newcomer {
+    agent: AgentId,
+    request: message::RegisterAgent,
+    fresh: Fresh,
+}
+
+impl Newcomer {
+    /// The name it asks for.
+    #[must_use]
+    pub fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+    /// What it asks for.
+    #[must_use]
+    pub fn request(&self) -> &message::RegisterAgent {
+        &self.request
+    }
+    /// Its identity: the SHA-256 of its signed bytes.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.fresh.id
+    }
+}
+
+/// A broker's word that was checked: signed by the broker of the agent's own organisation, for this
+/// agent, and not expired.
+#[derive(Debug, Clone)]
+pub struct Vouched {
+    credential: Credential,
+    id: Digest,
+}
+
+impl Vouched {
+    /// Checks a `credential` envelope against the broker's key, which comes from the agent's own
+    /// configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], [`Refusal::UnknownType`], and
+    /// [`Refusal::Stale`] when it has expired.
+    pub fn check(bytes: Bytes, broker: &PublicKey, me: &AgentId, now: Timestamp) -> Result<Self, Refusal> {
+        let said = BrokerSaid::check(bytes, broker, me)?;
+        if said.envelope.kind() != Kind::Credential {
+            return Err(Refusal::UnknownType(said.envelope.kind().to_string()));
+        }
+        let credential: Credential = said.envelope.read_body()?;
+        if credential.expires < now {
+            return Err(Refusal::Stale(now.distance(credential.expires), Duration::ZERO));
+        }
+        Ok(Self { credential, id: said.id })
+    }
+
+    /// What the broker says.
+    #[must_use]
+    pub fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    /// By which later deliveries refer to it.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+}
+
+impl KeyBook for Vouched {
+    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
+        (speaker.agent() == Some(&self.credential.subject)).then_some(self.credential.key)
+    }
+}
+
+/// Something that the broker itself said to this agent, with its signature checked.
+#[derive(Debug)]
+pub struct BrokerSaid {
+    envelope: Envelope,
+    id: Digest,
+}
+
+impl BrokerSaid {
+    /// Checks signature, speaker and audience. An answer to a sender that was not verified has no
+    /// audience and passes too; whoever relies on it compares `re`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], and those of [`Envelope::parse`].
+    pub fn check(bytes: Bytes, broker: &PublicKey, me: &AgentId) -> Result<Self, Refusal> {
+        let received = Received::parse(bytes, crate::limits::ENVELOPE_BYTES_MAX)?;
+        if *received.envelope.speaker() != Speaker::Broker(me.org().clone()) {
+            return Err(Refusal::BadSignature);
+        }
+        let id = received.verify_with(*broker)?;
+        match received.envelope.to() {
+            Some(Audience::Agent(agent)) if agent == me => {}
+            None => {}
+            other => return Err(Refusal::WrongAudience(other.cloned())),
+        }
+        Ok(Self { envelope: received.envelope, id })
+    }
+
+    /// What it says.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+}
+
+/// A provider's answer to a call, checked by its caller.
+#[derive(Debug)]
+pub struct Answer {
+    envelope: Envelope,
+    id: Digest,
+}
+
+impl Answer {
+    /// Checks that `bytes` are the answer of `provider`, under the key that was certified for it, to
+    /// the call `re`, for `me`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], [`Refusal::NoSuchCall`].
+    pub fn check(
+        bytes: Bytes,
+        vouched: &Vouched,
+        provider: &AgentId,
+        me: &AgentId,
+        re: &Digest,
+    ) -> Result<Self, Refusal> {
+        let verified = Received::parse(bytes, crate::limits::ENVELOPE_BYTES_MAX)?.verify(vouched)?;
+        let envelope = &verified.envelope;
+        if envelope.speaker().agent() != Some(provider) {
+            return Err(Refusal::BadSignature);
+        }
+        if *envelope.to().ok_or(Refusal::WrongAudience(None))? != Audience::Agent(me.clone()) {
+            return Err(Refusal::WrongAudience(envelope.to().cloned()));
+        }
+        let is_answer = matches!(envelope.kind(), Kind::ToolResult | Kind::ToolProgress);
+        if !is_answer || envelope.re() != Some(*re) {
+            return Err(Refusal::NoSuchCall);
+        }
+        Ok(Self { envelope: verified.envelope, id: verified.id })
+    }
+
+    /// What it says.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+}

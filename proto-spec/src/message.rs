@@ -1,0 +1,615 @@
+//! What each type's body holds. SPEC.md, *Messages*, is the same in prose.
+//!
+//! Bodies are closed: an unknown member is `INVALID_BODY`. What belongs to a tool (arguments, results,
+//! schemas) stays the raw JSON that was sent.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::capability::{Capability, Pattern};
+use crate::identity::{AgentId, Name, NamePattern, Org};
+use crate::signature::{Digest, PublicKey};
+use crate::time::Timestamp;
+
+/// `registerAgent`: what the agent asks for is a request, never a grant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterAgent {
+    /// The key that signs this very envelope.
+    pub pubkey: PublicKey,
+    /// What it would like to be granted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Pattern>,
+    /// Under which prefixes it would like to offer tools.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<Pattern>,
+    /// An enrolment token, base64url.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolment: Option<String>,
+    /// For the admin who decides; at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// `attach`: takes a connection as the agent's session.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// The challenge of this very connection.
+    pub challenge: Digest,
+    /// SHA-256 of the DER SubjectPublicKeyInfo of the server certificate that the client saw.
+    pub channel: Digest,
+}
+
+/// `challenge`: what a connection has to answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Challenge {
+    /// 32 random bytes, for this connection only.
+    pub challenge: Digest,
+}
+
+/// A tool as its provider offers it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Tool {
+    /// Its name, by which it is called: `fs.read_file`.
+    pub name: Capability,
+    /// The capability that calling it requires; its own name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<Capability>,
+    /// For people and models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// JSON Schema of its arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Box<RawValue>>,
+    /// JSON Schema of its result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Box<RawValue>>,
+    /// Hints such as `readOnlyHint`, as MCP has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<Box<RawValue>>,
+}
+
+impl Tool {
+    /// What a caller must be granted.
+    #[must_use]
+    pub fn required(&self) -> &Capability {
+        self.capability.as_ref().unwrap_or(&self.name)
+    }
+}
+
+/// `offerTools`: all that this session offers; replaces what it offered before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfferTools {
+    /// At most 512.
+    pub tools: Vec<Tool>,
+}
+
+/// `discoverTools`: which tools could the sender call?
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiscoverTools {
+    /// Only tools that this pattern covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Pattern>,
+    /// Only this provider's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// At most so many; 1,000 when absent, and at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u16>,
+    /// Where the page before ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// One tool as discovery shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiscoveredTool {
+    /// Who serves it: the call's `to`.
+    pub agent: AgentId,
+    /// The provider's key: its results are signed with it.
+    pub key: PublicKey,
+    /// The tool.
+    #[serde(flatten)]
+    pub tool: Tool,
+    /// Argument checks that a call has to satisfy, as Datalog.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
+}
+
+/// `toolsDiscovered`, sorted by tool and agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ToolsDiscovered {
+    /// One page.
+    pub tools: Vec<DiscoveredTool>,
+    /// Ask again with this as `after`; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// `toolCall`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolCall<'a> {
+    /// Which tool of the agent in `to`.
+    #[serde(borrow)]
+    pub tool: Cow<'a, str>,
+    /// An object; empty when absent.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<&'a RawValue>,
+    /// Whether the caller wants `toolProgress`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub progress: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// `toolResult`: exactly one of the two.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolResult<'a> {
+    /// What the tool answered.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<&'a RawValue>,
+    /// Why it could not.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ToolError<'a>>,
+}
+
+/// A tool's own error, the provider's words.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolError<'a> {
+    /// The tool's code; not one of the broker's.
+    #[serde(borrow)]
+    pub code: Cow<'a, str>,
+    /// For people.
+    #[serde(borrow)]
+    pub message: Cow<'a, str>,
+    /// More, as the tool likes.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<&'a RawValue>,
+}
+
+/// `toolProgress`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolProgress<'a> {
+    /// 1, 2, 3 … within one call.
+    pub seq: u64,
+    /// How much is done, in the tool's own unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<f64>,
+    /// How much there is to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<f64>,
+    /// For people.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<Cow<'a, str>>,
+    /// A part of the result, ahead of it.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<&'a RawValue>,
+}
+
+/// `toolCancel`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolCancel {
+    /// For people; at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `toolInput`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolInput<'a> {
+    /// What the tool is to get.
+    #[serde(borrow)]
+    pub input: &'a RawValue,
+}
+
+/// `emitEvent`: the topic is the envelope's `to`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmitEvent<'a> {
+    /// What happened.
+    #[serde(borrow)]
+    pub data: &'a RawValue,
+}
+
+/// `subscribe` and `unsubscribe`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Topics {
+    /// `build.done`, `build.*`.
+    pub topics: Vec<Pattern>,
+}
+
+/// `event`: what the broker says about a subscription.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// How many events this session was too slow to take, since the last such notice.
+    pub missed: u64,
+}
+
+/// `revoke`: names blocks by revocation id; the presented token shows that the sender held them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// At most 64.
+    pub ids: Vec<Digest>,
+    /// The token in which they occur, base64url, sealed or not. An admin needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// For the record; at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `rotateKey`, signed by the old key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateKey {
+    /// A whole `acceptKey` envelope of the new key, as text.
+    pub accept: String,
+}
+
+/// `acceptKey`, signed by the new key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptKey {
+    /// The new key.
+    pub pubkey: PublicKey,
+    /// The key that it follows.
+    pub follows: PublicKey,
+}
+
+/// `admin.agent.list` and `admin.token.list`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    /// Where the page before ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// `admin.agent.show`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentShow {
+    /// Whom.
+    pub name: Name,
+}
+
+/// `admin.agent.approve`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentApprove {
+    /// Whom.
+    pub name: Name,
+    /// Which key: the admin has compared its fingerprint.
+    pub key: PublicKey,
+    /// What it is granted, of the admin's choosing; all that its approval grants from here on.
+    #[serde(default)]
+    pub capabilities: Vec<Pattern>,
+    /// Under which it may offer tools; `<its name>.*` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefixes: Option<Vec<Pattern>>,
+    /// Approve prefixes even where they overlap another agent's.
+    #[serde(default)]
+    pub overlap: bool,
+    /// Until when the grant holds; the configured longest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// What the agent may hand on as an admin; for admins only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<AdminScope>,
+}
+
+/// Beyond which an admin grants, approves and issues nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminScope {
+    /// What it may grant.
+    pub grantable: Vec<Pattern>,
+    /// To and about whom.
+    pub names: Vec<NamePattern>,
+}
+
+/// `admin.agent.deny`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentDeny {
+    /// Whom.
+    pub name: Name,
+    /// Which key.
+    pub key: PublicKey,
+    /// What the agent is told; at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `admin.agent.revoke`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentRevoke {
+    /// Whom.
+    pub name: Name,
+    /// For the record; at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `admin.token.issue`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenIssue {
+    /// To whom.
+    pub agent: Name,
+    /// What.
+    pub capabilities: Vec<Pattern>,
+    /// Until when; the configured longest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// From when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// Further conditions, as Datalog checks within the token gate.
+    #[serde(default)]
+    pub checks: Vec<String>,
+    /// In which sandbox the tool has to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
+    /// Kept on record at the broker (`true`), or handed out as a token (`false`).
+    pub record: bool,
+}
+
+/// `admin.enrol.issue`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolIssue {
+    /// Which names may register with it.
+    pub name: NamePattern,
+    /// An agent gets what it asks for within this.
+    pub ceiling: Vec<Pattern>,
+    /// Tool prefixes that it may ask for.
+    #[serde(default)]
+    pub prefixes: Vec<Pattern>,
+    /// How often; once when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// Until when; the configured longest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+/// `ack`: the broker did it. One shape for each act, told apart by `status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "camelCase")]
+pub enum Ack {
+    /// To `registerAgent`: an admin has to decide, or decided already and the answer is the same.
+    Pending,
+    /// To `registerAgent`: this name and key are an agent.
+    Registered {
+        /// What it is granted on record.
+        capabilities: Vec<Pattern>,
+        /// Under which it may offer tools.
+        prefixes: Vec<Pattern>,
+    },
+    /// To `attach`.
+    Attached {
+        /// The organisation's token root keys, active first.
+        roots: Vec<PublicKey>,
+        /// Bytes of one envelope that this broker takes.
+        envelope_bytes_max: u64,
+        /// How far clocks may differ, in milliseconds.
+        clock_skew_max_ms: u64,
+        /// Under which the agent may offer tools.
+        prefixes: Vec<Pattern>,
+    },
+    /// To `offerTools`.
+    Offered {
+        /// How many.
+        tools: u64,
+    },
+    /// To `emitEvent`: accepted for whoever is subscribed.
+    Emitted,
+    /// To `subscribe` and `unsubscribe`: all that the session is subscribed to.
+    Subscribed {
+        /// Sorted.
+        topics: Vec<Pattern>,
+    },
+    /// To `revoke`, `admin.agent.revoke`: durable, and in force for the next envelope.
+    Revoked {
+        /// What is revoked by this act.
+        ids: Vec<Digest>,
+    },
+    /// To `rotateKey`.
+    Rotated {
+        /// The new key.
+        key: PublicKey,
+    },
+    /// To `admin.agent.list`.
+    Agents {
+        /// Sorted by name.
+        agents: Vec<AgentRecord>,
+        /// Requests that wait for a decision.
+        pending: Vec<PendingRecord>,
+        /// Ask again with this as `after`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<String>,
+    },
+    /// To `admin.agent.show` and `admin.agent.approve`.
+    Agent {
+        /// The agent, if it is one.
+        agent: Option<AgentRecord>,
+        /// Requests under this name that wait for a decision.
+        pending: Vec<PendingRecord>,
+    },
+    /// To `admin.agent.deny`.
+    DeniedRequest,
+    /// To `admin.token.issue` and `admin.enrol.issue`.
+    Issued {
+        /// By which it is listed and revoked.
+        id: Digest,
+        /// The unsealed token, base64url, when it was not kept on record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
+        /// Until when.
+        expires: Timestamp,
+    },
+    /// To `admin.token.list`.
+    Tokens {
+        /// Sorted by time of issue.
+        tokens: Vec<TokenRecord>,
+        /// Ask again with this as `after`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<String>,
+    },
+}
+
+/// An approved agent, as admins see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentRecord {
+    /// Its name.
+    pub name: Name,
+    /// Its key.
+    pub key: PublicKey,
+    /// For people to compare.
+    pub fingerprint: String,
+    /// What its approval and its recorded grants give it.
+    pub capabilities: Vec<Pattern>,
+    /// Under which it may offer tools.
+    pub prefixes: Vec<Pattern>,
+    /// What it may hand on, if it is an admin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<AdminScope>,
+    /// Sessions attached now.
+    pub sessions: u32,
+    /// When it was approved.
+    pub since: Timestamp,
+}
+
+/// A request that waits for a decision.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PendingRecord {
+    /// The name it asks for.
+    pub name: Name,
+    /// Its key.
+    pub key: PublicKey,
+    /// For people to compare.
+    pub fingerprint: String,
+    /// What it asks for.
+    pub capabilities: Vec<Pattern>,
+    /// Tool prefixes it asks for.
+    pub prefixes: Vec<Pattern>,
+    /// Its own words, shown escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// The network address it asked from.
+    pub from: String,
+    /// When it asked last.
+    pub at: Timestamp,
+    /// The name is an agent's with another key: approving changes that agent's key.
+    pub key_change: bool,
+}
+
+/// A grant that was issued, as admins see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// By which it is revoked.
+    pub id: Digest,
+    /// `grant` or `enrol`.
+    pub kind: String,
+    /// To whom, or for which names.
+    pub subject: String,
+    /// What.
+    pub capabilities: Vec<Pattern>,
+    /// Further conditions.
+    pub checks: Vec<String>,
+    /// When.
+    pub issued: Timestamp,
+    /// Until when.
+    pub expires: Timestamp,
+    /// By which admin.
+    pub issuer: Name,
+    /// Kept on record at the broker, or handed out.
+    pub record: bool,
+    /// Whether it is revoked.
+    pub revoked: bool,
+    /// Uses left, of an enrolment token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses_left: Option<u32>,
+}
+
+/// `credential`: the broker's word for who speaks, and for what it permitted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Credential {
+    /// Who.
+    pub subject: AgentId,
+    /// Under which key.
+    pub key: PublicKey,
+    /// Until when this may be relied on: at most five minutes.
+    pub expires: Timestamp,
+    /// For a call: what permitted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permit: Option<CredentialPermit>,
+}
+
+/// What permitted a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialPermit {
+    /// Whose tool.
+    pub provider: AgentId,
+    /// Which tool.
+    pub tool: Capability,
+    /// The one capability used.
+    pub capability: Capability,
+    /// `record`: a grant on record. `token`: the one in the caller's envelope, which the provider checks itself.
+    pub basis: Basis,
+    /// The sealed token that is the grant on record, base64url, where it has checks of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<String>,
+    /// In which sandbox the tool has to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
+}
+
+/// Where a permission came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    /// What the agent is granted on record.
+    Record,
+    /// The token in the envelope.
+    Token,
+}
+
+/// `/.well-known/fem`: for people and for set-up; nothing in it is to be trusted by itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WellKnown {
+    /// Whose broker this is.
+    pub org: Org,
+    /// Its key. Compare it with what the organisation told you.
+    pub key: PublicKey,
+    /// Protocol versions.
+    pub versions: Vec<u32>,
+    /// Where envelopes are posted.
+    pub post: String,
+    /// Where sessions are attached.
+    pub websocket: String,
+    /// Bytes of one envelope.
+    pub envelope_bytes_max: u64,
+    /// How far clocks may differ, in milliseconds.
+    pub clock_skew_max_ms: u64,
+    /// The broker's time.
+    pub now: Timestamp,
+}
