@@ -48,6 +48,16 @@ pub const TOKEN_BLOCKS_MAX: usize = 8;
 pub const TOKEN_OPERATORS_MAX: usize = 64;
 /// Cost units of all checks of a token, about 0.6 µs each: SPEC.md, *Token gate*.
 pub const TOKEN_COST_MAX: u64 = 1_000;
+/// Predicates in one query of a token's check: the engine nests an iterator for each.
+pub const TOKEN_ATOMS_MAX: usize = 8;
+/// How deep `&&` and `||` may nest in a token's check: the engine copies what is inside at every level.
+pub const TOKEN_CLOSURES_MAX: usize = 6;
+/// Strings in the symbol tables of a token: the engine finds each by walking the table.
+pub const TOKEN_SYMBOLS_MAX: usize = 256;
+/// Bytes of all strings in a token's checks, each counted as often as it is used.
+pub const TOKEN_TEXT_MAX: usize = 16 << 10;
+/// How long the token engine may take: what the gate admits needs a thousandth, so this is a broken machine.
+pub const TOKEN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Facts of each of `arg`, `path` and `odd_arg` that a call's arguments may become.
 pub const ARGUMENT_FACTS_MAX: usize = 32;
 /// Bytes of an argument string that becomes a fact.

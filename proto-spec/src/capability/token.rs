@@ -1,0 +1,417 @@
+//! A token as a verifier holds it: admitted by the gate, signed by a root, its chain of holders walked.
+//!
+//! What changes with time or with the sender is not decided here: whether a block or a key is revoked,
+//! and who presents it, is looked up at every use. [`Token::permits`] is told the time.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use biscuit_auth::{Algorithm, Biscuit, UnverifiedBiscuit};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::chain;
+use super::check::Check;
+use super::decision::{Question, Standing, token_permits};
+use super::gate::{self, Authority, Gated};
+use super::pattern::Pattern;
+use crate::identity::{NamePattern, Org, Speaker, serde_as_text};
+use crate::limits::TOKEN_BYTES_MAX;
+use crate::refusal::Refusal;
+use crate::signature::{BadDigest, Digest, PublicKey};
+use crate::time::Timestamp;
+
+/// What a token is for. Each door takes exactly one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TokenKind {
+    /// An agent's capabilities, tied to its key.
+    Grant,
+    /// Another organisation's capabilities, tied to its broker's key.
+    Peer,
+    /// Leave to register, for whoever has the file.
+    Enrol,
+    /// An agent's capabilities at `/mcp`, for whoever has the text.
+    Mcp,
+}
+
+impl TokenKind {
+    /// As the authority block states it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grant => "grant",
+            Self::Peer => "peer",
+            Self::Enrol => "enrol",
+            Self::Mcp => "mcp",
+        }
+    }
+}
+
+/// Not a kind of token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a token is a grant, peer, enrol or mcp token")]
+pub struct UnknownKind;
+
+impl FromStr for TokenKind {
+    type Err = UnknownKind;
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        let all = [Self::Grant, Self::Peer, Self::Enrol, Self::Mcp];
+        let found = all.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or(UnknownKind)
+    }
+}
+
+/// What one block of a token is revoked by: base64url without padding of 32 bytes.
+///
+/// The SHA-256 of a third-party block's *external* signature, and of any other block's signature. Who
+/// passes an unsealed token on can make a block's own signature anew, but not its delegator's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RevocationId(pub Digest);
+
+impl fmt::Display for RevocationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for RevocationId {
+    type Err = BadDigest;
+    fn from_str(text: &str) -> Result<Self, BadDigest> {
+        text.parse().map(Self)
+    }
+}
+
+serde_as_text!(RevocationId);
+
+/// What an enrolment token lets its bearer register as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolment {
+    /// Which names.
+    pub name: NamePattern,
+    /// The agent gets what it asks for within these.
+    pub ceiling: Vec<Pattern>,
+    /// The beginnings of the tools it may offer, as `fs.`; none means its own name and a dot.
+    pub prefixes: Vec<String>,
+    /// How many registrations.
+    pub uses: u32,
+}
+
+/// One block of a [`Token`].
+#[derive(Debug, Clone)]
+pub struct Block {
+    id: RevocationId,
+    signer: Option<PublicKey>,
+    holder: Option<PublicKey>,
+    calls: Option<u32>,
+    checks: Vec<Check>,
+    /// How many of the token's holders precede this block.
+    holders_before: usize,
+}
+
+impl Block {
+    /// What it is revoked by; what its budget is counted under.
+    #[must_use]
+    pub fn id(&self) -> RevocationId {
+        self.id
+    }
+
+    /// Who delegated with it; nothing for the authority block and for blocks that only restrict.
+    #[must_use]
+    pub fn signer(&self) -> Option<&PublicKey> {
+        self.signer.as_ref()
+    }
+
+    /// Whom it makes the holder.
+    #[must_use]
+    pub fn holder(&self) -> Option<&PublicKey> {
+        self.holder.as_ref()
+    }
+
+    /// How many calls it allows in all.
+    #[must_use]
+    pub fn calls(&self) -> Option<u32> {
+        self.calls
+    }
+
+    /// Its conditions; shown as Datalog.
+    #[must_use]
+    pub fn checks(&self) -> &[Check] {
+        &self.checks
+    }
+}
+
+/// A token of this organisation whose form, signatures and chain of holders are right.
+///
+/// It has no `Display` and its `Debug` shows no bytes: who can read a log must not get a token from it.
+#[derive(Clone)]
+pub struct Token {
+    authority: Authority,
+    blocks: Vec<Block>,
+    holders: Vec<PublicKey>,
+    standing: Standing,
+    is_sealed: bool,
+    /// For the engine. Only kept where there are conditions that a table cannot answer.
+    biscuit: Option<Biscuit>,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Token");
+        shown.field("kind", &self.kind()).field("org", self.org());
+        let ids: Vec<_> = self.blocks.iter().map(Block::id).collect();
+        shown.field("blocks", &ids).finish_non_exhaustive()
+    }
+}
+
+impl Token {
+    /// Opens a token as it is presented: sealed, and signed by one of `roots`.
+    ///
+    /// # Errors
+    ///
+    /// - [`Refusal::TokenMalformed`], [`Refusal::TokenTooCostly`]: the gate refuses it, before anything
+    ///   is verified.
+    /// - [`Refusal::TokenUnsealed`]: unsealed, whoever sees it could cut its last block off and append
+    ///   another.
+    /// - [`Refusal::TokenInvalid`]: a signature is wrong, or none of `roots` made the first.
+    /// - [`Refusal::NotHolder`]: a delegation was not made by the holder before it.
+    pub fn open(bytes: &[u8], roots: &[PublicKey]) -> Result<Self, Refusal> {
+        let gated = gate::admit(bytes)?;
+        if !gated.is_sealed {
+            return Err(Refusal::TokenUnsealed);
+        }
+        Self::verify(bytes, gated, roots)
+    }
+
+    /// Opens a token for its holder, who may hold it unsealed. Never use this for what was presented.
+    ///
+    /// # Errors
+    ///
+    /// As [`Token::open`], but for [`Refusal::TokenUnsealed`].
+    pub fn open_unsealed(bytes: &[u8], roots: &[PublicKey]) -> Result<Self, Refusal> {
+        Self::verify(bytes, gate::admit(bytes)?, roots)
+    }
+
+    fn verify(bytes: &[u8], gated: Gated, roots: &[PublicKey]) -> Result<Self, Refusal> {
+        let biscuit = verified(bytes, roots)?;
+        let Gated {
+            is_sealed,
+            authority,
+            blocks: gated,
+        } = gated;
+        let holders = chain::walk(authority.kind, &gated)?;
+        let standing = Standing::of(gated.iter().flat_map(|block| &block.checks));
+        let mut blocks = Vec::with_capacity(gated.len());
+        let mut holders_before = 0;
+        for block in gated {
+            holders_before += usize::from(block.holder.is_some());
+            blocks.push(Block {
+                id: block.id,
+                signer: block.signer,
+                holder: block.holder,
+                calls: block.calls,
+                checks: block.checks,
+                holders_before: holders_before - usize::from(block.signer.is_some()),
+            });
+        }
+        Ok(Self {
+            biscuit: (!standing.is_all).then_some(biscuit),
+            authority,
+            blocks,
+            holders,
+            standing,
+            is_sealed,
+        })
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn kind(&self) -> TokenKind {
+        self.authority.kind
+    }
+
+    /// Who issued it.
+    #[must_use]
+    pub fn org(&self) -> &Org {
+        &self.authority.org
+    }
+
+    /// Whom it was issued to: an agent, or for a peer token the other organisation's broker. Whoever it was
+    /// delegated to is known by key only.
+    #[must_use]
+    pub fn agent(&self) -> Option<&Speaker> {
+        self.authority.agent.as_ref()
+    }
+
+    /// Every key of its chain: the first holder, then each delegate. One of them revoked kills it.
+    #[must_use]
+    pub fn holders(&self) -> &[PublicKey] {
+        &self.holders
+    }
+
+    /// Who may present it. Bearer tokens have none.
+    #[must_use]
+    pub fn holder(&self) -> Option<&PublicKey> {
+        self.holders.last()
+    }
+
+    /// Whether `key`, which signed the envelope, may present it there.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NotHolder`]: it is another's, or a token that no key presents.
+    pub fn presented_by(&self, key: &PublicKey) -> Result<(), Refusal> {
+        match self.holder() {
+            Some(holder) if holder == key => Ok(()),
+            Some(_) => Err(Refusal::NotHolder("another key holds it")),
+            None => Err(Refusal::NotHolder(
+                "it is tied to no key, and not for this door",
+            )),
+        }
+    }
+
+    /// Its blocks, the authority block first.
+    #[must_use]
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// What it grants before any condition. Empty for an enrolment token.
+    #[must_use]
+    pub fn capabilities(&self) -> &[Pattern] {
+        &self.authority.capabilities
+    }
+
+    /// When it was issued, as it says itself.
+    #[must_use]
+    pub fn issued(&self) -> Timestamp {
+        self.authority.issued
+    }
+
+    /// When it ends: the earliest expiry of its blocks.
+    #[must_use]
+    pub fn expires(&self) -> Timestamp {
+        self.standing.expires.unwrap_or_default()
+    }
+
+    /// When it begins to hold: the latest beginning that its blocks name.
+    #[must_use]
+    pub fn not_before(&self) -> Option<Timestamp> {
+        self.standing.not_before
+    }
+
+    /// The sandbox that calls with it must run in.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<&str> {
+        self.authority.sandbox.as_deref()
+    }
+
+    /// How many calls its authority block allows; [`Token::budgets`] has all of them.
+    #[must_use]
+    pub fn calls(&self) -> Option<u32> {
+        self.authority.calls
+    }
+
+    /// Every budget of calls that a call with it draws on, by the block that states it.
+    pub fn budgets(&self) -> impl Iterator<Item = (RevocationId, u32)> + '_ {
+        let stated = |block: &Block| block.calls.map(|calls| (block.id, calls));
+        self.blocks.iter().filter_map(stated)
+    }
+
+    /// The resource that an `mcp` token is for.
+    #[must_use]
+    pub fn audience(&self) -> Option<&str> {
+        self.authority.audience.as_deref()
+    }
+
+    /// What an enrolment token allows.
+    #[must_use]
+    pub fn enrolment(&self) -> Option<&Enrolment> {
+        self.authority.enrolment.as_ref()
+    }
+
+    /// Whether it has no conditions but times and lists of capabilities, so that a table answers for it.
+    #[must_use]
+    pub fn is_standard(&self) -> bool {
+        self.biscuit.is_none()
+    }
+
+    /// Whether nothing can be appended to it.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.is_sealed
+    }
+
+    /// All conditions of all blocks.
+    pub fn checks(&self) -> impl Iterator<Item = &Check> {
+        self.blocks.iter().flat_map(Block::checks)
+    }
+
+    /// Whether it permits what is asked, now. Revocation and presenter are the caller's to look up.
+    ///
+    /// # Errors
+    ///
+    /// - [`Refusal::TokenExpired`]: past its end, or before its beginning.
+    /// - [`Refusal::Denied`]: no capability of it covers what is required, or a condition does not hold.
+    /// - [`Refusal::ArgsUncheckable`]: it constrains arguments, and these are sealed or beyond the bounds.
+    /// - [`Refusal::TokenUndecided`]: the engine did not finish, which says nothing about the token.
+    /// - [`Refusal::TokenInvalid`]: the engine does not take it.
+    pub fn permits(&self, q: &Question<'_>) -> Result<(), Refusal> {
+        self.standing.permits(self.capabilities(), q)?;
+        match &self.biscuit {
+            None => Ok(()),
+            Some(biscuit) => {
+                let checks: Vec<&Check> = self.checks().collect();
+                token_permits(biscuit, &checks, self.capabilities(), q)
+            }
+        }
+    }
+
+    /// Which keys may revoke the block `id` with everything below it: whoever held the token when the block
+    /// was made, and those who held it before. Nothing when the token has no such block.
+    #[must_use]
+    pub fn holder_of(&self, id: &RevocationId) -> Option<&[PublicKey]> {
+        let block = self.blocks.iter().find(|block| block.id == *id)?;
+        self.holders.get(..block.holders_before)
+    }
+}
+
+/// The engine's token, once one root's signature fits.
+fn verified(bytes: &[u8], roots: &[PublicKey]) -> Result<Biscuit, Refusal> {
+    let invalid = |e: biscuit_auth::error::Token| Refusal::TokenInvalid(e.to_string());
+    let token = UnverifiedBiscuit::from(bytes).map_err(invalid)?;
+    let mut refusal = Refusal::TokenInvalid("there is no root key".into());
+    for root in roots {
+        let key = biscuit_auth::PublicKey::from_bytes(root.as_bytes(), Algorithm::Ed25519);
+        let verified = key.and_then(|key| token.clone().verify(key));
+        match verified {
+            Ok(biscuit) => return Ok(biscuit),
+            Err(error) => refusal = Refusal::TokenInvalid(error.to_string()),
+        }
+    }
+    Err(refusal)
+}
+
+/// Characters of a token on the wire.
+const TEXT_MAX: usize = TOKEN_BYTES_MAX.div_ceil(3) * 4;
+
+/// Reads a token from its text on the wire: base64url without padding.
+///
+/// # Errors
+///
+/// [`Refusal::TokenMalformed`]: too long, which is looked at first, or not base64url.
+pub fn decode_text(text: &str) -> Result<Vec<u8>, Refusal> {
+    if text.len() > TEXT_MAX {
+        return Err(Refusal::TokenMalformed(format!(
+            "more than {TEXT_MAX} characters"
+        )));
+    }
+    let bytes = URL_SAFE_NO_PAD.decode(text);
+    bytes.map_err(|_| Refusal::TokenMalformed("not base64url without padding".into()))
+}
+
+/// A token as its text on the wire.
+#[must_use]
+pub fn encode_text(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
