@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::capability::{Arguments, Capability, Pattern, Proof, Question, Token, TokenKind, decode_text};
+use crate::capability::{
+    Arguments, Capability, Pattern, Proof, Question, RevocationId, Token, TokenKind, decode_text,
+};
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{AgentId, Audience, Org, Speaker};
 use crate::limits::TOOL_SEGMENTS_MAX;
@@ -52,7 +54,7 @@ pub trait Nonces {
 /// What a broker has on record, asked on behalf of the connection that an envelope came by.
 pub trait Authority {
     /// What this agent is granted on record. Dead grants are not among them.
-    fn granted(&self, agent: &AgentId) -> Vec<Arc<Token>>;
+    fn granted(&self, agent: &AgentId) -> Arc<[Arc<Token>]>;
 
     /// Opens a token as presented; answers from memory where it can.
     ///
@@ -123,7 +125,9 @@ impl Received {
     ///
     /// Those of [`Envelope::parse`].
     pub fn parse(bytes: Bytes, bytes_max: usize) -> Result<Self, Refusal> {
-        Ok(Self { envelope: Envelope::parse(bytes, bytes_max)? })
+        Ok(Self {
+            envelope: Envelope::parse(bytes, bytes_max)?,
+        })
     }
 
     /// What it claims.
@@ -148,7 +152,11 @@ impl Received {
             });
         };
         let id = self.verify_with(key)?;
-        Ok(Verified { envelope: self.envelope, key, id })
+        Ok(Verified {
+            envelope: self.envelope,
+            key,
+            id,
+        })
     }
 
     /// Takes a `registerAgent` by the key that it introduces.
@@ -162,13 +170,24 @@ impl Received {
             return Err(Refusal::UnknownType(self.envelope.kind().to_string()));
         }
         let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
-            return Err(Refusal::BadMember("agent", "an agent registers, not a broker"));
+            return Err(Refusal::BadMember(
+                "agent",
+                "an agent registers, not a broker",
+            ));
         };
         let request: message::RegisterAgent = self.envelope.read_body()?;
         let id = self.verify_with(request.pubkey)?;
-        let verified = Verified { envelope: self.envelope, key: request.pubkey, id };
+        let verified = Verified {
+            envelope: self.envelope,
+            key: request.pubkey,
+            id,
+        };
         let fresh = verified.admit(judge, nonces)?;
-        Ok(Newcomer { agent, request, fresh })
+        Ok(Newcomer {
+            agent,
+            request,
+            fresh,
+        })
     }
 
     fn verify_with(&self, key: PublicKey) -> Result<Digest, Refusal> {
@@ -225,7 +244,11 @@ impl Verified {
             return Err(Refusal::Stale(apart, judge.skew));
         }
         nonces.remember(&self.key, self.envelope.nonce(), ts, judge.now)?;
-        Ok(Fresh { envelope: self.envelope, key: self.key, id: self.id })
+        Ok(Fresh {
+            envelope: self.envelope,
+            key: self.key,
+            id: self.id,
+        })
     }
 }
 
@@ -266,8 +289,20 @@ impl Fresh {
         let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
             return Err(Refusal::Denied("a broker's word".into()));
         };
-        let permit = Asked { fresh: &self, agent: &agent, authority, now: judge.now }.permit()?;
-        Ok(Authorized { envelope: self.envelope, key: self.key, id: self.id, agent, permit })
+        let permit = Asked {
+            fresh: &self,
+            agent: &agent,
+            authority,
+            now: judge.now,
+        }
+        .permit()?;
+        Ok(Authorized {
+            envelope: self.envelope,
+            key: self.key,
+            id: self.id,
+            agent,
+            permit,
+        })
     }
 
     /// The provider's own check of a call that its broker delivered, by what the broker vouched for
@@ -297,13 +332,18 @@ impl Fresh {
         if word.expires < judge.now {
             return Err(denied("the credential has expired"));
         }
-        let permit = word.permit.as_ref().ok_or_else(|| denied("the credential permits no call"))?;
+        let permit = word
+            .permit
+            .as_ref()
+            .ok_or_else(|| denied("the credential permits no call"))?;
         let call = Call::read(&self.envelope)?;
         if permit.provider != *me || permit.tool != call.tool {
             return Err(denied("the credential is for another tool"));
         }
         if required(&call.tool).as_ref() != Some(&permit.capability) {
-            return Err(denied("the credential names another capability than the tool requires"));
+            return Err(denied(
+                "the credential names another capability than the tool requires",
+            ));
         }
         let capability = Pattern::from(permit.capability.clone());
         let question = call.question(&capability, &agent, me, judge.now);
@@ -328,7 +368,13 @@ impl Fresh {
             token: token.map(Arc::new),
             basis: permit.basis,
         };
-        Ok(Authorized { envelope: self.envelope, key: self.key, id: self.id, agent, permit })
+        Ok(Authorized {
+            envelope: self.envelope,
+            key: self.key,
+            id: self.id,
+            agent,
+            permit,
+        })
     }
 
     /// Takes an event that the broker passed on: the emitter is vouched for, the topic is the audience.
@@ -345,7 +391,13 @@ impl Fresh {
         if self.envelope.kind() != Kind::EmitEvent || !fits {
             return Err(Refusal::Denied("the credential is another agent's".into()));
         }
-        Ok(Authorized { envelope: self.envelope, key: self.key, id: self.id, agent, permit: Permit::Own })
+        Ok(Authorized {
+            envelope: self.envelope,
+            key: self.key,
+            id: self.id,
+            agent,
+            permit: Permit::Own,
+        })
     }
 }
 
@@ -361,8 +413,10 @@ impl<'a> Call<'a> {
             return Err(Refusal::UnknownType(envelope.kind().to_string()));
         }
         let body: message::ToolCall<'a> = envelope.read_body()?;
-        let tool: Capability =
-            body.tool.parse().map_err(|_| Refusal::InvalidBody("`tool` is not a tool's name".into()))?;
+        let tool: Capability = body
+            .tool
+            .parse()
+            .map_err(|_| Refusal::InvalidBody("`tool` is not a tool's name".into()))?;
         if tool.is_reserved() || tool.segments() > TOOL_SEGMENTS_MAX {
             return Err(Refusal::InvalidBody("`tool` is not a tool's name".into()));
         }
@@ -389,24 +443,18 @@ impl<'a> Call<'a> {
             now,
             trust: None,
             proof: Proof::Key,
-            arguments: match self.arguments {
-                Arguments::None => Arguments::None,
-                Arguments::Sealed => Arguments::Sealed,
-                Arguments::Json(text) => Arguments::Json(text),
-            },
+            arguments: self.arguments,
         }
     }
 }
 
 fn presented_by(token: &Token, key: &PublicKey) -> Result<(), Refusal> {
     if token.kind() != TokenKind::Grant {
-        return Err(Refusal::TokenMalformed("only a grant may be presented with an envelope".into()));
+        return Err(Refusal::TokenMalformed(
+            "only a grant may be presented with an envelope".into(),
+        ));
     }
-    if token.holder() == Some(key) {
-        Ok(())
-    } else {
-        Err(Refusal::NotHolder("another key signed the envelope"))
-    }
+    token.presented_by(key)
 }
 
 /// One envelope's question to the authority.
@@ -422,16 +470,20 @@ impl<A: Authority> Asked<'_, A> {
     fn permit(&self) -> Result<Permit, Refusal> {
         let envelope = &self.fresh.envelope;
         match envelope.kind() {
-            Kind::Attach | Kind::OfferTools | Kind::DiscoverTools | Kind::Unsubscribe | Kind::RotateKey => {
-                self.is_for_the_broker().map(|()| Permit::Own)
-            }
+            Kind::Attach
+            | Kind::OfferTools
+            | Kind::DiscoverTools
+            | Kind::Unsubscribe
+            | Kind::RotateKey => self.is_for_the_broker().map(|()| Permit::Own),
             Kind::ToolCall => self.call(),
             Kind::ToolResult | Kind::ToolProgress => self.answer(),
             Kind::ToolCancel | Kind::ToolInput => self.afterthought(),
             Kind::EmitEvent => match envelope.to() {
-                Some(Audience::Topic(_, topic)) => {
-                    self.holds(&Pattern::from(topic.clone()).under("event.emit").map_err(too_long)?)
-                }
+                Some(Audience::Topic(_, topic)) => self.holds(
+                    &Pattern::from(topic.clone())
+                        .under("event.emit")
+                        .map_err(too_long)?,
+                ),
                 _ => Err(Refusal::WrongAudience(envelope.to().cloned())),
             },
             Kind::Subscribe => {
@@ -480,7 +532,9 @@ impl<A: Authority> Asked<'_, A> {
         let envelope = &self.fresh.envelope;
         match (envelope.re(), envelope.to()) {
             (Some(call), Some(provider))
-                if self.authority.was_called_from_here(&call, self.agent, provider) =>
+                if self
+                    .authority
+                    .was_called_from_here(&call, self.agent, provider) =>
             {
                 Ok(Permit::Delivered)
             }
@@ -496,11 +550,18 @@ impl<A: Authority> Asked<'_, A> {
             return self.administer("admin.token.revoke");
         };
         let token = self.authority.open(text)?;
-        let holds = |id: &Digest| token.may_revoke(id, &self.fresh.key);
+        let key = &self.fresh.key;
+        let holds = |id: &Digest| {
+            token
+                .holder_of(&RevocationId(*id))
+                .is_some_and(|holders| holders.contains(key))
+        };
         if !body.ids.is_empty() && body.ids.iter().all(holds) {
             Ok(Permit::Own)
         } else {
-            Err(Refusal::Denied("revoking what the sender did not hold".into()))
+            Err(Refusal::Denied(
+                "revoking what the sender did not hold".into(),
+            ))
         }
     }
 
@@ -535,16 +596,25 @@ impl<A: Authority> Asked<'_, A> {
             presented_by(&token, &self.fresh.key)?;
             self.authority.alive(&token)?;
             token.permits(question)?;
-            return Ok(Permit::Held { capability, token: Some(token), basis: Basis::Token });
+            return Ok(Permit::Held {
+                capability,
+                token: Some(token),
+                basis: Basis::Token,
+            });
         }
         let mut refusal = Refusal::Denied(capability.to_string());
-        for token in self.authority.granted(self.agent) {
+        for token in self.authority.granted(self.agent).iter() {
             if token.holder() != Some(&self.fresh.key) {
                 continue;
             }
             match token.permits(question) {
                 Ok(()) => {
-                    return Ok(Permit::Held { capability, token: Some(token), basis: Basis::Record });
+                    let token = Some(Arc::clone(token));
+                    return Ok(Permit::Held {
+                        capability,
+                        token,
+                        basis: Basis::Record,
+                    });
                 }
                 // Of several grants the one that came closest explains best.
                 Err(Refusal::Denied(_)) => {}
@@ -674,16 +744,27 @@ impl Vouched {
     ///
     /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], [`Refusal::UnknownType`], and
     /// [`Refusal::Stale`] when it has expired.
-    pub fn check(bytes: Bytes, broker: &PublicKey, me: &AgentId, now: Timestamp) -> Result<Self, Refusal> {
+    pub fn check(
+        bytes: Bytes,
+        broker: &PublicKey,
+        me: &AgentId,
+        now: Timestamp,
+    ) -> Result<Self, Refusal> {
         let said = BrokerSaid::check(bytes, broker, me)?;
         if said.envelope.kind() != Kind::Credential {
             return Err(Refusal::UnknownType(said.envelope.kind().to_string()));
         }
         let credential: Credential = said.envelope.read_body()?;
         if credential.expires < now {
-            return Err(Refusal::Stale(now.distance(credential.expires), Duration::ZERO));
+            return Err(Refusal::Stale(
+                now.distance(credential.expires),
+                Duration::ZERO,
+            ));
         }
-        Ok(Self { credential, id: said.id })
+        Ok(Self {
+            credential,
+            id: said.id,
+        })
     }
 
     /// What the broker says.
@@ -730,7 +811,10 @@ impl BrokerSaid {
             None => {}
             other => return Err(Refusal::WrongAudience(other.cloned())),
         }
-        Ok(Self { envelope: received.envelope, id })
+        Ok(Self {
+            envelope: received.envelope,
+            id,
+        })
     }
 
     /// What it says.
@@ -761,7 +845,8 @@ impl Answer {
         me: &AgentId,
         re: &Digest,
     ) -> Result<Self, Refusal> {
-        let verified = Received::parse(bytes, crate::limits::ENVELOPE_BYTES_MAX)?.verify(vouched)?;
+        let verified =
+            Received::parse(bytes, crate::limits::ENVELOPE_BYTES_MAX)?.verify(vouched)?;
         let envelope = &verified.envelope;
         if envelope.speaker().agent() != Some(provider) {
             return Err(Refusal::BadSignature);
@@ -773,7 +858,10 @@ impl Answer {
         if !is_answer || envelope.re() != Some(*re) {
             return Err(Refusal::NoSuchCall);
         }
-        Ok(Self { envelope: verified.envelope, id: verified.id })
+        Ok(Self {
+            envelope: verified.envelope,
+            id: verified.id,
+        })
     }
 
     /// What it says.

@@ -5,7 +5,7 @@
 //! [`capability`] says who may do what; [`refusal`] says what a sender is told; [`frame`] says how it
 //! is delivered.
 
-//pub mod admission;
+pub mod admission;
 pub mod capability;
 pub mod envelope;
 pub mod frame;
@@ -18,7 +18,7 @@ pub mod signature;
 pub mod time;
 pub mod wire;
 
-//pub use admission::{Authorized, Fresh, Newcomer, Received, Verified};
+pub use admission::{Authorized, Fresh, Newcomer, Received, Verified};
 pub use capability::{Capability, Pattern};
 pub use envelope::{Draft, Envelope, Kind, Sealed};
 pub use identity::{AgentId, Audience, Name, NamePattern, Org, Speaker};
