@@ -1,18 +1,17 @@
 //! What tokens promise, attack by attack. Where an attacker's token is needed that our own issuer will
 //! not make, it is made with the engine's builder, or byte by byte.
 
-use biscuit_auth::builder::{Algorithm, BiscuitBuilder, BlockBuilder};
-use biscuit_auth::datalog::SymbolTable;
+use biscuit_auth::builder::BlockBuilder;
 use biscuit_auth::format::schema;
-use biscuit_auth::{Biscuit, KeyPair, PrivateKey};
+use biscuit_auth::{Biscuit, UnverifiedBiscuit};
 use prost::Message as _;
 use proto_spec::capability::issue::{attenuate, bearer, delegate, enrolment, grant, seal};
 use proto_spec::capability::{
-    Arguments, Bearer, Check, Enrolment, Narrowing, Pattern, Proof, Question, Terms, Token,
-    TokenKind, decode_text, encode_text, permits,
+    Arguments, Check, Narrowing, Question, RevocationId, Terms, Token, TokenKind, decode_text,
+    encode_text, permits,
 };
 use proto_spec::limits::{TOKEN_BLOCKS_MAX, TOKEN_BYTES_MAX};
-use proto_spec::{AgentId, Code, Digest, Org, PublicKey, Refusal, SigningKey, Timestamp};
+use proto_spec::{Code, Digest, Refusal, Timestamp};
 
 mod fixture;
 use fixture::*;
@@ -192,7 +191,7 @@ fn a_delegation_cut_out_and_appended_anew_keeps_its_revocation_id() {
         payload: block.block,
         external_signature: external,
     };
-    let again = biscuit_auth::UnverifiedBiscuit::from(&parent).unwrap();
+    let again = UnverifiedBiscuit::from(&parent).unwrap();
     let again = again
         .append_third_party_with_keypair(&contents.encode_to_vec(), engine_key([77; 32]))
         .unwrap();
@@ -224,8 +223,7 @@ fn a_revocation_id_is_the_digest_of_the_signature_that_answers_for_the_block() {
         &raw.blocks[1].signature,
     ];
     assert_eq!(ids, signatures.map(|signature| Digest::of(signature)));
-    let again: proto_spec::capability::RevocationId =
-        opened.blocks()[1].id().to_string().parse().unwrap();
+    let again: RevocationId = opened.blocks()[1].id().to_string().parse().unwrap();
     assert_eq!(again, opened.blocks()[1].id());
 }
 

@@ -201,6 +201,15 @@ impl Check {
         self.kind != Kind::If && self.asks(|name| name == "arg")
     }
 
+    /// Whether it is a time limit, as the terms of every token state one.
+    #[must_use]
+    pub fn is_time_limit(&self) -> bool {
+        matches!(
+            self.standard(),
+            Some(Standard::Before(_) | Standard::NotBefore(_))
+        )
+    }
+
     /// Whether it asks about trust, so that whoever checks it needs a score.
     #[must_use]
     pub fn names_trust(&self) -> bool {
@@ -274,17 +283,17 @@ impl Query {
         }
     }
 
-    /// One unit for starting, one for each combination of facts that the join looks at, and for each
-    /// full match its comparisons.
+    /// Three units for starting, two for each predicate, one for each combination of facts that the join
+    /// looks at, and for each full match its comparisons.
     fn cost(&self, counts: &Counts) -> u64 {
         let mut matches: u64 = 1;
-        let mut looked_at: u64 = 1;
+        let mut units: u64 = 3;
         for atom in &self.atoms {
             matches = matches.saturating_mul(atom.most(counts));
-            looked_at = looked_at.saturating_add(matches);
+            units = units.saturating_add(matches).saturating_add(2);
         }
         let weight = self.expressions.iter().map(|ops| weight(ops, 1)).sum();
-        looked_at.saturating_add(matches.saturating_mul(weight) / 16)
+        units.saturating_add(matches.saturating_mul(weight) / 16)
     }
 
     /// Whether at most one combination of facts can match, whatever the call.
