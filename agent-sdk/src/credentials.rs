@@ -1,0 +1,67 @@
+//! The broker's words that one connection has carried: in full the first time, then by identity.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto_spec::admission::Vouched;
+use proto_spec::frame::Vouching;
+use proto_spec::{AgentId, Digest, PublicKey, Refusal, Timestamp};
+
+/// Credentials of one connection that may be alive at once. Each lives five minutes at most.
+const CREDENTIALS_MAX: usize = 1 << 16;
+
+/// What the broker vouched for on this connection.
+#[derive(Default)]
+pub(crate) struct Credentials {
+    known: HashMap<Digest, Arc<Vouched>>,
+}
+
+impl Credentials {
+    /// The credential that a frame carries or names. It is checked when it arrives, and its expiry at
+    /// every use.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Vouched::check`]; [`Refusal::Stale`] for one that has expired since;
+    /// [`Refusal::Denied`] for one that this connection has not carried; [`Refusal::Busy`] where more
+    /// live ones arrived than we keep: then the connection is of no more use, for the broker will
+    /// name what we do not have.
+    pub(crate) fn resolve(
+        &mut self,
+        vouching: &Vouching,
+        broker: &PublicKey,
+        me: &AgentId,
+        now: Timestamp,
+    ) -> Result<Arc<Vouched>, Refusal> {
+        let vouched = match vouching {
+            Vouching::Full(bytes) => {
+                let vouched = Arc::new(Vouched::check(bytes.clone(), broker, me, now)?);
+                self.make_room(now)?;
+                self.known.insert(vouched.id(), Arc::clone(&vouched));
+                vouched
+            }
+            Vouching::Known(id) => self.known.get(id).cloned().ok_or_else(|| {
+                Refusal::Denied("a credential that this connection has not carried".into())
+            })?,
+        };
+        let expires = vouched.credential().expires;
+        if expires < now {
+            return Err(Refusal::Stale(now.distance(expires), Duration::ZERO));
+        }
+        Ok(vouched)
+    }
+
+    fn make_room(&mut self, now: Timestamp) -> Result<(), Refusal> {
+        if self.known.len() < CREDENTIALS_MAX {
+            return Ok(());
+        }
+        self.known
+            .retain(|_, vouched| vouched.credential().expires >= now);
+        if self.known.len() < CREDENTIALS_MAX {
+            Ok(())
+        } else {
+            Err(Refusal::Busy("the store of credentials"))
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The agent's one living session: attached when somebody needs it, attached anew when it is lost.
+//!
+//! `serve` and `subscribe` hold the line: while anybody does, a lost session is attached again, with
+//! growing random waits. What must be said on each new session (offers, subscriptions) its owner says
+//! itself. Calls that were in flight are not repeated: their outcome is unknown.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::link::backoff::Backoff;
+use crate::session::{Core, Receiver, Session};
+
+/// The agent's session, whether it lives or not.
+pub(crate) struct Line {
+    keeper: Arc<Keeper>,
+    keeping: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the task that keeps the session works with.
+struct Keeper {
+    core: Arc<Core>,
+    receiver: Arc<dyn Receiver>,
+    state: watch::Sender<State>,
+    held: AtomicUsize,
+}
+
+#[derive(Clone)]
+enum State {
+    /// The first attempt is under way.
+    Attaching,
+    Up(Arc<Session>),
+    /// The last attempt failed; another follows if somebody holds the line.
+    Down(Error),
+    /// Nothing follows until somebody asks again.
+    Over(Error),
+}
+
+impl Line {
+    pub(crate) fn new(core: Arc<Core>, receiver: Arc<dyn Receiver>) -> Self {
+        let idle = core.closed("not attached");
+        let state = watch::Sender::new(State::Over(idle));
+        let keeper = Keeper {
+            core,
+            receiver,
+            state,
+            held: AtomicUsize::new(0),
+        };
+        Self {
+            keeper: Arc::new(keeper),
+            keeping: Mutex::new(None),
+        }
+    }
+
+    /// The session, if it lives at this moment.
+    pub(crate) fn living(&self) -> Option<Arc<Session>> {
+        match &*self.keeper.state.borrow() {
+            State::Up(session) if !session.has_ended() => Some(Arc::clone(session)),
+            _ => None,
+        }
+    }
+
+    /// The session; attaches if there is none, and gives up when that fails once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::attach`].
+    pub(crate) async fn session(&self) -> Result<Arc<Session>> {
+        let mut state = self.start();
+        loop {
+            match &*state.borrow_and_update() {
+                State::Up(session) if !session.has_ended() => return Ok(Arc::clone(session)),
+                State::Down(why) | State::Over(why) => return Err(why.clone()),
+                State::Attaching | State::Up(_) => {}
+            }
+            self.changed(&mut state).await?;
+        }
+    }
+
+    /// Keeps the session alive until the hold is dropped.
+    pub(crate) fn hold(self: &Arc<Self>) -> Hold {
+        self.keeper.held.fetch_add(1, Ordering::SeqCst);
+        Hold {
+            line: Arc::clone(self),
+        }
+    }
+
+    /// Starts the keeper unless it runs.
+    fn start(&self) -> watch::Receiver<State> {
+        let mut keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*self.keeper.state.borrow(), State::Over(_)) {
+            self.keeper.state.send_replace(State::Attaching);
+            let keeper = Arc::clone(&self.keeper);
+            *keeping = Some(tokio::spawn(async move { keeper.keep().await }));
+        }
+        self.keeper.state.subscribe()
+    }
+
+    async fn changed(&self, state: &mut watch::Receiver<State>) -> Result<()> {
+        let gone = |_| self.keeper.core.closed("the agent was dropped");
+        state.changed().await.map_err(gone)
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(keeping) = self
+            .keeping
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
+            keeping.abort();
+        }
+    }
+}
+
+/// Somebody needs the session to live.
+pub(crate) struct Hold {
+    line: Arc<Line>,
+}
+
+impl Hold {
+    /// The session, waiting through every failure that may pass.
+    ///
+    /// # Errors
+    ///
+    /// What no waiting mends: those of [`Session::attach`] that are not retryable.
+    pub(crate) async fn session(&self) -> Result<Arc<Session>> {
+        let mut state = self.line.start();
+        loop {
+            let over = match &*state.borrow_and_update() {
+                State::Up(session) if !session.has_ended() => return Ok(Arc::clone(session)),
+                State::Over(why) => Some(why.clone()),
+                State::Attaching | State::Up(_) | State::Down(_) => None,
+            };
+            match over {
+                // Given up at the moment when we took hold.
+                Some(why) if why.is_retryable() => state = self.line.start(),
+                Some(why) => return Err(why),
+                None => self.line.changed(&mut state).await?,
+            }
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.line.keeper.held.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Keeper {
+    /// Attaches, reads until the session ends, and begins again while somebody holds the line.
+    async fn keep(&self) {
+        let mut backoff = Backoff::default();
+        let mut was_up = false;
+        loop {
+            let why = match Session::attach(&self.core).await {
+                Ok((session, source)) => {
+                    tracing::info!(agent = %self.core.voice.id(), "attached");
+                    backoff.reset();
+                    was_up = true;
+                    self.state.send_replace(State::Up(Arc::clone(&session)));
+                    session.read(source, &*self.receiver).await;
+                    self.core.closed("the session has ended")
+                }
+                Err(why) => why,
+            };
+            if self.held.load(Ordering::SeqCst) == 0 || !passes(&why, was_up) {
+                self.state.send_replace(State::Over(why));
+                return;
+            }
+            let wait = backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
+            tracing::warn!(agent = %self.core.voice.id(), %why, wait_ms = wait.as_millis() as u64, "attaching again");
+            self.state.send_replace(State::Down(why));
+            self.core.voice.clock().sleep(wait).await;
+        }
+    }
+}
+
+/// Whether a failure to attach may pass by itself. A server that was the right one before may be
+/// between two certificates; at the start a wrong CA or key is a mistake in the configuration.
+fn passes(why: &Error, was_up: bool) -> bool {
+    match why {
+        Error::Tls { .. } | Error::NotTheBroker(_) | Error::Unexpected(_) => was_up,
+        other => other.is_retryable(),
+    }
+}

@@ -1,0 +1,89 @@
+//! One question and its answer by POST: whose words came back, and whether they prove it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use proto_spec::admission::{Answer, BrokerSaid, Vouched};
+use proto_spec::limits::ENVELOPE_BYTES_MAX;
+use proto_spec::{AgentId, Envelope, Kind, Refusal, Sealed, Speaker};
+
+use crate::error::{Error, Result};
+use crate::link::http::{Posted, Poster};
+use crate::session::{Core, refusal_in};
+
+/// What a POST brought.
+pub(crate) enum Reply {
+    /// The broker's own word; not an `error`.
+    Word(Envelope),
+    /// The provider's answer to a call.
+    Answer(Answer),
+}
+
+/// Posts `envelope`; `provider` is who may answer besides the broker.
+///
+/// # Errors
+///
+/// [`Error::Refused`], those of [`Poster::post`], and [`Error::NotTheBroker`] or [`Error::Unproven`]
+/// for an answer that does not prove itself.
+pub(crate) async fn exchange(
+    core: &Core,
+    poster: &Poster,
+    envelope: Sealed,
+    provider: Option<&AgentId>,
+) -> Result<Reply> {
+    let posted = poster.post(&core.link, envelope.bytes.clone()).await?;
+    read(core, posted, &envelope, provider)
+}
+
+fn read(core: &Core, posted: Posted, asked: &Sealed, provider: Option<&AgentId>) -> Result<Reply> {
+    let no_envelope = |why: Refusal| {
+        Error::OutcomeUnknown(format!("HTTP {} and no envelope ({why})", posted.status))
+    };
+    let envelope = Envelope::parse(posted.body.clone(), ENVELOPE_BYTES_MAX).map_err(no_envelope)?;
+    match (envelope.speaker(), provider) {
+        (Speaker::Agent(_), Some(provider)) => answer(core, &posted, asked, provider)
+            .map(Reply::Answer)
+            .map_err(|why| Error::Unproven {
+                from: provider.to_string(),
+                why,
+            }),
+        _ => word(core, posted.body, asked).map(Reply::Word),
+    }
+}
+
+fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<Envelope> {
+    let said =
+        BrokerSaid::check(body, &core.broker_key, core.voice.id()).map_err(Error::NotTheBroker)?;
+    let envelope = said.envelope();
+    // A broker that could not verify us answers nobody in particular, and only with a refusal.
+    let stranger = envelope.kind() == Kind::Error && envelope.to().is_none();
+    if !stranger && (envelope.re() != Some(asked.id) || envelope.to().is_none()) {
+        let why = Refusal::NoSuchCall;
+        return Err(Error::Unproven {
+            from: core.voice.broker().to_string(),
+            why,
+        });
+    }
+    match refusal_in(envelope) {
+        Some(refused) => Err(refused),
+        None => Ok(envelope.clone()),
+    }
+}
+
+fn answer(
+    core: &Core,
+    posted: &Posted,
+    asked: &Sealed,
+    provider: &AgentId,
+) -> Result<Answer, Refusal> {
+    let text = posted
+        .credential
+        .as_ref()
+        .ok_or(Refusal::MissingMember("FEM-Credential"))?;
+    let credential = URL_SAFE_NO_PAD
+        .decode(text)
+        .map_err(|_| Refusal::BadMember("FEM-Credential", "base64url"))?;
+    let me = core.voice.id();
+    let vouched = Vouched::check(credential.into(), &core.broker_key, me, core.now())?;
+    Answer::check(posted.body.clone(), &vouched, provider, me, &asked.id)
+}

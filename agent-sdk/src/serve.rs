@@ -1,0 +1,438 @@
+//! Questions in: every call that the broker delivers is checked again, then its tool runs.
+//!
+//! What the broker says about a caller is its credential; what the caller says is its own signed
+//! envelope. A tool runs only for an [`Authorized`], which proto-spec makes from both, never from one.
+//! A refusal is answered once the caller's signature is verified. What does not get so far is logged
+//! and not answered: there is nobody proven to answer to.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt as _;
+use proto_spec::admission::{BrokerSaid, Judge, Me, Permit, Vouched};
+use proto_spec::limits::TOOLS_MAX;
+use proto_spec::message::{self, ToolCall, ToolInput, ToolResult};
+use proto_spec::refusal::ErrorBody;
+use proto_spec::{
+    AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Received, Refusal,
+};
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::AbortHandle;
+
+use crate::error::{Error, Result};
+use crate::incoming::{Call, Reporter};
+use crate::seen::Seen;
+use crate::session::Session;
+use crate::tool::{RESULT_TOO_LARGE, SANDBOX_REQUIRED, TOOL_PANICKED, Tool, ToolError};
+use crate::voice::Header;
+
+/// Inputs of one running call that wait for its tool; more are dropped with a warning.
+const INPUTS_WAITING: usize = 16;
+
+/// The tools that an agent serves, and the calls that run.
+pub(crate) struct Provider {
+    tools: HashMap<Capability, Served>,
+    seen: Arc<Seen>,
+    places: Arc<Semaphore>,
+    calls_at_once: u32,
+    running: Mutex<HashMap<Digest, Running>>,
+}
+
+struct Served {
+    tool: Tool,
+    offer: message::Tool,
+}
+
+/// A call that runs: whose it is, and how it is reached.
+struct Running {
+    caller: AgentId,
+    inputs: mpsc::Sender<Box<RawValue>>,
+    task: AbortHandle,
+}
+
+impl Provider {
+    /// # Errors
+    ///
+    /// [`Error::Config`] with every tool that cannot be offered.
+    pub(crate) fn new(tools: Vec<Tool>, seen: Arc<Seen>, calls_at_once: usize) -> Result<Self> {
+        let mut problems = Vec::new();
+        let mut served = HashMap::new();
+        for tool in tools {
+            match tool.offer() {
+                Ok(offer) => {
+                    let name = offer.name.clone();
+                    if served
+                        .insert(name.clone(), Served { tool, offer })
+                        .is_some()
+                    {
+                        problems.push(format!("tool \"{name}\" is given twice"));
+                    }
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if served.len() > TOOLS_MAX {
+            problems.push(format!(
+                "{} tools, and an agent offers at most {TOOLS_MAX}",
+                served.len()
+            ));
+        }
+        if !problems.is_empty() {
+            return Err(Error::Config(problems));
+        }
+        let calls_at_once =
+            u32::try_from(calls_at_once.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        Ok(Self {
+            tools: served,
+            seen,
+            places: Arc::new(Semaphore::new(calls_at_once as usize)),
+            calls_at_once,
+            running: Mutex::default(),
+        })
+    }
+
+    /// What is offered to the broker.
+    pub(crate) fn offer(&self) -> message::OfferTools {
+        let mut tools: Vec<_> = self
+            .tools
+            .values()
+            .map(|served| served.offer.clone())
+            .collect();
+        tools.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
+        message::OfferTools { tools }
+    }
+
+    /// A call, or what concerns one, as another agent signed it.
+    pub(crate) fn delivered(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        vouched: &Vouched,
+        received: Received,
+    ) {
+        let kind = received.envelope().kind();
+        let done = match kind {
+            Kind::ToolCall => self.call(session, vouched, received),
+            Kind::ToolCancel | Kind::ToolInput => self.afterthought(session, vouched, received),
+            other => Err(Refusal::UnknownType(other.to_string())),
+        };
+        if let Err(why) = done {
+            tracing::warn!(caller = %vouched.credential().subject, %kind, code = %why.code(), %why, "delivery refused");
+        }
+    }
+
+    /// The broker gives up a call: its deadline passed, or its caller is gone.
+    pub(crate) fn said(&self, said: &BrokerSaid) {
+        let envelope = said.envelope();
+        match (envelope.kind(), envelope.re()) {
+            (Kind::ToolCancel, Some(call)) => self.cancel(&call),
+            (Kind::Error, Some(_)) => {
+                let code = envelope.read_body::<ErrorBody>().map(|body| body.code);
+                tracing::debug!(
+                    code = code.unwrap_or_default(),
+                    "the broker did not take what we said"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Stops everything that runs: the session to which it was delivered has ended, and nobody will
+    /// take its answers.
+    pub(crate) fn stop(&self) {
+        let all: Vec<_> = self.running().drain().collect();
+        for (_, running) in all {
+            running.task.abort();
+        }
+    }
+
+    /// Done when nothing runs; nothing new begins from here on.
+    pub(crate) async fn drained(&self) {
+        if self.places.acquire_many(self.calls_at_once).await.is_ok() {
+            self.places.close();
+        }
+    }
+
+    fn call(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        vouched: &Vouched,
+        received: Received,
+    ) -> Result<(), Refusal> {
+        let verified = received.verify(vouched)?;
+        let asker = Asker::of(verified.id(), verified.envelope());
+        let me = session.voice().id();
+        let judge = Judge {
+            me: Me::Agent(me),
+            skew: session.terms().skew,
+            now: session.voice().now(),
+        };
+        let required = |tool: &Capability| Some(self.tools.get(tool)?.offer.required().clone());
+        let authorized = verified
+            .admit(&judge, &*self.seen)
+            .and_then(|fresh| {
+                fresh.authorize_delivered(vouched, &session.terms().roots, required, &judge)
+            })
+            .and_then(|authorized| Ok((authorized, self.place()?)));
+        match authorized {
+            Ok((authorized, place)) => self.begin(session, vouched, &authorized, asker, place),
+            Err(why) => {
+                let error = ToolError::new(why.code().as_str(), why.message());
+                asker.answer_at_once(session, &error);
+                Err(why)
+            }
+        }
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        let places = Arc::clone(&self.places);
+        places
+            .try_acquire_owned()
+            .map_err(|_| Refusal::Busy("this agent"))
+    }
+
+    /// Runs the tool in a task of its own. Aborting the task drops the tool's future.
+    fn begin(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        vouched: &Vouched,
+        authorized: &Authorized,
+        asker: Asker,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(), Refusal> {
+        let envelope = authorized.envelope();
+        let body: ToolCall<'_> = envelope.read_body()?;
+        let name: Capability = body
+            .tool
+            .parse()
+            .map_err(|_| Refusal::UnknownType("tool".into()))?;
+        let Some(served) = self.tools.get(&name) else {
+            return Err(Refusal::NoSuchCall);
+        };
+        let demands = demanded_sandboxes(vouched, authorized);
+        if demands
+            .iter()
+            .flatten()
+            .any(|demand| served.tool.sandbox() != Some(*demand))
+        {
+            let error = ToolError::new(
+                SANDBOX_REQUIRED,
+                "this tool does not run in the sandbox that the grant demands",
+            );
+            asker.answer_at_once(session, &error);
+            return Ok(());
+        }
+        let arguments = body.arguments.map_or_else(empty_object, ToOwned::to_owned);
+        let (inputs, waiting) = mpsc::channel(INPUTS_WAITING);
+        let caller = authorized.agent().clone();
+        let call = Call {
+            id: authorized.id(),
+            caller: caller.clone(),
+            tool: name,
+            capability: capability(authorized),
+            deadline: envelope.deadline(),
+            sandbox: demands
+                .iter()
+                .flatten()
+                .next()
+                .map(|demand| (*demand).to_owned()),
+            inputs: waiting,
+            reporter: Reporter {
+                to: body
+                    .progress
+                    .then(|| (Arc::clone(session), asker.caller.clone())),
+                seq: 0,
+            },
+        };
+        let tool = served.tool.clone();
+        let session = Arc::clone(session);
+        let ending = Ending {
+            provider: Arc::clone(self),
+            call: authorized.id(),
+            _place: place,
+        };
+        // The lock is held until the call stands among those that run, so that its end, which takes
+        // it out again, comes after.
+        let mut running = self.running();
+        let task = tokio::spawn(async move {
+            let _ending = ending;
+            // A tool that panics ends its own call and nothing else; what it left half done is its
+            // own, for nothing of ours is lent to it mutably.
+            let run = AssertUnwindSafe(async move { tool.start(call, arguments).await });
+            let outcome = run.catch_unwind().await;
+            let outcome =
+                outcome.unwrap_or_else(|_| Err(ToolError::new(TOOL_PANICKED, "the tool panicked")));
+            asker.answer(&session, outcome).await;
+        });
+        running.insert(
+            authorized.id(),
+            Running {
+                caller,
+                inputs,
+                task: task.abort_handle(),
+            },
+        );
+        Ok(())
+    }
+
+    /// `toolCancel` and `toolInput` are the caller's alone.
+    fn afterthought(
+        &self,
+        session: &Session,
+        vouched: &Vouched,
+        received: Received,
+    ) -> Result<(), Refusal> {
+        let me = session.voice().id();
+        let judge = Judge {
+            me: Me::Agent(me),
+            skew: session.terms().skew,
+            now: session.voice().now(),
+        };
+        let fresh = received.verify(vouched)?.admit(&judge, &*self.seen)?;
+        let envelope = fresh.envelope();
+        let call = envelope.re().ok_or(Refusal::NoSuchCall)?;
+        let running = self.running();
+        let theirs = running.get(&call).ok_or(Refusal::NoSuchCall)?;
+        if envelope.speaker().agent() != Some(&theirs.caller) {
+            return Err(Refusal::Denied("the call is another agent's".into()));
+        }
+        match envelope.kind() {
+            Kind::ToolCancel => {
+                drop(running);
+                self.cancel(&call);
+            }
+            _ => {
+                let body: ToolInput<'_> = envelope.read_body()?;
+                theirs
+                    .inputs
+                    .try_send(body.input.to_owned())
+                    .map_err(|_| Refusal::Busy("the call's inputs"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn cancel(&self, call: &Digest) {
+        if let Some(running) = self.running().remove(call) {
+            running.task.abort();
+            tracing::info!(%call, caller = %running.caller, "call cancelled");
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {
+        // Nothing that can panic runs under this lock.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a call out of those that run, and frees its place, whichever way it ends.
+struct Ending {
+    provider: Arc<Provider>,
+    call: Digest,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.provider.running().remove(&self.call);
+    }
+}
+
+/// Who is to be answered, about what.
+struct Asker {
+    call: Digest,
+    caller: Audience,
+}
+
+impl Asker {
+    fn of(call: Digest, envelope: &Envelope) -> Self {
+        Self {
+            call,
+            caller: envelope.speaker().clone().into(),
+        }
+    }
+
+    async fn answer(&self, session: &Session, outcome: Result<Box<RawValue>, ToolError>) {
+        let body = body_of(&outcome);
+        let most = session.terms().envelope_bytes_max;
+        let mut said = self.say(session, &body);
+        if said
+            .as_ref()
+            .is_ok_and(|envelope| envelope.bytes.len() > most)
+        {
+            let error = ToolError::new(RESULT_TOO_LARGE, format!("the broker takes {most} bytes"));
+            said = self.say(session, &body_of(&Err(error)));
+        }
+        match said {
+            Ok(envelope) => {
+                let _ = session.tell(envelope).await;
+            }
+            Err(why) => tracing::error!(call = %self.call, %why, "no answer could be made"),
+        }
+    }
+
+    /// From the task that reads, which must not wait for the one that writes.
+    fn answer_at_once(&self, session: &Session, error: &ToolError) {
+        let said = self.say(session, &body_of(&Err(error.clone())));
+        if let Err(why) = said.and_then(|envelope| session.try_tell(envelope)) {
+            tracing::warn!(call = %self.call, %why, "a refusal could not be sent");
+        }
+    }
+
+    fn say(&self, session: &Session, body: &ToolResult<'_>) -> Result<proto_spec::Sealed> {
+        session.voice().say(
+            Kind::ToolResult,
+            &self.caller,
+            Header::about(self.call),
+            body,
+        )
+    }
+}
+
+fn body_of(outcome: &Result<Box<RawValue>, ToolError>) -> ToolResult<'_> {
+    match outcome {
+        Ok(result) => ToolResult {
+            result: Some(result),
+            error: None,
+        },
+        Err(error) => ToolResult {
+            result: None,
+            error: Some(message::ToolError {
+                code: error.code.as_str().into(),
+                message: error.message.as_str().into(),
+                data: error.data.as_deref(),
+            }),
+        },
+    }
+}
+
+/// The broker's word and the token's own: a demand in either counts.
+fn demanded_sandboxes<'a>(
+    vouched: &'a Vouched,
+    authorized: &'a Authorized,
+) -> [Option<&'a str>; 2] {
+    let word = vouched
+        .credential()
+        .permit
+        .as_ref()
+        .and_then(|permit| permit.sandbox.as_deref());
+    let token = match authorized.permit() {
+        Permit::Held {
+            token: Some(token), ..
+        } => token.sandbox(),
+        _ => None,
+    };
+    [word, token]
+}
+
+fn capability(authorized: &Authorized) -> String {
+    match authorized.permit() {
+        Permit::Held { capability, .. } => capability.to_string(),
+        Permit::Own | Permit::Delivered => String::new(),
+    }
+}
+
+fn empty_object() -> Box<RawValue> {
+    to_raw_value(&serde_json::Map::new()).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}

@@ -1,0 +1,457 @@
+//! An attached session: what is asked finds its answer, what is delivered is passed on.
+//!
+//! Everything that comes in is one of two things. A plain envelope is the broker's own word and is
+//! believed under the configured key alone. A frame holds what another agent signed, and the broker's
+//! credential for that agent's key; only both together are believed. Answers are matched by the
+//! identity of what they answer, and each identity waits in one place.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto_spec::admission::{Answer, BrokerSaid, Vouched};
+use proto_spec::frame::{FRAME, Frame};
+use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
+use proto_spec::message::{Ack, Attach, Challenge};
+use proto_spec::refusal::ErrorBody;
+use proto_spec::{
+    AgentId, Audience, Digest, Envelope, Kind, PublicKey, Received, Refusal, Sealed, Timestamp,
+};
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::credentials::Credentials;
+use crate::error::{Error, Result};
+use crate::link::Link;
+use crate::link::ws::{self, Queue, Sink, Source};
+use crate::voice::{Header, Voice};
+
+/// Progress of one call that waits for its caller to look. More is dropped; `seq` shows the gap.
+const PROGRESS_WAITING: usize = 64;
+
+/// The broker that this agent believes, and who the agent is.
+pub(crate) struct Core {
+    pub(crate) link: Link,
+    pub(crate) voice: Voice,
+    pub(crate) broker_key: PublicKey,
+}
+
+/// What a session passes on: what others say to this agent.
+pub(crate) trait Receiver: Send + Sync {
+    /// Another agent's envelope, and the broker's word for who that is.
+    fn delivered(&self, session: &Arc<Session>, vouched: &Arc<Vouched>, received: Received);
+    /// What the broker says without having been asked.
+    fn said(&self, said: &BrokerSaid);
+    /// The session has ended.
+    fn ended(&self);
+}
+
+/// What the broker said when it attached us.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// The organisation's token roots.
+    pub(crate) roots: Vec<PublicKey>,
+    /// Bytes of one envelope.
+    pub(crate) envelope_bytes_max: usize,
+    /// How far clocks may differ; never more than the protocol's own bound.
+    pub(crate) skew: Duration,
+}
+
+/// A living connection that is this agent's.
+pub(crate) struct Session {
+    core: Arc<Core>,
+    queue: Queue,
+    terms: Terms,
+    /// None when the session has ended: then nothing can wait any more.
+    waiting: Mutex<Option<HashMap<Digest, Waiting>>>,
+    ended: watch::Sender<bool>,
+}
+
+/// Who waits for an answer.
+enum Waiting {
+    /// A question to the broker.
+    Question(oneshot::Sender<Result<Envelope>>),
+    /// A call.
+    Call(Outgoing),
+}
+
+struct Outgoing {
+    provider: AgentId,
+    progress: mpsc::Sender<Answer>,
+    result: oneshot::Sender<Result<Answer>>,
+}
+
+/// A call that was sent, from its caller's side.
+pub(crate) struct Sent {
+    pub(crate) id: Digest,
+    pub(crate) progress: mpsc::Receiver<Answer>,
+    pub(crate) result: oneshot::Receiver<Result<Answer>>,
+}
+
+impl Session {
+    /// Connects, answers the broker's challenge, and is told that the connection is ours.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unreachable`], [`Error::Tls`], [`Error::NotTheBroker`] and [`Error::Refused`].
+    pub(crate) async fn attach(core: &Arc<Core>) -> Result<(Arc<Self>, Source)> {
+        let (mut source, mut sink, channel) = ws::open(&core.link).await?;
+        let attaching = shake_hands(core, &mut source, &mut sink, channel);
+        let terms = tokio::time::timeout(core.link.timeout(), attaching).await;
+        let terms =
+            terms.unwrap_or_else(|_| Err(core.closed("the broker does not attach us in time")))?;
+        let session = Self {
+            core: Arc::clone(core),
+            queue: sink.into_queue(),
+            terms,
+            waiting: Mutex::new(Some(HashMap::new())),
+            ended: watch::Sender::new(false),
+        };
+        Ok((Arc::new(session), source))
+    }
+
+    /// Reads until the connection ends; then everybody who waits learns that their answer is lost.
+    pub(crate) async fn read(self: &Arc<Self>, mut source: Source, receiver: &dyn Receiver) {
+        // The end is told also when this future is dropped.
+        let _end = End {
+            session: self,
+            receiver,
+        };
+        let mut credentials = Credentials::default();
+        while let Some(bytes) = source.next_or_dead(&self.queue).await {
+            let taken = match bytes.first() {
+                Some(&FRAME) => self.take_frame(bytes, &mut credentials, receiver),
+                _ => self.take_word(bytes, receiver),
+            };
+            match taken {
+                Ok(()) => {}
+                Err(Refusal::Busy(what)) => {
+                    return tracing::warn!(what, "session ended by us: a bound was reached");
+                }
+                Err(why) => tracing::warn!(code = %why.code(), %why, "delivery not believed"),
+            }
+        }
+    }
+
+    /// The broker's own word: an answer, or something it tells us.
+    fn take_word(&self, bytes: Bytes, receiver: &dyn Receiver) -> Result<(), Refusal> {
+        let said = BrokerSaid::check(bytes, &self.core.broker_key, self.core.voice.id())?;
+        let envelope = said.envelope();
+        // What answers something is for us by name; without that it could be another's answer.
+        let re = envelope.re().filter(|_| envelope.to().is_some());
+        let waiting = match (envelope.kind(), re) {
+            (Kind::Ack | Kind::Error | Kind::ToolsDiscovered, Some(re)) => self.stop_waiting(&re),
+            _ => None,
+        };
+        match waiting {
+            Some(Waiting::Question(answer)) => {
+                let _ = answer.send(refusal_in(envelope).map_or_else(|| Ok(envelope.clone()), Err));
+            }
+            Some(Waiting::Call(call)) => {
+                let error = refusal_in(envelope);
+                let _ = call.result.send(Err(
+                    error.unwrap_or_else(|| Error::Unexpected(envelope.kind().to_string()))
+                ));
+            }
+            None => receiver.said(&said),
+        }
+        Ok(())
+    }
+
+    /// What another agent signed.
+    fn take_frame(
+        self: &Arc<Self>,
+        bytes: Bytes,
+        credentials: &mut Credentials,
+        receiver: &dyn Receiver,
+    ) -> Result<(), Refusal> {
+        let frame = Frame::decode(bytes)?;
+        let voice = &self.core.voice;
+        let now = voice.now();
+        let vouched =
+            credentials.resolve(&frame.vouching, &self.core.broker_key, voice.id(), now)?;
+        let received = Received::parse(frame.envelope.clone(), ENVELOPE_BYTES_MAX)?;
+        let envelope = received.envelope();
+        match (envelope.kind(), envelope.re()) {
+            (Kind::ToolProgress, Some(call)) => self.take_progress(frame.envelope, &vouched, call),
+            (Kind::ToolResult, Some(call)) => self.take_result(frame.envelope, &vouched, call),
+            _ => {
+                receiver.delivered(self, &vouched, received);
+                Ok(())
+            }
+        }
+    }
+
+    fn take_progress(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<(), Refusal> {
+        let answer = self.answer(bytes, vouched, call)?;
+        if let Some(Waiting::Call(outgoing)) =
+            self.waiting().as_ref().and_then(|all| all.get(&call))
+        {
+            // A caller that does not look loses progress, never the result.
+            let _ = outgoing.progress.try_send(answer);
+        }
+        Ok(())
+    }
+
+    /// What does not prove to be the provider's answer leaves the call waiting: whoever can slip in
+    /// a forgery must not be able to end a call with it.
+    fn take_result(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<(), Refusal> {
+        let answer = self.answer(bytes, vouched, call)?;
+        if let Some(Waiting::Call(outgoing)) = self.stop_waiting(&call) {
+            let _ = outgoing.result.send(Ok(answer));
+        }
+        Ok(())
+    }
+
+    /// Checks that this is an answer to `call`, by the agent that was called.
+    fn answer(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<Answer, Refusal> {
+        let provider = match self.waiting().as_ref().and_then(|all| all.get(&call)) {
+            Some(Waiting::Call(outgoing)) => outgoing.provider.clone(),
+            _ => return Err(Refusal::NoSuchCall),
+        };
+        Answer::check(bytes, vouched, &provider, self.core.voice.id(), &call)
+    }
+
+    /// Asks the broker and waits for its word.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`], and [`Error::OutcomeUnknown`] where the session ended first.
+    pub(crate) async fn ask<B: Serialize + ?Sized>(
+        &self,
+        kind: Kind,
+        to: &Audience,
+        body: &B,
+    ) -> Result<Envelope> {
+        let question = self.core.voice.say(kind, to, Header::default(), body)?;
+        let (answer, answered) = oneshot::channel();
+        self.send_waiting(question, Waiting::Question(answer))
+            .await?;
+        match tokio::time::timeout(self.core.link.timeout(), answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::OutcomeUnknown(
+                "the session ended before the answer".into(),
+            )),
+            Err(_) => Err(Error::OutcomeUnknown(
+                "the broker did not answer in time".into(),
+            )),
+        }
+    }
+
+    /// Sends a call; its answer comes by what is returned.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unreachable`] where it was not sent.
+    pub(crate) async fn call(&self, call: Sealed, provider: AgentId) -> Result<Sent> {
+        let (progress, progressing) = mpsc::channel(PROGRESS_WAITING);
+        let (result, resulting) = oneshot::channel();
+        let id = call.id;
+        self.send_waiting(
+            call,
+            Waiting::Call(Outgoing {
+                provider,
+                progress,
+                result,
+            }),
+        )
+        .await?;
+        Ok(Sent {
+            id,
+            progress: progressing,
+            result: resulting,
+        })
+    }
+
+    /// Says something that needs no answer.
+    pub(crate) async fn tell(&self, envelope: Sealed) -> Result<()> {
+        self.queue
+            .send(envelope.bytes)
+            .await
+            .map_err(|_| self.not_sent())
+    }
+
+    /// Like [`Session::tell`], for those who must not wait. What does not fit is not sent.
+    pub(crate) fn try_tell(&self, envelope: Sealed) -> Result<()> {
+        self.queue
+            .try_send(envelope.bytes)
+            .map_err(|_| self.not_sent())
+    }
+
+    async fn send_waiting(&self, envelope: Sealed, waiting: Waiting) -> Result<()> {
+        if envelope.bytes.len() > self.terms.envelope_bytes_max {
+            return Err(too_long(
+                envelope.bytes.len(),
+                self.terms.envelope_bytes_max,
+            ));
+        }
+        match self.waiting().as_mut() {
+            Some(all) => all.insert(envelope.id, waiting),
+            None => return Err(self.not_sent()),
+        };
+        // Dropped before it was sent: nobody will answer, so nobody may wait.
+        let mut unsent = Unsent {
+            session: self,
+            id: Some(envelope.id),
+        };
+        self.queue
+            .send(envelope.bytes)
+            .await
+            .map_err(|_| self.not_sent())?;
+        unsent.id = None;
+        Ok(())
+    }
+
+    /// Takes whoever waits for the answer to `id`.
+    fn stop_waiting(&self, id: &Digest) -> Option<Waiting> {
+        self.waiting().as_mut()?.remove(id)
+    }
+
+    /// The caller of `id` no longer wants its answer.
+    pub(crate) fn forget(&self, id: &Digest) {
+        drop(self.stop_waiting(id));
+    }
+
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    pub(crate) fn voice(&self) -> &Voice {
+        &self.core.voice
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Done when the session has ended.
+    pub(crate) async fn end(&self) {
+        // The sender lives as long as `self`: waiting cannot fail.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    fn not_sent(&self) -> Error {
+        self.core.closed("the session has ended")
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<HashMap<Digest, Waiting>>> {
+        // Nothing that can panic runs under this lock.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
+    pub(crate) fn closed(&self, why: &str) -> Error {
+        Error::Unreachable {
+            broker: self.link.endpoint().to_string(),
+            why: why.into(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.voice.now()
+    }
+}
+
+/// Tells the end of a session, whichever way it ends.
+struct End<'a> {
+    session: &'a Session,
+    receiver: &'a dyn Receiver,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let waiting = self.session.waiting().take();
+        self.session.ended.send_replace(true);
+        self.receiver.ended();
+        // Dropping them tells those who wait.
+        drop(waiting);
+    }
+}
+
+struct Unsent<'a> {
+    session: &'a Session,
+    id: Option<Digest>,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.session.forget(&id);
+        }
+    }
+}
+
+/// Challenge, `attach`, `ack`. The challenge is verified before we sign anything for this connection.
+async fn shake_hands(
+    core: &Core,
+    source: &mut Source,
+    sink: &mut Sink,
+    channel: Digest,
+) -> Result<Terms> {
+    let voice = &core.voice;
+    let closed = || core.closed("the broker closed the connection before it was attached");
+    let first = source.next().await.ok_or_else(closed)?;
+    let said =
+        BrokerSaid::check(first, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
+    if let Some(refused) = refusal_in(said.envelope()) {
+        return Err(refused);
+    }
+    let challenge: Challenge = expect(said.envelope(), Kind::Challenge)?;
+    let body = Attach {
+        challenge: challenge.challenge,
+        channel,
+    };
+    let attach = voice.say(Kind::Attach, voice.broker(), Header::default(), &body)?;
+    sink.send(&core.link, attach.bytes).await?;
+    let second = source.next().await.ok_or_else(closed)?;
+    let said =
+        BrokerSaid::check(second, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
+    if let Some(refused) = refusal_in(said.envelope()) {
+        return Err(refused);
+    }
+    if said.envelope().re() != Some(attach.id) || said.envelope().to().is_none() {
+        return Err(Error::Unexpected("something else than our `attach`".into()));
+    }
+    match expect(said.envelope(), Kind::Ack)? {
+        Ack::Attached {
+            roots,
+            envelope_bytes_max,
+            clock_skew_max_ms,
+            ..
+        } => Ok(Terms {
+            roots,
+            envelope_bytes_max: usize::try_from(envelope_bytes_max).unwrap_or(usize::MAX),
+            skew: Duration::from_millis(clock_skew_max_ms).min(CLOCK_SKEW_MAX),
+        }),
+        _ => Err(Error::Unexpected(
+            "an `ack` of another kind to our `attach`".into(),
+        )),
+    }
+}
+
+/// The broker's refusal, if that is what the envelope is.
+pub(crate) fn refusal_in(envelope: &Envelope) -> Option<Error> {
+    if envelope.kind() != Kind::Error {
+        return None;
+    }
+    Some(match envelope.read_body::<ErrorBody>() {
+        Ok(body) => Error::refused(body),
+        Err(why) => Error::Unexpected(format!("an `error` without a code ({why})")),
+    })
+}
+
+/// The body of an envelope of the broker that has to be of one kind.
+pub(crate) fn expect<T: serde::de::DeserializeOwned>(envelope: &Envelope, kind: Kind) -> Result<T> {
+    if envelope.kind() != kind {
+        return Err(Error::Unexpected(format!("`{}`", envelope.kind())));
+    }
+    envelope
+        .read_body()
+        .map_err(|why| Error::Unexpected(format!("`{kind}`: {why}")))
+}
+
+pub(crate) fn too_long(bytes: usize, most: usize) -> Error {
+    Error::Unsendable(format!("{bytes} bytes, and the broker takes {most}"))
+}
