@@ -1,0 +1,280 @@
+//! Laws of tokens over chains that nobody wrote by hand: rights only shrink, only the right key
+//! presents, and the table decides what the engine would.
+
+#![expect(clippy::unwrap_used, reason = "a failing test panics")]
+
+use proptest::prelude::*;
+use proto_spec::capability::issue::{attenuate, delegate};
+use proto_spec::capability::{Arguments, Check, Narrowing, Question, Token};
+use proto_spec::{Code, Digest};
+
+mod fixture;
+use fixture::*;
+
+/// Things to ask for, and patterns to grant: small enough that they meet.
+const ASKED: [&str; 8] = [
+    "a",
+    "a.b",
+    "a.b.c",
+    "a.c",
+    "b",
+    "b.a",
+    "admin.a",
+    "event.emit.a",
+];
+const HELD: [&str; 9] = [
+    "*",
+    "a.*",
+    "a.b.*",
+    "a.b",
+    "a.c",
+    "b.*",
+    "b",
+    "admin.*",
+    "event.emit.*",
+];
+const CONDITIONS: [&str; 6] = [
+    "check if true",
+    "check if tool(\"fs.read_file\")",
+    "check if covers(\"a.*\"), proof(\"key\")",
+    "check all covers($c), $c.starts_with(\"a\") || $c == \"*\"",
+    "reject if covers(\"b.*\")",
+    "check if path(\"/path\", $v), $v.starts_with(\"/srv/\")",
+];
+
+/// One block more.
+#[derive(Debug, Clone)]
+enum Step {
+    Restrict(Wish),
+    /// To the key numbered so.
+    Delegate(u8, Wish),
+}
+
+#[derive(Debug, Clone)]
+struct Wish {
+    only: Vec<&'static str>,
+    seconds: Option<u64>,
+    condition: Option<&'static str>,
+}
+
+impl Wish {
+    fn narrowing(&self) -> Narrowing {
+        Narrowing {
+            only: patterns(&self.only),
+            expires: self.seconds.map(|s| at(ISSUED + s * 1_000)),
+            checks: self.condition.iter().map(|c| c.parse().unwrap()).collect(),
+            calls: None,
+        }
+    }
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    let only = proptest::sample::subsequence(HELD.to_vec(), 0..4);
+    let condition = proptest::option::of(proptest::sample::select(CONDITIONS.to_vec()));
+    (only, proptest::option::of(30_u64..4_000), condition).prop_map(|(only, seconds, condition)| {
+        Wish {
+            only,
+            seconds,
+            condition,
+        }
+    })
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        wish().prop_map(Step::Restrict),
+        (30_u8..36, wish()).prop_map(|(to, wish)| Step::Delegate(to, wish)),
+    ];
+    proptest::collection::vec(step, 0..5)
+}
+
+fn held() -> impl Strategy<Value = Vec<&'static str>> {
+    proptest::sample::subsequence(HELD.to_vec(), 1..4)
+}
+
+/// What is granted at some times, by what is asked and with which arguments.
+fn granted(token: &Token) -> Vec<bool> {
+    let times = [0, 60_000, 1_000_000, 3_500_000, 3_700_000];
+    let arguments = ["{}", "{\"path\":\"/srv/x\"}", "{\"path\":\"/etc\"}"];
+    let mut answers = Vec::new();
+    for required in patterns(&ASKED) {
+        for (time, arguments) in times.iter().flat_map(|t| arguments.map(|a| (t, a))) {
+            let q = Question {
+                now: at(ISSUED + time),
+                arguments: Arguments::Json(arguments),
+                ..question(&required)
+            };
+            answers.push(token.permits(&q).is_ok());
+        }
+    }
+    answers
+}
+
+/// Every token of a chain, unsealed, with the number of the key that holds it. Steps that the issuer refuses
+/// are left out.
+fn chain(held: &[&str], steps: &[Step]) -> Vec<(Vec<u8>, u8)> {
+    let mut tokens = vec![(mint(&terms(held)), HOLDER[0])];
+    for (index, step) in steps.iter().enumerate() {
+        let (last, holder) = tokens.last().unwrap();
+        let entropy = Digest::of(&[index as u8, 99]).0;
+        let (longer, holder) = match step {
+            Step::Restrict(wish) => (attenuate(last, &wish.narrowing(), entropy), *holder),
+            Step::Delegate(to, wish) => {
+                let (from, next) = (key([*holder; 32]), key([*to; 32]).public());
+                (
+                    delegate(last, &from, &next, &wish.narrowing(), entropy),
+                    *to,
+                )
+            }
+        };
+        tokens.extend(longer.ok().map(|token| (token, holder)));
+    }
+    tokens
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(cases)
+    }
+}
+
+proptest! {
+    #![proptest_config(config(48))]
+
+    #[test]
+    fn what_is_granted_only_shrinks(held in held(), steps in steps()) {
+        let mut before: Option<Vec<bool>> = None;
+        for (token, holder) in chain(&held, &steps) {
+            let token = open(&sealed(&token)).unwrap();
+            let now = granted(&token);
+            if let Some(before) = &before {
+                prop_assert!(now.iter().zip(before).all(|(now, before)| !now || *before));
+            }
+            for other in (30..36).chain([HOLDER[0]]) {
+                let presents = token.presented_by(&key([other; 32]).public()).is_ok();
+                prop_assert_eq!(presents, other == holder);
+            }
+            before = Some(now);
+        }
+    }
+
+    #[test]
+    fn the_table_decides_what_the_engine_would(held in held(), steps in steps()) {
+        for (token, _) in chain(&held, &steps) {
+            let by_table = open(&sealed(&token)).unwrap();
+            if !by_table.is_standard() || by_table.blocks().len() == 8 {
+                continue;
+            }
+            let always = Narrowing { checks: vec!["check if true".parse().unwrap()], ..only(&[]) };
+            let by_engine = open(&sealed(&attenuate(&token, &always, [9; 32]).unwrap())).unwrap();
+            prop_assert!(!by_engine.is_standard());
+            prop_assert_eq!(granted(&by_table), granted(&by_engine));
+        }
+    }
+
+    #[test]
+    fn a_delegation_by_anyone_but_the_holder_is_refused(
+        held in held(), steps in steps(), signer in 30_u8..40, to in 30_u8..40,
+    ) {
+        let (token, holder) = chain(&held, &steps).pop().unwrap();
+        let before = Token::open_unsealed(&token, &roots()).unwrap();
+        let forged = third_party(&token, [signer; 32], &holder_fact([to; 32]));
+        let answer = open(&sealed_by_hand(&forged));
+        let is_new = !before.holders().contains(&key([to; 32]).public());
+        if signer == holder && is_new {
+            let next = key([to; 32]).public();
+            let opened = answer.unwrap();
+            prop_assert_eq!(opened.holder(), Some(&next));
+        } else {
+            prop_assert_eq!(answer.unwrap_err().code(), Code::NotHolder);
+        }
+    }
+
+    #[test]
+    fn blocks_reordered_left_out_or_spliced_from_another_token_never_open(
+        held in held(), steps in steps(), pick in any::<[prop::sample::Index; 2]>(),
+    ) {
+        let (one, _) = chain(&held, &steps).pop().unwrap();
+        let two = attenuate(&mint_with(&terms(&["*"]), [5; 32]), &only(&["*"]), [6; 32]).unwrap();
+        let (genuine, other) = (container(&one), container(&two));
+        let mut variants = Vec::new();
+        if genuine.blocks.len() > 1 {
+            let (i, j) = (pick[0].index(genuine.blocks.len()), pick[1].index(genuine.blocks.len()));
+            let mut swapped = genuine.clone();
+            swapped.blocks.swap(i, j);
+            variants.push(swapped);
+            let mut shorter = genuine.clone();
+            shorter.blocks.remove(i);
+            variants.push(shorter);
+            let mut doubled = genuine.clone();
+            doubled.blocks.insert(i, genuine.blocks[j].clone());
+            variants.push(doubled);
+        }
+        let mut spliced = genuine.clone();
+        spliced.blocks.insert(0, other.blocks[0].clone());
+        variants.push(spliced);
+        let mut other_authority = genuine.clone();
+        other_authority.authority = other.authority.clone();
+        variants.push(other_authority);
+        for variant in variants.into_iter().filter(|variant| *variant != genuine) {
+            let bytes = prost::Message::encode_to_vec(&variant);
+            prop_assert!(Token::open_unsealed(&bytes, &roots()).is_err());
+            prop_assert!(open(&sealed_by_hand(&bytes)).is_err());
+        }
+    }
+
+    #[test]
+    fn no_single_changed_byte_opens_differently(held in held(), steps in steps(), at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+        let (token, _) = chain(&held, &steps).pop().unwrap();
+        let mut bytes = sealed(&token);
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        prop_assert!(open(&bytes).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(config(512))]
+
+    #[test]
+    fn arbitrary_bytes_are_refused_and_nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(open(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_check_that_reads_reads_back_as_itself(
+        text in "(check if|check all|reject if) (arg|path|covers|tool|trust)\\((\\$a|\"/a\"|\"a.b\"|5)(, (\\$b|\"x\"|3|true))?\\)(, (!?\\$a|\\$b) ?(==|!=|<|===|\\|\\||&&) ?(\"x\\\\\"y\"|3|\\(\\$a == \\$b\\)|!true)){0,2}",
+    ) {
+        if let Ok(check) = text.parse::<Check>() {
+            prop_assert_eq!(check.to_string().parse::<Check>().unwrap(), check);
+        }
+    }
+
+    #[test]
+    fn a_where_clause_never_permits_a_path_outside(
+        parts in proptest::collection::vec(proptest::sample::select(vec!["srv", "a", "..", ".", "", "etc", "srvx", "\\\\"]), 1..6),
+        absolute in any::<bool>(),
+    ) {
+        let path = format!("{}{}", if absolute { "/" } else { "" }, parts.join("/"));
+        let token = where_token("path under /srv/a");
+        let json = format!("{{\"path\":\"{path}\"}}");
+        let permitted = with_arguments(&token, Arguments::Json(&json)).is_ok();
+        // What a provider would open, resolved the way POSIX does.
+        let mut resolved = Vec::new();
+        for part in path.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => { resolved.pop(); }
+                name => resolved.push(name),
+            }
+        }
+        if permitted {
+            prop_assert!(path.starts_with('/') && resolved.starts_with(&["srv", "a"]), "{path}");
+        }
+        let plain = parts.iter().all(|p| ["srv", "a", "etc", "srvx"].contains(p));
+        if absolute && plain && resolved.starts_with(&["srv", "a"]) {
+            prop_assert!(permitted, "{path}");
+        }
+    }
+}
