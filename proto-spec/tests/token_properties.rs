@@ -215,7 +215,7 @@ proptest! {
         spliced.blocks.insert(0, other.blocks[0].clone());
         variants.push(spliced);
         let mut other_authority = genuine.clone();
-        other_authority.authority = other.authority.clone();
+        other_authority.authority = other.authority;
         variants.push(other_authority);
         for variant in variants.into_iter().filter(|variant| *variant != genuine) {
             let bytes = prost::Message::encode_to_vec(&variant);
