@@ -5,7 +5,7 @@
 
 use proptest::prelude::*;
 use proto_spec::capability::issue::{attenuate, delegate};
-use proto_spec::capability::{Arguments, Check, Narrowing, Question, Token};
+use proto_spec::capability::{Arguments, Check, Narrowing, Question, Token, permits};
 use proto_spec::{Code, Digest};
 
 mod fixture;
@@ -132,6 +132,41 @@ fn chain(held: &[&str], steps: &[Step]) -> Vec<(Vec<u8>, u8)> {
     tokens
 }
 
+/// A condition over arguments, with comparisons of all types mixed.
+fn condition() -> impl Strategy<Value = String> {
+    let kind = proptest::sample::select(vec!["check if", "check all", "reject if"]);
+    let atoms = vec![
+        "arg($p, $v)",
+        "arg(\"/a\", $v)",
+        "path($p, $v)",
+        "odd_arg($p)",
+        "arg($p, 1)",
+        "arg(\"/b\", $w)",
+    ];
+    let atoms = proptest::sample::subsequence(atoms, 1..3);
+    let left = proptest::sample::select(vec!["$v", "$p", "$w", "1", "\"x\"", "true"]);
+    let operator = proptest::sample::select(vec!["==", "!=", "<", ">=", "===", "!=="]);
+    let right = proptest::sample::select(vec!["$v", "$w", "2", "\"/x\"", "true", "$p"]);
+    let one = (left, operator, right).prop_map(|(l, o, r)| format!("{l} {o} {r}"));
+    let one = prop_oneof![3 => one, 1 => Just("$v.starts_with(\"/x\")".to_owned()), 1 => Just("!($v == true)".to_owned())];
+    let word = proptest::sample::select(vec![" && ", " || ", ", "]);
+    let all = (one.clone(), word, one).prop_map(|(a, word, b)| format!("{a}{word}{b}"));
+    (kind, atoms, all).prop_map(|(kind, atoms, all)| format!("{kind} {}, {all}", atoms.join(", ")))
+}
+
+fn arguments() -> impl Strategy<Value = String> {
+    let value =
+        proptest::sample::select(vec!["1", "2", "\"x\"", "\"/x\"", "\"/y\"", "true", "false"]);
+    proptest::collection::vec(value, 1..6).prop_map(|values| {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let members = names
+            .iter()
+            .zip(&values)
+            .map(|(name, value)| format!("\"{name}\":{value}"));
+        format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+    })
+}
+
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
@@ -248,6 +283,20 @@ proptest! {
     ) {
         if let Ok(check) = text.parse::<Check>() {
             prop_assert_eq!(check.to_string().parse::<Check>().unwrap(), check);
+        }
+    }
+
+    /// The engine walks hash tables with random seeds and stops at the first error.
+    #[test]
+    fn a_decision_does_not_depend_on_the_order_of_facts(check in condition(), arguments in arguments()) {
+        if let Ok(check) = check.parse::<Check>() {
+            let required = "fs.read".parse().unwrap();
+            let q = Question { arguments: Arguments::Json(&arguments), ..question(&required) };
+            let decide = || permits(&patterns(&["fs.*"]), std::slice::from_ref(&check), &q).is_ok();
+            let first = decide();
+            for _ in 0..4 {
+                prop_assert_eq!(decide(), first, "{} {}", check, arguments);
+            }
         }
     }
 

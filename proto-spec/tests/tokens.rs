@@ -98,7 +98,7 @@ fn each_kind_of_token_states_exactly_its_facts() {
         format!("{grant} capability(\"fs.*\");"),
         format!("{grant} capability(\"*\"); capability(\"admin.*\"); sandbox(\"wasm\"); calls(3);"),
         format!("{peer} capability(\"fs.*\"); capability(\"event.emit.x\");"),
-        format!("{enrol} ceiling(\"fs.*\"); prefix(\"fs.\");"),
+        format!("{enrol} ceiling(\"fs.*\"); prefix(\"fs.*\");"),
         format!("{mcp} capability(\"fs.*\");"),
     ] {
         assert!(
@@ -140,6 +140,8 @@ fn each_kind_of_token_states_exactly_its_facts() {
         format!("{peer} capability(\"admin.x\");"),
         format!("{peer} capability(\"fs.*\"); calls(3);"),
         format!("{enrol} ceiling(\"broker.*\");"),
+        format!("{enrol} ceiling(\"fs.*\"); prefix(\"event.*\");"),
+        format!("{enrol} ceiling(\"fs.*\"); prefix(\"fs.\");"),
         format!("{enrol} ceiling(\"fs.*\"); holder({holder});"),
         format!("{enrol} ceiling(\"fs.*\"); capability(\"fs.*\");"),
         format!("{mcp} capability(\"fs.*\"); holder({holder});"),
@@ -312,6 +314,19 @@ fn the_text_of_a_token_is_bounded_before_it_is_decoded() {
             "{bad:.9}"
         );
     }
+}
+
+#[test]
+fn a_peers_token_is_not_presented_at_an_agents_door() {
+    let holder = holder_fact(HOLDER);
+    let code =
+        format!("{BASE} kind(\"peer\"); agent(\"broker@globex\"); {holder} capability(\"fs.*\");");
+    let token = open(&minted(&code)).unwrap();
+    let refusal = token.presented_by(&key(HOLDER).public()).unwrap_err();
+    assert_eq!(
+        (token.kind(), refusal.code()),
+        (TokenKind::Peer, Code::NotHolder)
+    );
 }
 
 // ---- Capabilities and conditions ----------------------------------------------------------------

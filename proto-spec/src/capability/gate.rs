@@ -446,7 +446,7 @@ fn authority(block: &schema::Block, symbols: &SymbolTable) -> Result<(Authority,
             authority.enrolment = Some(Enrolment {
                 name: stated.one("name", Statements::parsed::<NamePattern>)?,
                 ceiling: stated.some("ceiling", Statements::parsed)?,
-                prefixes: stated.all("prefix", Statements::text)?,
+                prefixes: stated.all("prefix", Statements::parsed)?,
                 uses: stated.one("uses", Statements::count)?,
             });
         }
@@ -468,6 +468,13 @@ impl Authority {
         }
         if !matches!(self.sandbox.as_deref(), None | Some("wasm" | "process")) {
             return malformed("a sandbox that is neither wasm nor process");
+        }
+        let prefixes = self
+            .enrolment
+            .iter()
+            .flat_map(|enrolment| &enrolment.prefixes);
+        if prefixes.into_iter().any(Pattern::is_reserved) {
+            return malformed("no tool lies under a reserved segment");
         }
         let reach = match (&self.enrolment, self.kind) {
             (Some(enrolment), _) => &enrolment.ceiling,

@@ -154,7 +154,7 @@ pub fn enrolment(
         block = fact(block, "ceiling", Term::Str(pattern.to_string()))?;
     }
     for prefix in &enrolment.prefixes {
-        block = fact(block, "prefix", Term::Str(prefix.clone()))?;
+        block = fact(block, "prefix", Term::Str(prefix.to_string()))?;
     }
     block = fact(block, "uses", Term::Integer(i64::from(enrolment.uses)))?;
     seal(&mint(root, block, entropy)?)

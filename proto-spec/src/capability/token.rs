@@ -91,8 +91,8 @@ pub struct Enrolment {
     pub name: NamePattern,
     /// The agent gets what it asks for within these.
     pub ceiling: Vec<Pattern>,
-    /// The beginnings of the tools it may offer, as `fs.`; none means its own name and a dot.
-    pub prefixes: Vec<String>,
+    /// Under which prefixes it may offer tools, as `fs.*`; none means under its own name.
+    pub prefixes: Vec<Pattern>,
     /// How many registrations.
     pub uses: u32,
 }
@@ -259,9 +259,13 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// [`Refusal::NotHolder`]: it is another's, or a token that no key presents.
+    /// [`Refusal::NotHolder`]: it is another's, a token that no key presents, or a peer's, which counts only
+    /// inside that peer's own link.
     pub fn presented_by(&self, key: &PublicKey) -> Result<(), Refusal> {
         match self.holder() {
+            _ if self.kind() == TokenKind::Peer => {
+                Err(Refusal::NotHolder("a peer's token is not for this door"))
+            }
             Some(holder) if holder == key => Ok(()),
             Some(_) => Err(Refusal::NotHolder("another key holds it")),
             None => Err(Refusal::NotHolder(
