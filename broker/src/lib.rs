@@ -1,1 +1,35 @@
-//! .
+//! The FEM broker.
+//!
+//! Read [`pipeline`] first: it is what happens to an envelope, top to bottom. Around it:
+//!
+//! | where | what |
+//! |---|---|
+//! | [`listener`] | where bytes come in: TLS, HTTP, WebSocket, health and metrics |
+//! | [`pipeline`] | parse → verify → admit → authorize → perform → answer |
+//! | [`calls`], [`routing`], [`delivery`], [`directory`] | what is performed |
+//! | [`registrar`] | the only code that appends durable changes |
+//! | [`state`] | views in memory that the request path reads |
+//! | [`journal`], [`change`] | ground truth |
+//! | [`config`], [`clock`], [`voice`], [`metrics`] | what it runs with, its time, its words, its counters |
+
+pub mod calls;
+pub mod change;
+pub mod clock;
+pub mod config;
+pub mod delivery;
+pub mod directory;
+pub mod journal;
+mod keyfile;
+pub mod listener;
+pub mod metrics;
+pub mod pipeline;
+pub mod registrar;
+pub mod routing;
+pub mod state;
+pub mod telemetry;
+pub mod voice;
+
+mod broker;
+
+pub use broker::{Broker, Founding, found};
+pub use config::Config;

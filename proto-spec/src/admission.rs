@@ -20,7 +20,7 @@ use crate::capability::{
 };
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{AgentId, Audience, Org, Speaker};
-use crate::limits::TOOL_SEGMENTS_MAX;
+use crate::limits::{ENVELOPE_BYTES_MAX, TOOL_SEGMENTS_MAX};
 use crate::message::{self, Basis, Credential};
 use crate::refusal::Refusal;
 use crate::signature::{Digest, PublicKey};
@@ -355,6 +355,7 @@ impl Fresh {
             }
             (Basis::Record, None, Some(text)) => {
                 let token = Token::open(&decode_text(text)?, roots)?;
+                presented_by(&token, &self.key)?;
                 Some(token)
             }
             (Basis::Record, None, None) => None,
@@ -699,6 +700,35 @@ impl Authorized {
     pub fn permit(&self) -> &Permit {
         &self.permit
     }
+
+    /// Of a `rotateKey`: the new key, which has signed its consent to follow this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InvalidBody`] where the `acceptKey` inside is not one, names another agent or another
+    /// key, or is not of this time; [`Refusal::BadSignature`] where the new key did not sign it.
+    pub fn successor(&self, judge: &Judge<'_>) -> Result<PublicKey, Refusal> {
+        let wrong = |why: &str| Refusal::InvalidBody(format!("`accept` {why}"));
+        let body: message::RotateKey = self.envelope.read_body()?;
+        let accept = Received::parse(body.accept.into(), ENVELOPE_BYTES_MAX)?;
+        if accept.envelope.kind() != Kind::AcceptKey {
+            return Err(wrong("is not an acceptKey"));
+        }
+        if accept.envelope.speaker().agent() != Some(&self.agent)
+            || accept.envelope.to() != self.envelope.to()
+        {
+            return Err(wrong("is another agent's, or for another broker"));
+        }
+        if judge.now.distance(accept.envelope.ts()) > judge.skew {
+            return Err(wrong("is not of this time"));
+        }
+        let consent: message::AcceptKey = accept.envelope.read_body()?;
+        if consent.follows != self.key || consent.pubkey == self.key {
+            return Err(wrong("follows another key"));
+        }
+        accept.verify_with(consent.pubkey)?;
+        Ok(consent.pubkey)
+    }
 }
 
 /// A key asks to become an agent: signed by the key it introduces, and fresh. It is not an
@@ -801,7 +831,7 @@ impl BrokerSaid {
     ///
     /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], and those of [`Envelope::parse`].
     pub fn check(bytes: Bytes, broker: &PublicKey, me: &AgentId) -> Result<Self, Refusal> {
-        let received = Received::parse(bytes, crate::limits::ENVELOPE_BYTES_MAX)?;
+        let received = Received::parse(bytes, ENVELOPE_BYTES_MAX)?;
         if *received.envelope.speaker() != Speaker::Broker(me.org().clone()) {
             return Err(Refusal::BadSignature);
         }
@@ -845,8 +875,7 @@ impl Answer {
         me: &AgentId,
         re: &Digest,
     ) -> Result<Self, Refusal> {
-        let verified =
-            Received::parse(bytes, crate::limits::ENVELOPE_BYTES_MAX)?.verify(vouched)?;
+        let verified = Received::parse(bytes, ENVELOPE_BYTES_MAX)?.verify(vouched)?;
         let envelope = &verified.envelope;
         if envelope.speaker().agent() != Some(provider) {
             return Err(Refusal::BadSignature);

@@ -584,7 +584,7 @@ pub struct CredentialPermit {
 }
 
 /// Where a permission came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
     /// What the agent is granted on record.

@@ -369,6 +369,8 @@ pub enum Refusal {
     SessionRequired(&'static str),
     #[error("{0} is not permitted")]
     Denied(String),
+    #[error("{0}")]
+    RequestDenied(String),
     #[error("tool {0:?} may not be offered: {1}")]
     OfferDenied(String, &'static str),
     #[error("no such call for this session")]
@@ -441,7 +443,7 @@ impl Refusal {
             Self::Replayed => Code::Replayed,
             Self::InvalidBody(_) => Code::InvalidBody,
             Self::SessionRequired(_) => Code::SessionRequired,
-            Self::Denied(_) => Code::Denied,
+            Self::Denied(_) | Self::RequestDenied(_) => Code::Denied,
             Self::OfferDenied(..) => Code::OfferDenied,
             Self::NoSuchCall => Code::NoSuchCall,
             Self::TokenMalformed(_) => Code::TokenMalformed,
@@ -470,6 +472,10 @@ impl Refusal {
     /// only the code's meaning where the reason would tell a stranger who exists or what is held.
     #[must_use]
     pub fn message(&self) -> String {
+        if let Self::RequestDenied(reason) = self {
+            // An admin's words to this very key.
+            return reason.clone();
+        }
         match self.code() {
             Code::NotAuthentic | Code::Denied | Code::Internal => self.code().meaning().into(),
             _ => self.to_string(),

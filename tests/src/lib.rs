@@ -1,1 +1,7 @@
-//! .
+//! What only several parts together can show: a [`lab::Lab`] is a broker on loopback with agents that
+//! speak the wire protocol by hand, so that a test can say what no well-behaved client would.
+
+pub mod binaries;
+pub mod certs;
+pub mod lab;
+pub mod wire;

@@ -1,0 +1,313 @@
+//! Builds the parts of a broker, owns their tasks, and drains them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use proto_spec::{AgentId, Name, Org, PublicKey, SigningKey, Timestamp};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::calls::Place;
+use crate::change::Change;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::journal::{Embedded, Journal};
+use crate::listener::{self, tls};
+use crate::metrics::Metrics;
+use crate::pipeline::Core;
+use crate::registrar::{Registrar, first_admin};
+use crate::state::State;
+use crate::state::replay::{Ended, Replay};
+use crate::voice::Voice;
+
+/// How often deadlines are looked at: how late a `DEADLINE` may come.
+const DEADLINE_TICK: Duration = Duration::from_millis(50);
+/// How often nonces are dropped that can no longer be replayed.
+const WINDOW_TICK: Duration = Duration::from_secs(10);
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Broker {
+    core: Arc<Core>,
+    address: SocketAddr,
+    ops_address: SocketAddr,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    registrar: std::thread::JoinHandle<()>,
+}
+
+/// What an organisation begins with.
+#[derive(Debug, Clone)]
+pub struct Founding {
+    /// Its name.
+    pub org: Org,
+    /// The broker's key.
+    pub broker: PublicKey,
+    /// The key that its tokens are rooted in.
+    pub root: PublicKey,
+    /// The key that is kept offline for recovery.
+    pub recovery: PublicKey,
+    /// The first admin.
+    pub admin: Name,
+    /// The first admin's key.
+    pub admin_key: PublicKey,
+}
+
+/// Begins an organisation's journal in `data`, which is made if need be.
+///
+/// # Errors
+///
+/// When there is a journal already, or it cannot be written.
+pub fn found(data: &Path, founding: &Founding, now: Timestamp) -> anyhow::Result<()> {
+    make_private(data)?;
+    let mut journal = Embedded::open(data)?;
+    let mut records = 0_u64;
+    journal.replay(&mut |_| records += 1)?;
+    if records > 0 {
+        bail!("{} holds an organisation already", data.display());
+    }
+    let Founding {
+        org,
+        broker,
+        root,
+        recovery,
+        admin,
+        admin_key,
+    } = founding.clone();
+    journal.append(&[Change::Founded {
+        org,
+        broker,
+        root,
+        recovery,
+        admin,
+        admin_key,
+        at: now,
+    }])?;
+    Ok(())
+}
+
+fn make_private(data: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("making the data directory {}", data.display()))
+}
+
+impl Broker {
+    /// Starts a broker: replays its journal, opens its replay window, and listens.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing, damaged or readable by others, the journal is another organisation's, or
+    /// an address is taken.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_at(config, Clock::machine()).await
+    }
+
+    /// As [`Broker::start`], with a clock of the caller's: tests bring their own time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::start`].
+    pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let clock = Arc::new(clock);
+        let broker_key = crate::keyfile::load(&config.broker_key)?;
+        let root_key = crate::keyfile::load(&config.root_key)?;
+        let (tls, channel) = tls::server(&config.certificate, &config.certificate_key)?;
+        make_private(&config.data)?;
+        let mut journal = Embedded::open(&config.data)?;
+        let state = Arc::new(restore(
+            &config,
+            &mut journal,
+            &broker_key,
+            &root_key,
+            clock.now(),
+        )?);
+        let (registrar, thread) = Registrar::start(
+            Arc::clone(&state),
+            Box::new(journal),
+            root_key,
+            Arc::clone(&clock),
+            config.limits.clone(),
+        )?;
+        let listener = bind(config.listen, "listen").await?;
+        let ops = bind(config.ops, "ops").await?;
+        let (address, ops_address) = (listener.local_addr()?, ops.local_addr()?);
+        let mut run = [0; 8];
+        getrandom::fill(&mut run)?;
+        let mut channels = config.channels.clone();
+        channels.push(channel);
+        let core = Arc::new(Core {
+            voice: Voice::new(broker_key, config.org.clone(), u64::from_be_bytes(run)),
+            config,
+            clock,
+            state,
+            registrar,
+            metrics: Metrics::default(),
+            channels,
+            post_credentials: crate::calls::PostCredentials::default(),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        tasks.spawn(listener::accept(
+            Arc::clone(&core),
+            listener,
+            acceptor,
+            stopped.clone(),
+        ));
+        tasks.spawn(listener::ops::accept(Arc::clone(&core), ops, stopped));
+        tasks.spawn(keep_time(Arc::clone(&core)));
+        tasks.spawn(keep_window(Arc::clone(&core)));
+        tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
+        Ok(Self {
+            core,
+            address,
+            ops_address,
+            stop,
+            tasks,
+            registrar: thread,
+        })
+    }
+
+    /// Where agents connect; of use where the configuration says port 0.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where health and metrics are.
+    #[must_use]
+    pub fn ops_address(&self) -> SocketAddr {
+        self.ops_address
+    }
+
+    /// What it knows and does, for benches and tests in the same process.
+    #[must_use]
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Stops: takes no more connections, lets calls in flight finish within `drain_ms`, and marks the
+    /// replay window complete.
+    pub async fn stop(mut self) {
+        let drain = Duration::from_millis(self.core.config.limits.drain_ms);
+        tracing::info!(calls = self.core.state.calls.len(), "stopping");
+        let drained = tokio::time::timeout(drain, async {
+            while !self.core.state.calls.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let _ = drained.await;
+        let _ = self.stop.send(true);
+        self.tasks.shutdown().await;
+        self.core.state.replay.close();
+        let thread = self.registrar;
+        drop(self.core);
+        // The registrar ends when the last connection that could order something is gone.
+        let _ = tokio::time::timeout(
+            Duration::from_secs(1),
+            tokio::task::spawn_blocking(move || thread.join()),
+        )
+        .await;
+    }
+}
+
+async fn bind(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{name}: {address} cannot be listened on"))
+}
+
+/// State as the journal has it. The first start of an organisation gives its first admin everything.
+fn restore(
+    config: &Config,
+    journal: &mut Embedded,
+    broker: &SigningKey,
+    root: &SigningKey,
+    now: Timestamp,
+) -> anyhow::Result<State> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)?;
+    let limits = &config.limits;
+    let (replay, ended) = Replay::open(
+        &config.data,
+        limits.nonces_max,
+        limits.nonces_per_sender_max,
+        limits.skew(),
+        secret,
+        now,
+    )?;
+    if ended == Ended::PowerLost {
+        tracing::warn!(
+            "the machine went down under this broker: until its window has passed, what was signed before then is refused as STALE"
+        );
+    }
+    let state = State::new(config, root.public(), replay);
+    let (mut founding, mut has_admin, mut misfit) = (None, false, None);
+    journal.replay(&mut |change| {
+        has_admin |= matches!(&change, Change::Approved { .. });
+        if let Err(error) = state.apply(&change) {
+            misfit.get_or_insert(error);
+        }
+        if let Change::Founded { .. } = &change {
+            founding.get_or_insert(change);
+        }
+    })?;
+    if let Some(error) = misfit {
+        return Err(error.into());
+    }
+    let Some(Change::Founded {
+        org,
+        broker: key,
+        admin,
+        admin_key,
+        ..
+    }) = founding
+    else {
+        bail!(
+            "{} holds no organisation: make one with `fem-cli init {}`",
+            config.data.display(),
+            config.org
+        );
+    };
+    if key != broker.public() {
+        bail!("keys.broker is not the key that the journal names as {org}'s broker");
+    }
+    if !has_admin {
+        let admin = AgentId::new(admin, org);
+        let change = first_admin(root, &admin, admin_key, now)?;
+        journal.append(std::slice::from_ref(&change))?;
+        state.apply(&change)?;
+    }
+    Ok(state)
+}
+
+/// Ends calls whose deadline has passed, and tells sessions what they missed.
+async fn keep_time(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(DEADLINE_TICK);
+    loop {
+        tick.tick().await;
+        let place = Place {
+            core: &core,
+            now: core.clock.now(),
+        };
+        place.expire_calls();
+        place.report_all_missed();
+    }
+}
+
+async fn keep_window(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(WINDOW_TICK);
+    loop {
+        tick.tick().await;
+        core.state.replay.expire(core.clock.now());
+    }
+}

@@ -1,0 +1,426 @@
+//! The life of a call: delivered, fed, answered once, or ended by deadline, cancellation or loss.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use lru::LruCache;
+use proto_spec::admission::Authority as _;
+use proto_spec::capability::{Arguments, Pattern, Proof, Question};
+use proto_spec::limits::CREDENTIAL_VALIDITY;
+use proto_spec::message::{EmitEvent, Event, ToolCancel};
+use proto_spec::refusal::ErrorBody;
+use proto_spec::{AgentId, Audience, Authorized, Digest, Kind, PublicKey, Refusal, Timestamp};
+use tokio::sync::oneshot;
+
+use crate::delivery::{about_call, about_sender, deliver, permit_of, vouch};
+use crate::pipeline::{Core, Door, Standing, Step};
+use crate::routing;
+use crate::state::calls::{Answer, InFlight, Reply};
+use crate::state::sessions::{CredentialKey, Session, Subscription};
+
+/// One moment of a broker: what it does with a call now.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The broker.
+    pub core: &'a Core,
+    /// The moment.
+    pub now: Timestamp,
+}
+
+impl Place<'_> {
+    /// Delivers a call to one session of its provider.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`routing::choose`], and [`Refusal::Busy`] at every bound.
+    pub fn call(&self, call: &Authorized, door: &Door) -> Result<Step, Refusal> {
+        let core = self.core;
+        let limits = &core.config.limits;
+        let route = routing::choose(call, &core.state)?;
+        if route.session.outstanding().load(Ordering::Relaxed) >= limits.calls_per_session_max {
+            return Err(Refusal::Busy("the provider's share of calls"));
+        }
+        let (reply, waiting) = match door {
+            Door::Session(caller) => {
+                if caller.made().load(Ordering::Relaxed) >= limits.calls_per_session_max {
+                    return Err(Refusal::Busy("the caller's share of calls"));
+                }
+                (Reply::Session(Arc::clone(caller)), None)
+            }
+            _ => {
+                let (answer, answered) = oneshot::channel();
+                (Reply::Post(answer), Some(answered))
+            }
+        };
+        let patience = call
+            .envelope()
+            .deadline()
+            .unwrap_or_else(|| limits.deadline());
+        let in_flight = InFlight {
+            caller: call.agent().clone(),
+            reply,
+            provider: route.session.agent().clone(),
+            session: Arc::clone(&route.session),
+            received: self.now,
+            deadline: self.now.later(patience),
+            progress: route.progress,
+        };
+        core.state
+            .calls
+            .begin(call.id(), in_flight)
+            .map_err(|(refusal, _)| refusal)?;
+        let permit = || permit_of(call, &route, &core.state);
+        let about = about_call(call, &route);
+        let bytes = call.envelope().bytes();
+        if let Err(refusal) = deliver(&core.voice, &route.session, about, permit, bytes, self.now) {
+            drop(core.state.calls.end(&call.id()));
+            return Err(refusal);
+        }
+        Ok(match waiting {
+            Some(answered) => Step::Wait(call.id(), answered),
+            None => Step::Nothing,
+        })
+    }
+
+    /// Gives a provider's result to the caller, as it came.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoSuchCall`] when the call has just ended another way.
+    pub fn result(&self, result: &Authorized) -> Result<(), Refusal> {
+        let call = self.end(result)?;
+        let elapsed = self.now.distance(call.received);
+        self.core.metrics.answered(elapsed.as_millis() as u64);
+        match call.reply {
+            Reply::Post(waiting) => {
+                let credential = self.core.post_credentials.get(self, &call.caller, result);
+                let envelope = result.envelope().bytes().clone();
+                // A caller that went away has cancelled; its request's end says so elsewhere.
+                let _ = waiting.send(Answer {
+                    envelope,
+                    credential: Some(credential),
+                    status: 200,
+                });
+            }
+            Reply::Session(caller) => self.pass(&caller, result),
+        }
+        Ok(())
+    }
+
+    fn end(&self, answer: &Authorized) -> Result<InFlight, Refusal> {
+        let id = answer.envelope().re().ok_or(Refusal::NoSuchCall)?;
+        self.core
+            .state
+            .calls
+            .end_if(&id, |call| call.provider == *answer.agent())
+            .ok_or(Refusal::NoSuchCall)
+    }
+
+    /// Passes on how far a call is; a caller by POST, or one that did not ask, does not hear it.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoSuchCall`] when the call has just ended.
+    pub fn progress(&self, progress: &Authorized) -> Result<(), Refusal> {
+        let id = progress.envelope().re().ok_or(Refusal::NoSuchCall)?;
+        let listener = self.core.state.calls.look(&id, |call| match &call.reply {
+            Reply::Session(caller) if call.progress => Some(Arc::clone(caller)),
+            _ => None,
+        });
+        if let Some(caller) = listener.ok_or(Refusal::NoSuchCall)? {
+            self.pass(&caller, progress);
+        }
+        Ok(())
+    }
+
+    /// Passes a caller's further input on to its provider.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoSuchCall`] when the call has just ended, [`Refusal::Busy`].
+    pub fn input(&self, input: &Authorized) -> Result<(), Refusal> {
+        let id = input.envelope().re().ok_or(Refusal::NoSuchCall)?;
+        let provider = self
+            .core
+            .state
+            .calls
+            .look(&id, |call| Arc::clone(&call.session));
+        let provider = provider.ok_or(Refusal::NoSuchCall)?;
+        let bytes = input.envelope().bytes();
+        deliver(
+            &self.core.voice,
+            &provider,
+            about_sender(input),
+            || None,
+            bytes,
+            self.now,
+        )
+    }
+
+    /// Ends a call as its caller wishes; the provider hears it in the caller's own words.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoSuchCall`] when the call has just ended.
+    pub fn cancelled(&self, cancel: &Authorized) -> Result<(), Refusal> {
+        let id = cancel.envelope().re().ok_or(Refusal::NoSuchCall)?;
+        let call = self.core.state.calls.end(&id).ok_or(Refusal::NoSuchCall)?;
+        let bytes = cancel.envelope().bytes();
+        let told = deliver(
+            &self.core.voice,
+            &call.session,
+            about_sender(cancel),
+            || None,
+            bytes,
+            self.now,
+        );
+        if told.is_err() {
+            // It cannot be told through a full queue; its answer will find no call.
+            tracing::info!(provider = %call.provider, "a provider's queue is full and it was not told of a cancellation");
+        }
+        self.answer(id, call, &Refusal::Cancelled);
+        Ok(())
+    }
+
+    /// Ends a call by the broker's own decision: tells the caller why and the provider to stop.
+    pub fn end_call(&self, id: Digest, refusal: &Refusal) {
+        let Some(call) = self.core.state.calls.end(&id) else {
+            return;
+        };
+        let to = Audience::from(call.provider.clone());
+        let body = ToolCancel {
+            reason: Some(refusal.to_string()),
+        };
+        let said = self
+            .core
+            .voice
+            .say(Kind::ToolCancel, Some(&to), Some(id), &body, self.now);
+        let _ = call.session.send(said.bytes);
+        self.answer(id, call, refusal);
+    }
+
+    /// Ends every call of a session that is gone.
+    pub fn session_gone(&self, session: &Session) {
+        let calls = &self.core.state.calls;
+        for id in calls.which(|call| call.session.id() == session.id()) {
+            if let Some(call) = calls.end(&id) {
+                self.answer(id, call, &Refusal::OutcomeUnknown);
+            }
+        }
+        let made = |call: &InFlight| matches!(&call.reply, Reply::Session(caller) if caller.id() == session.id());
+        for id in calls.which(made) {
+            self.end_call(id, &Refusal::Cancelled);
+        }
+    }
+
+    /// Ends every call whose caller has stopped waiting.
+    pub fn expire_calls(&self) {
+        for id in self
+            .core
+            .state
+            .calls
+            .which(|call| call.deadline <= self.now)
+        {
+            let waited = self
+                .core
+                .state
+                .calls
+                .look(&id, |call| self.now.distance(call.received));
+            self.end_call(id, &Refusal::Deadline(waited.unwrap_or_default()));
+        }
+    }
+
+    /// Tells a caller that its call ended without a result.
+    fn answer(&self, id: Digest, call: InFlight, refusal: &Refusal) {
+        let code = refusal.code();
+        self.core.metrics.refused(code);
+        tracing::info!(
+            agent = %call.caller,
+            r#type = "toolCall",
+            stage = "deliver",
+            code = code.as_str(),
+            reason = ?refusal.to_string(),
+            provider = %call.provider,
+            "refused"
+        );
+        let to = Audience::from(call.caller.clone());
+        let body = ErrorBody::from(refusal);
+        let envelope = self
+            .core
+            .voice
+            .say(Kind::Error, Some(&to), Some(id), &body, self.now)
+            .bytes;
+        match call.reply {
+            Reply::Post(waiting) => {
+                let _ = waiting.send(Answer {
+                    envelope,
+                    credential: None,
+                    status: code.http_status(),
+                });
+            }
+            Reply::Session(caller) => {
+                if caller.send(envelope).is_err() {
+                    caller.close();
+                }
+            }
+        }
+    }
+
+    /// Gives an agent what another signed about its call. An answer is never dropped in silence: a
+    /// caller that does not read loses its session, and with it learns that something was lost.
+    fn pass(&self, caller: &Session, answer: &Authorized) {
+        let bytes = answer.envelope().bytes();
+        let voice = &self.core.voice;
+        if deliver(
+            voice,
+            caller,
+            about_sender(answer),
+            || None,
+            bytes,
+            self.now,
+        )
+        .is_err()
+        {
+            tracing::info!(agent = %caller.agent(), "closed: its queue is full and it does not read");
+            caller.close();
+        }
+    }
+
+    /// Gives an event to every session that is subscribed and still may be, at most once each.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InvalidBody`] and [`Refusal::WrongAudience`].
+    pub fn emit(&self, event: &Authorized) -> Result<(), Refusal> {
+        let _: EmitEvent<'_> = event.envelope().read_body()?;
+        let Some(Audience::Topic(_, topic)) = event.envelope().to() else {
+            return Err(Refusal::WrongAudience(event.envelope().to().cloned()));
+        };
+        for (session, subscription) in self.core.state.sessions.subscribers(topic) {
+            if !self.may_hear(&session, &subscription) {
+                continue;
+            }
+            self.report_missed(&session);
+            let bytes = event.envelope().bytes();
+            let voice = &self.core.voice;
+            if deliver(
+                voice,
+                &session,
+                about_sender(event),
+                || None,
+                bytes,
+                self.now,
+            )
+            .is_err()
+            {
+                session.missed().fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells a session how many events it was too slow to take, as soon as its queue has room.
+    fn report_missed(&self, session: &Session) {
+        let missed = session.missed().swap(0, Ordering::Relaxed);
+        if missed > 0 {
+            let to = Audience::from(session.agent().clone());
+            let said =
+                self.core
+                    .voice
+                    .say(Kind::Event, Some(&to), None, &Event { missed }, self.now);
+            if session.send(said.bytes).is_err() {
+                session.missed().fetch_add(missed, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Tells every session what it missed: the last gap must not wait for the next event.
+    pub fn report_all_missed(&self) {
+        for session in self.core.state.sessions.all() {
+            if session.missed().load(Ordering::Relaxed) > 0 {
+                self.report_missed(&session);
+            }
+        }
+    }
+
+    /// Whether a subscription is still permitted: asked at every event, so a revocation bites at once.
+    fn may_hear(&self, session: &Session, subscription: &Subscription) -> bool {
+        let Ok(required) = subscription.topics.under("event.subscribe") else {
+            return false;
+        };
+        let question = hearing(&required, session.agent(), self.now);
+        let standing = Standing::of(&self.core.state);
+        match &subscription.token {
+            Some(token) => standing.alive(token).is_ok() && token.permits(&question).is_ok(),
+            None => standing
+                .granted(session.agent())
+                .iter()
+                .any(|token| token.permits(&question).is_ok()),
+        }
+    }
+}
+
+fn hearing<'a>(required: &'a Pattern, agent: &'a AgentId, now: Timestamp) -> Question<'a> {
+    Question {
+        required,
+        tool: None,
+        caller: agent,
+        provider: None,
+        now,
+        trust: None,
+        proof: Proof::Key,
+        arguments: Arguments::None,
+    }
+}
+
+/// The broker's words for providers to callers by POST, so that not every answer is signed anew.
+pub struct PostCredentials {
+    known: Mutex<LruCache<(AgentId, AgentId, PublicKey), (Bytes, Timestamp)>>,
+}
+
+impl std::fmt::Debug for PostCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PostCredentials")
+    }
+}
+
+impl Default for PostCredentials {
+    fn default() -> Self {
+        const KEPT: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
+        Self {
+            known: Mutex::new(LruCache::new(KEPT)),
+        }
+    }
+}
+
+impl PostCredentials {
+    fn get(&self, place: &Place<'_>, caller: &AgentId, result: &Authorized) -> Bytes {
+        let slot = (caller.clone(), result.agent().clone(), *result.key());
+        let half = place.now.later(CREDENTIAL_VALIDITY / 2);
+        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((bytes, expires)) = lock().get(&slot)
+            && *expires > half
+        {
+            return bytes.clone();
+        }
+        let about = CredentialKey {
+            subject: result.agent().clone(),
+            key: *result.key(),
+            call: None,
+        };
+        let said = vouch(
+            &place.core.voice,
+            &caller.clone().into(),
+            &about,
+            None,
+            place.now,
+        );
+        lock().put(
+            slot,
+            (said.bytes.clone(), place.now.later(CREDENTIAL_VALIDITY)),
+        );
+        said.bytes
+    }
+}

@@ -1,0 +1,137 @@
+//! The durable facts: what the journal holds, and the only things that change a broker's state.
+
+use proto_spec::message::AdminScope;
+use proto_spec::{Capability, Digest, Name, NamePattern, Org, Pattern, PublicKey, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// One thing that happened and stays so. Tokens are sealed, in base64url.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "camelCase")]
+#[expect(
+    missing_docs,
+    reason = "fields are named by the protocol; variants say what they record"
+)]
+pub enum Change {
+    /// The organisation exists. Always the first record, and only that.
+    Founded {
+        org: Org,
+        broker: PublicKey,
+        root: PublicKey,
+        recovery: PublicKey,
+        admin: Name,
+        admin_key: PublicKey,
+        at: Timestamp,
+    },
+    /// An agent has this key and these rights from here on; replaces what its approval gave before.
+    Approved {
+        name: Name,
+        key: PublicKey,
+        grant: Option<String>,
+        prefixes: Vec<Pattern>,
+        admin: Option<AdminScope>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// This (name, key) was turned down.
+    Denied {
+        name: Name,
+        key: PublicKey,
+        reason: Option<String>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// The agent is gone and its key never comes back.
+    AgentRevoked {
+        name: Name,
+        key: PublicKey,
+        reason: Option<String>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// A grant was issued: kept on record (with the token) or handed out (without).
+    Issued {
+        id: Digest,
+        agent: Name,
+        capabilities: Vec<Pattern>,
+        checks: Vec<String>,
+        expires: Timestamp,
+        record: Option<String>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// An enrolment token was issued.
+    EnrolmentIssued {
+        id: Digest,
+        name: NamePattern,
+        ceiling: Vec<Pattern>,
+        uses: u32,
+        expires: Timestamp,
+        by: Name,
+        at: Timestamp,
+    },
+    /// An agent came in by an enrolment token: one use of it and the approval are one record.
+    Enrolled {
+        enrolment: Digest,
+        name: Name,
+        key: PublicKey,
+        grant: Option<String>,
+        prefixes: Vec<Pattern>,
+        at: Timestamp,
+    },
+    /// These blocks are dead.
+    Revoked {
+        ids: Vec<Digest>,
+        reason: Option<String>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// The agent's key has a successor; its grants on record were issued anew to it.
+    Rotated {
+        name: Name,
+        from: PublicKey,
+        to: PublicKey,
+        grants: Vec<Reissued>,
+        at: Timestamp,
+    },
+}
+
+/// A grant on record that was issued anew to a new key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reissued {
+    /// The old grant.
+    pub old: Digest,
+    /// The new one's id.
+    pub new: Digest,
+    /// The new one, sealed.
+    pub token: String,
+}
+
+impl Change {
+    /// When it happened, by the broker's clock.
+    #[must_use]
+    pub fn at(&self) -> Timestamp {
+        match self {
+            Self::Founded { at, .. }
+            | Self::Approved { at, .. }
+            | Self::Denied { at, .. }
+            | Self::AgentRevoked { at, .. }
+            | Self::Issued { at, .. }
+            | Self::EnrolmentIssued { at, .. }
+            | Self::Enrolled { at, .. }
+            | Self::Revoked { at, .. }
+            | Self::Rotated { at, .. } => *at,
+        }
+    }
+}
+
+/// The prefixes of an agent that asked for none: its own name.
+#[must_use]
+pub fn default_prefixes(name: &Name) -> Vec<Pattern> {
+    // A dot-separated name is a capability by grammar, unless it has too many segments.
+    name.as_str()
+        .parse::<Capability>()
+        .ok()
+        .and_then(|own| format!("{own}.*").parse().ok())
+        .into_iter()
+        .collect()
+}

@@ -1,0 +1,312 @@
+//! What was written ([`Written`]) and what may be relied on ([`Config`]).
+//!
+//! A `Config` is checked: nothing downstream looks at its values again. All problems of a file come
+//! out at once, so that one start shows them all.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proto_spec::limits;
+use proto_spec::{Digest, Org};
+use serde::{Deserialize, Serialize};
+
+/// The commented example: every value in it is the default, and a test keeps it so.
+pub const EXAMPLE: &str = include_str!("../broker.example.toml");
+
+/// The file as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Written {
+    org: String,
+    listen: SocketAddr,
+    ops: SocketAddr,
+    data: PathBuf,
+    keys: Keys,
+    tls: Tls,
+    #[serde(default)]
+    limits: Limits,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    broker: PathBuf,
+    root: PathBuf,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tls {
+    certificate: PathBuf,
+    key: PathBuf,
+    #[serde(default)]
+    channels: Vec<String>,
+}
+
+/// The bounds of one broker. Units stand in the names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(
+    missing_docs,
+    reason = "broker.example.toml documents each, and a test compares the two"
+)]
+pub struct Limits {
+    pub envelope_bytes_max: usize,
+    pub clock_skew_max_ms: u64,
+    pub deadline_ms: u64,
+    pub connections_max: usize,
+    pub sessions_per_agent_max: usize,
+    pub calls_max: usize,
+    pub calls_per_session_max: usize,
+    pub outbox_max: usize,
+    pub nonces_max: usize,
+    pub nonces_per_sender_max: usize,
+    pub pending_max: usize,
+    pub token_lifetime_max_s: u64,
+    pub token_lifetime_s: u64,
+    pub drain_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            envelope_bytes_max: limits::ENVELOPE_BYTES,
+            clock_skew_max_ms: limits::CLOCK_SKEW_MAX.as_millis() as u64,
+            deadline_ms: limits::DEADLINE_DEFAULT.as_millis() as u64,
+            connections_max: 16_384,
+            sessions_per_agent_max: 256,
+            calls_max: 65_536,
+            calls_per_session_max: 1_024,
+            outbox_max: 2_048,
+            nonces_max: 4_000_000,
+            nonces_per_sender_max: 1_000_000,
+            pending_max: 1_024,
+            token_lifetime_max_s: 90 * 86_400,
+            token_lifetime_s: 30 * 86_400,
+            drain_ms: 5_000,
+        }
+    }
+}
+
+impl Limits {
+    /// How far a sender's clock may be off.
+    #[must_use]
+    pub fn skew(&self) -> Duration {
+        Duration::from_millis(self.clock_skew_max_ms)
+    }
+
+    /// How long a call may take that does not say.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline_ms)
+    }
+
+    fn problems(&self, found: &mut Vec<String>) {
+        let mut bound = |name: &str, value: u64, range: std::ops::RangeInclusive<u64>| {
+            if !range.contains(&value) {
+                let (low, high) = range.into_inner();
+                found.push(format!(
+                    "limits.{name} is {value}; it must be {low} to {high}"
+                ));
+            }
+        };
+        bound(
+            "envelope_bytes_max",
+            self.envelope_bytes_max as u64,
+            1_024..=limits::ENVELOPE_BYTES_MAX as u64,
+        );
+        bound(
+            "clock_skew_max_ms",
+            self.clock_skew_max_ms,
+            1_000..=limits::CLOCK_SKEW_MAX.as_millis() as u64,
+        );
+        bound(
+            "deadline_ms",
+            self.deadline_ms,
+            1..=limits::DEADLINE_MAX.as_millis() as u64,
+        );
+        bound(
+            "connections_max",
+            self.connections_max as u64,
+            1..=1_000_000,
+        );
+        bound(
+            "sessions_per_agent_max",
+            self.sessions_per_agent_max as u64,
+            1..=65_536,
+        );
+        bound("calls_max", self.calls_max as u64, 1..=10_000_000);
+        bound(
+            "calls_per_session_max",
+            self.calls_per_session_max as u64,
+            1..=self.outbox_max as u64,
+        );
+        bound("outbox_max", self.outbox_max as u64, 1..=65_536);
+        bound("nonces_max", self.nonces_max as u64, 1_024..=1_000_000_000);
+        bound(
+            "nonces_per_sender_max",
+            self.nonces_per_sender_max as u64,
+            1..=self.nonces_max as u64,
+        );
+        bound("pending_max", self.pending_max as u64, 1..=1_000_000);
+        bound(
+            "token_lifetime_max_s",
+            self.token_lifetime_max_s,
+            60..=10 * 365 * 86_400,
+        );
+        bound(
+            "token_lifetime_s",
+            self.token_lifetime_s,
+            60..=self.token_lifetime_max_s,
+        );
+        bound("drain_ms", self.drain_ms, 0..=600_000);
+    }
+}
+
+/// What the broker runs with. Holding one means every value in it was checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The organisation.
+    pub org: Org,
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// Health and metrics.
+    pub ops: SocketAddr,
+    /// The journal and the replay window.
+    pub data: PathBuf,
+    /// The broker's own key file.
+    pub broker_key: PathBuf,
+    /// The token root key file.
+    pub root_key: PathBuf,
+    /// Certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM.
+    pub certificate_key: PathBuf,
+    /// Public keys of TLS terminators in front, as SPKI digests.
+    pub channels: Vec<Digest>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Config {
+    /// Reads and checks a file. Paths in it are relative to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Problems`] lists everything that is wrong, each with the name of the value.
+    pub fn load(path: &Path) -> Result<Self, Problems> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Problems(vec![format!("{}: {error}", path.display())]))?;
+        Self::parse(&text, path.parent().unwrap_or(Path::new(".")))
+    }
+
+    /// Checks a text; `base` is what its paths are relative to.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn parse(text: &str, base: &Path) -> Result<Self, Problems> {
+        let written: Written =
+            toml::from_str(text).map_err(|error| Problems(vec![error.to_string()]))?;
+        let mut found = Vec::new();
+        let org = written
+            .org
+            .parse::<Org>()
+            .map_err(|error| found.push(format!("org: {error}")));
+        let mut channels = Vec::new();
+        for text in &written.tls.channels {
+            match text.parse() {
+                Ok(digest) => channels.push(digest),
+                Err(error) => found.push(format!("tls.channels: {text:?}: {error}")),
+            }
+        }
+        written.limits.problems(&mut found);
+        let mut file = |name: &str, path: &Path| {
+            let path = base.join(path);
+            if let Err(error) = std::fs::metadata(&path) {
+                found.push(format!("{name}: {}: {error}", path.display()));
+            }
+            path
+        };
+        let broker_key = file("keys.broker", &written.keys.broker);
+        let root_key = file("keys.root", &written.keys.root);
+        let certificate = file("tls.certificate", &written.tls.certificate);
+        let certificate_key = file("tls.key", &written.tls.key);
+        match org {
+            Ok(org) if found.is_empty() => Ok(Self {
+                org,
+                listen: written.listen,
+                ops: written.ops,
+                data: base.join(&written.data),
+                broker_key,
+                root_key,
+                certificate,
+                certificate_key,
+                channels,
+                limits: written.limits,
+            }),
+            _ => Err(Problems(found)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_commented_value_of_the_example_is_the_default() {
+        let uncommented: String = EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.contains(" = ") && !rest.contains(". ") => rest,
+                _ => line,
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let written: Written = toml::from_str(&uncommented).unwrap();
+        assert_eq!(written.limits, Limits::default());
+        let names = serde_json::to_value(Limits::default()).unwrap();
+        for name in names.as_object().unwrap().keys() {
+            assert!(
+                EXAMPLE.contains(&format!("# {name} = ")),
+                "{name} is not in the example"
+            );
+        }
+    }
+
+    #[test]
+    fn all_problems_of_a_file_come_out_at_once_and_each_names_its_value() {
+        let text = EXAMPLE
+            .replace("org = \"acme\"", "org = \"Acme Inc\"")
+            .replace("# deadline_ms = 60000", "deadline_ms = 0")
+            .replace("# nonces_max = 4000000", "nonces_max = 1");
+        let Problems(found) = Config::parse(&text, Path::new("/nonexistent")).unwrap_err();
+        for name in [
+            "org:",
+            "limits.deadline_ms",
+            "limits.nonces_max",
+            "keys.broker",
+            "tls.key",
+        ] {
+            assert!(
+                found.iter().any(|line| line.starts_with(name)),
+                "{name} in {found:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! HTTP/1.1 and HTTP/2: one envelope in, one signed envelope out.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use proto_spec::message::WellKnown;
+use proto_spec::{Digest, Refusal};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_rustls::server::TlsStream;
+
+use super::{Client, stopped, ws};
+use crate::calls::Place;
+use crate::pipeline::{Core, Door, Refused, Step};
+use crate::state::calls::Answer;
+
+/// How long a client may take to send a request's head, and how long then its body.
+const HEAD_MAX: Duration = Duration::from_secs(10);
+const BODY_MAX: Duration = Duration::from_secs(30);
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Requests that one HTTP/2 connection may have open.
+const STREAMS_MAX: u32 = 256;
+
+/// A connection's place among those that there may be. A session keeps it beyond the HTTP exchange.
+pub(super) type Seat = Arc<OwnedSemaphorePermit>;
+
+/// Serves one connection until it ends, or until its requests are done after a stop.
+pub(super) async fn serve(
+    core: Arc<Core>,
+    stream: TlsStream<TcpStream>,
+    client: Client,
+    mut stop: watch::Receiver<bool>,
+    seat: OwnedSemaphorePermit,
+) {
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let seat: Seat = Arc::new(seat);
+    let service = {
+        let stop = stop.clone();
+        service_fn(move |request| {
+            let (core, stop, seat) = (Arc::clone(&core), stop.clone(), Arc::clone(&seat));
+            async move { Ok::<_, Infallible>(answer(core, request, client, stop, seat).await) }
+        })
+    };
+    let io = TokioIo::new(stream);
+    let ended = if is_h2 {
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEAD_BYTES_MAX as u32)
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .serve_connection(io, service);
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&mut stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    } else {
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_MAX)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(io, service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&mut stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(client = %client.address(), error = ?error.to_string(), "connection ended");
+    }
+}
+
+type Reply = Response<Full<Bytes>>;
+
+async fn answer(
+    core: Arc<Core>,
+    request: Request<Incoming>,
+    client: Client,
+    stop: watch::Receiver<bool>,
+    seat: Seat,
+) -> Reply {
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, "/fem" | "/" | "/fep") => post(&core, request, client).await,
+        (&Method::GET, "/fem/ws") => ws::upgrade(core, request, stop, seat),
+        (&Method::GET, "/.well-known/fem") => well_known(&core),
+        (_, "/fem" | "/" | "/fep") => not_allowed("POST"),
+        (_, "/fem/ws" | "/.well-known/fem") => not_allowed("GET"),
+        _ => plain(
+            StatusCode::NOT_FOUND,
+            "nothing here; envelopes go to POST /fem\n",
+        ),
+    }
+}
+
+async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply {
+    let begun = Instant::now();
+    let bytes = match read_body(core, request).await {
+        Ok(bytes) => bytes,
+        Err(refusal) => {
+            let refused = Refused {
+                refusal,
+                stage: "read",
+                sender: None,
+                kind: None,
+            };
+            return envelope(core.refuse(&refused, begun));
+        }
+    };
+    let door = Door::Post {
+        network: client.network(),
+        address: client.address(),
+    };
+    envelope(match core.handle(bytes, &door) {
+        Ok(Step::Say(envelope)) => Answer {
+            envelope,
+            credential: None,
+            status: 200,
+        },
+        Ok(Step::Wait(id, waiting)) => {
+            // Dropped with this future when the client closes the request, which cancels the call.
+            let guard = CancelOnDrop { core, id: Some(id) };
+            let answer = waiting.await;
+            guard.answered();
+            answer.unwrap_or_else(|_| internal(core))
+        }
+        Ok(Step::Order(order, agent, id)) => core.settle(order, agent, id).await,
+        Ok(Step::Nothing) => internal(core),
+        Err(answer) => answer,
+    })
+}
+
+fn internal(core: &Core) -> Answer {
+    let refused = Refused {
+        refusal: Refusal::Internal,
+        stage: "answer",
+        sender: None,
+        kind: None,
+    };
+    core.refuse(&refused, Instant::now())
+}
+
+struct CancelOnDrop<'a> {
+    core: &'a Core,
+    id: Option<Digest>,
+}
+
+impl CancelOnDrop<'_> {
+    fn answered(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            let now = self.core.clock.now();
+            Place {
+                core: self.core,
+                now,
+            }
+            .end_call(id, &Refusal::Cancelled);
+        }
+    }
+}
+
+/// Reads a body within its bound: refused by its stated length before a byte of it is buffered, and by
+/// its real one as soon as that is over.
+async fn read_body(core: &Core, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    let max = core.config.limits.envelope_bytes_max;
+    let body = request.into_body();
+    let stated = body.size_hint().lower();
+    if stated > max as u64 {
+        return Err(Refusal::TooLarge(
+            usize::try_from(stated).unwrap_or(usize::MAX),
+            max,
+        ));
+    }
+    let read = Limited::new(body, max).collect();
+    match tokio::time::timeout(BODY_MAX, read).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Refusal::TooLarge(max + 1, max))
+        }
+        Ok(Err(_)) => Err(Refusal::NotStrictJson("the body ended early".into())),
+        Err(_) => Err(Refusal::NotStrictJson(
+            "the body did not come in time".into(),
+        )),
+    }
+}
+
+fn envelope(answer: Answer) -> Reply {
+    let mut reply = Response::new(Full::new(answer.envelope));
+    *reply.status_mut() =
+        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(credential) = answer.credential
+        && let Ok(value) = HeaderValue::from_str(&URL_SAFE_NO_PAD.encode(credential))
+    {
+        headers.insert("fem-credential", value);
+    }
+    reply
+}
+
+fn well_known(core: &Core) -> Reply {
+    let limits = &core.config.limits;
+    let shown = WellKnown {
+        org: core.state.org.clone(),
+        key: core.voice.public(),
+        versions: vec![1],
+        post: "/fem".into(),
+        websocket: "/fem/ws".into(),
+        envelope_bytes_max: limits.envelope_bytes_max as u64,
+        clock_skew_max_ms: limits.clock_skew_max_ms,
+        now: core.clock.now(),
+    };
+    let body = serde_json::to_vec(&shown).unwrap_or_default();
+    envelope(Answer {
+        envelope: body.into(),
+        credential: None,
+        status: 200,
+    })
+}
+
+pub(super) fn plain(status: StatusCode, text: &'static str) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    reply
+}
+
+fn not_allowed(method: &'static str) -> Reply {
+    let mut reply = plain(StatusCode::METHOD_NOT_ALLOWED, "another method\n");
+    reply
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(method));
+    reply
+}

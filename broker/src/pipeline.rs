@@ -1,0 +1,569 @@
+//! What happens to an envelope: parse → verify → admit → authorize → perform → answer.
+//!
+//! [`Core::decide`] is everything up to the first effect. It is not `async`, so nothing can wait in the
+//! middle of a decision.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use proto_spec::admission::{Authority, Judge, KeyBook, Me, Permit};
+use proto_spec::capability::Token;
+use proto_spec::limits::{SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
+use proto_spec::message::{Ack, Attach, Basis, OfferTools, Topics};
+use proto_spec::{
+    AgentId, Audience, Authorized, Capability, Digest, Kind, Newcomer, PublicKey, Received,
+    Refusal, Speaker, Timestamp,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::calls::Place;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::directory;
+use crate::metrics::Metrics;
+use crate::registrar::{Order, Registrar};
+use crate::routing::may_offer;
+use crate::state::State;
+use crate::state::calls::Answer;
+use crate::state::sessions::{Session, Subscription};
+use crate::voice::Voice;
+
+/// By which door an envelope came.
+#[derive(Debug, Clone)]
+pub enum Door {
+    /// One request, one answer; with the network it came from and its address, for people.
+    Post {
+        /// Newcomers of one network share a part of the replay window.
+        network: u64,
+        /// Shown to admins.
+        address: String,
+    },
+    /// A WebSocket connection that is not attached yet: only an `attach` that answers this challenge.
+    Threshold {
+        /// What it was challenged with.
+        challenge: Digest,
+    },
+    /// An attached session.
+    Session(Arc<Session>),
+}
+
+impl Door {
+    fn session(&self) -> Option<&Arc<Session>> {
+        match self {
+            Self::Session(session) => Some(session),
+            _ => None,
+        }
+    }
+}
+
+/// What a broker does with envelopes, and all that it needs for it.
+#[derive(Debug)]
+pub struct Core {
+    /// What it runs with.
+    pub config: Config,
+    /// Its time.
+    pub clock: Arc<Clock>,
+    /// What it knows.
+    pub state: Arc<State>,
+    /// What it says.
+    pub voice: Voice,
+    /// Who changes durable state.
+    pub registrar: Registrar,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// Public keys of the certificates that clients may see, as SPKI digests.
+    pub channels: Vec<Digest>,
+    /// The broker's credentials for providers, for callers by POST.
+    pub post_credentials: crate::calls::PostCredentials,
+}
+
+/// What passed admission.
+#[derive(Debug)]
+pub enum Decided {
+    /// A key asks to become an agent.
+    Newcomer(Box<Newcomer>),
+    /// Its sender may do what it asks.
+    Authorized(Box<Authorized>),
+}
+
+/// What did not, how far it came, and whom to tell.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// Where it stopped.
+    pub stage: &'static str,
+    /// The sender and its envelope, if its signature verified.
+    pub sender: Option<(AgentId, Digest)>,
+    /// What it said it was.
+    pub kind: Option<Kind>,
+}
+
+/// What is to be done after a decision was carried out.
+#[derive(Debug)]
+pub enum Step {
+    /// Say this on the connection that the envelope came by.
+    Say(Bytes),
+    /// A POST waits for its call's answer.
+    Wait(Digest, oneshot::Receiver<Answer>),
+    /// The registrar has to decide.
+    Order(Order, AgentId, Digest),
+    /// The answer comes later, or there is none.
+    Nothing,
+}
+
+/// The authority on record, asked on behalf of one door.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing<'a> {
+    state: &'a State,
+    session: Option<u64>,
+}
+
+impl<'a> Standing<'a> {
+    /// On behalf of no session.
+    #[must_use]
+    pub fn of(state: &'a State) -> Self {
+        Self {
+            state,
+            session: None,
+        }
+    }
+
+    /// What the broker knows.
+    #[must_use]
+    pub fn state(&self) -> &'a State {
+        self.state
+    }
+}
+
+impl Authority for Standing<'_> {
+    fn granted(&self, agent: &AgentId) -> Arc<[Arc<Token>]> {
+        self.state
+            .registry
+            .agent(agent.name())
+            .map(|agent| Arc::clone(&agent.grants))
+            .unwrap_or_default()
+    }
+    fn open(&self, text: &str) -> Result<Arc<Token>, Refusal> {
+        self.state.tokens.open(text, &self.state.roots)
+    }
+    fn alive(&self, token: &Token) -> Result<(), Refusal> {
+        self.state.revocations.alive(token)
+    }
+    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability {
+        match self.state.sessions.offer(provider.name(), tool) {
+            Some(offer) => offer.required().clone(),
+            None => tool.clone(),
+        }
+    }
+    fn was_delivered_here(&self, call: &Digest, caller: &Audience) -> bool {
+        self.session
+            .is_some_and(|session| self.state.calls.was_delivered(call, session, caller))
+    }
+    fn was_called_from_here(&self, call: &Digest, _: &AgentId, provider: &Audience) -> bool {
+        self.session
+            .is_some_and(|session| self.state.calls.was_made(call, session, provider))
+    }
+}
+
+impl KeyBook for State {
+    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
+        let agent = speaker.agent().filter(|agent| *agent.org() == self.org)?;
+        self.registry.agent(agent.name()).map(|agent| agent.key)
+    }
+}
+
+impl Core {
+    fn judge(&self, now: Timestamp) -> Judge<'_> {
+        Judge {
+            me: Me::Broker(&self.state.org),
+            skew: self.config.limits.skew(),
+            now,
+        }
+    }
+
+    fn standing(&self, door: &Door) -> Standing<'_> {
+        Standing {
+            state: &self.state,
+            session: door.session().map(|session| session.id()),
+        }
+    }
+
+    /// Everything up to the first effect, save that the nonce is used up.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] says at which stage it stopped, and why.
+    pub fn decide(&self, bytes: Bytes, door: &Door, now: Timestamp) -> Result<Decided, Refused> {
+        let judge = self.judge(now);
+        let mut stopped = Refused {
+            refusal: Refusal::Internal,
+            stage: "parse",
+            sender: None,
+            kind: None,
+        };
+        let received = match Received::parse(bytes, self.config.limits.envelope_bytes_max) {
+            Ok(received) => received,
+            Err(refusal) => return Err(Refused { refusal, ..stopped }),
+        };
+        let kind = received.envelope().kind();
+        stopped.kind = Some(kind);
+        stopped.stage = "verify";
+        if let Err(refusal) = fits_door(&received, door) {
+            return Err(Refused { refusal, ..stopped });
+        }
+        if let (Kind::RegisterAgent, Door::Post { network, .. }) = (kind, door) {
+            let nonces = self.state.replay.newcomers(*network);
+            let newcomer = received.introduce(&judge, &nonces);
+            let newcomer = newcomer.map_err(|refusal| Refused { refusal, ..stopped })?;
+            return Ok(Decided::Newcomer(Box::new(newcomer)));
+        }
+        let verified = match received.verify(&*self.state) {
+            Ok(verified) => verified,
+            Err(refusal) => return Err(Refused { refusal, ..stopped }),
+        };
+        stopped.sender = verified
+            .envelope()
+            .speaker()
+            .agent()
+            .map(|agent| (agent.clone(), verified.id()));
+        stopped.stage = "admit";
+        let fresh = match verified.admit(&judge, &self.state.replay) {
+            Ok(fresh) => fresh,
+            Err(refusal) => return Err(Refused { refusal, ..stopped }),
+        };
+        stopped.stage = "authorize";
+        match fresh.authorize(&self.standing(door), &judge) {
+            Ok(authorized) => Ok(Decided::Authorized(Box::new(authorized))),
+            Err(refusal) => Err(Refused { refusal, ..stopped }),
+        }
+    }
+
+    /// Carries a decision out.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] where the world stands against it: no route, a full queue, a body that does not fit.
+    fn perform(&self, act: Authorized, door: &Door, now: Timestamp) -> Result<Step, Refusal> {
+        let place = Place { core: self, now };
+        match (act.envelope().kind(), door) {
+            (Kind::ToolCall, _) => place.call(&act, door),
+            (Kind::ToolResult, _) => place.result(&act).map(|()| Step::Nothing),
+            (Kind::ToolProgress, _) => place.progress(&act).map(|()| Step::Nothing),
+            (Kind::ToolInput, _) => place.input(&act).map(|()| Step::Nothing),
+            (Kind::ToolCancel, _) => place.cancelled(&act).map(|()| Step::Nothing),
+            (Kind::OfferTools, Door::Session(session)) => self.offer(&act, session, now),
+            (Kind::DiscoverTools, _) => {
+                let found = directory::discover(&act, &self.standing(door), now)?;
+                let to = act.agent().clone().into();
+                let said = self.voice.say(
+                    Kind::ToolsDiscovered,
+                    Some(&to),
+                    Some(act.id()),
+                    &found,
+                    now,
+                );
+                Ok(Step::Say(said.bytes))
+            }
+            (Kind::EmitEvent, _) => {
+                place.emit(&act)?;
+                Ok(self.ack(&act, &Ack::Emitted, now))
+            }
+            (Kind::Subscribe | Kind::Unsubscribe, Door::Session(session)) => {
+                self.subscribe(&act, session, now)
+            }
+            (Kind::Revoke | Kind::RotateKey, _) => Ok(order(act)),
+            (kind, _) if kind.is_admin() => Ok(order(act)),
+            (kind, _) => Err(Refusal::UnknownType(kind.to_string())),
+        }
+    }
+
+    fn ack(&self, act: &Authorized, ack: &Ack, now: Timestamp) -> Step {
+        Step::Say(
+            self.voice
+                .ack(&act.agent().clone().into(), act.id(), ack, now),
+        )
+    }
+
+    fn offer(&self, act: &Authorized, session: &Session, now: Timestamp) -> Result<Step, Refusal> {
+        let body: OfferTools = act.envelope().read_body()?;
+        let count = body.tools.len();
+        if count > TOOLS_MAX {
+            return Err(Refusal::InvalidBody(format!("more than {TOOLS_MAX} tools")));
+        }
+        let agent = self
+            .state
+            .registry
+            .agent(act.agent().name())
+            .ok_or(Refusal::Internal)?;
+        let mut seen = std::collections::HashSet::new();
+        for tool in &body.tools {
+            let denied = |why| Err(Refusal::OfferDenied(tool.name.to_string(), why));
+            if tool.name.is_reserved() || tool.required().is_reserved() {
+                return denied("its first segment belongs to the protocol");
+            }
+            if tool.name.segments().max(tool.required().segments()) > TOOL_SEGMENTS_MAX {
+                return denied("more than 12 segments");
+            }
+            if !may_offer(&agent, &tool.name) || !may_offer(&agent, tool.required()) {
+                return denied("it lies outside the agent's approved prefixes");
+            }
+            if !seen.insert(&tool.name) {
+                return denied("it is offered twice");
+            }
+        }
+        session.set_offers(body.tools);
+        Ok(self.ack(
+            act,
+            &Ack::Offered {
+                tools: count as u64,
+            },
+            now,
+        ))
+    }
+
+    fn subscribe(
+        &self,
+        act: &Authorized,
+        session: &Arc<Session>,
+        now: Timestamp,
+    ) -> Result<Step, Refusal> {
+        let body: Topics = act.envelope().read_body()?;
+        let mut all = Vec::clone(&session.subscriptions());
+        all.retain(|one| !body.topics.contains(&one.topics));
+        if act.envelope().kind() == Kind::Subscribe {
+            let token = match act.permit() {
+                Permit::Held {
+                    token,
+                    basis: Basis::Token,
+                    ..
+                } => token.clone(),
+                _ => None,
+            };
+            let mut asked = body.topics;
+            asked.sort();
+            asked.dedup();
+            all.extend(asked.into_iter().map(|topics| Subscription {
+                topics,
+                token: token.clone(),
+            }));
+        }
+        if all.len() > SUBSCRIPTIONS_MAX {
+            return Err(Refusal::Busy("the session's list of topics"));
+        }
+        all.sort_by(|a, b| a.topics.cmp(&b.topics));
+        let topics = all.iter().map(|one| one.topics.clone()).collect();
+        self.state.sessions.subscribe(session, all);
+        Ok(self.ack(act, &Ack::Subscribed { topics }, now))
+    }
+
+    /// One envelope from a POST or an attached session: decided, carried out, and if need be answered.
+    pub fn handle(&self, bytes: Bytes, door: &Door) -> Result<Step, Answer> {
+        let (begun, now) = (Instant::now(), self.clock.now());
+        match self.decide(bytes, door, now) {
+            Ok(Decided::Newcomer(newcomer)) => {
+                self.metrics.accepted(Kind::RegisterAgent);
+                let (agent, id) = (newcomer.agent().clone(), newcomer.id());
+                let from = match door {
+                    Door::Post { address, .. } => address.clone(),
+                    _ => String::new(),
+                };
+                Ok(Step::Order(Order::Register(newcomer, from), agent, id))
+            }
+            Ok(Decided::Authorized(act)) => {
+                let (kind, sender) = (act.envelope().kind(), (act.agent().clone(), act.id()));
+                self.metrics.accepted(kind);
+                let done = self.perform(*act, door, now);
+                tracing::debug!(agent = %sender.0, r#type = %kind, us = begun.elapsed().as_micros() as u64, "accepted");
+                done.map_err(|refusal| {
+                    let refused = Refused {
+                        refusal,
+                        stage: "perform",
+                        sender: Some(sender),
+                        kind: Some(kind),
+                    };
+                    self.refuse(&refused, begun)
+                })
+            }
+            Err(refused) => Err(self.refuse(&refused, begun)),
+        }
+    }
+
+    /// Has the registrar decide, and says what came of it.
+    pub async fn settle(&self, order: Order, agent: AgentId, id: Digest) -> Answer {
+        let begun = Instant::now();
+        let kind = match &order {
+            Order::Register(..) => Kind::RegisterAgent,
+            Order::Act(act) => act.envelope().kind(),
+        };
+        match self.registrar.order(order).await {
+            Ok(ack) => {
+                tracing::info!(%agent, r#type = %kind, "done");
+                let envelope = self.voice.ack(&agent.into(), id, &ack, self.clock.now());
+                Answer {
+                    envelope,
+                    credential: None,
+                    status: 200,
+                }
+            }
+            Err(refusal) => {
+                let sender = Some((agent, id));
+                self.refuse(
+                    &Refused {
+                        refusal,
+                        stage: "registrar",
+                        sender,
+                        kind: Some(kind),
+                    },
+                    begun,
+                )
+            }
+        }
+    }
+
+    /// Takes a connection as its agent's session.
+    ///
+    /// # Errors
+    ///
+    /// The signed refusal to send before the connection closes.
+    pub fn attach(
+        &self,
+        bytes: Bytes,
+        challenge: Digest,
+        outbox: mpsc::Sender<Bytes>,
+    ) -> Result<(Arc<Session>, Bytes), Answer> {
+        let (begun, now) = (Instant::now(), self.clock.now());
+        let door = Door::Threshold { challenge };
+        let refuse = |refused: Refused| self.refuse(&refused, begun);
+        let Decided::Authorized(act) = self.decide(bytes, &door, now).map_err(refuse)? else {
+            return Err(refuse(Refused {
+                refusal: Refusal::Internal,
+                stage: "attach",
+                sender: None,
+                kind: None,
+            }));
+        };
+        let sender = (act.agent().clone(), act.id());
+        let attached = self
+            .admit_session(&act, challenge, outbox)
+            .map_err(|refusal| {
+                refuse(Refused {
+                    refusal,
+                    stage: "attach",
+                    sender: Some(sender),
+                    kind: Some(Kind::Attach),
+                })
+            })?;
+        self.metrics.accepted(Kind::Attach);
+        tracing::info!(agent = %act.agent(), session = attached.id(), "attached");
+        let agent = self.state.registry.agent(act.agent().name());
+        let ack = Ack::Attached {
+            roots: self.state.roots.clone(),
+            envelope_bytes_max: self.config.limits.envelope_bytes_max as u64,
+            clock_skew_max_ms: self.config.limits.clock_skew_max_ms,
+            prefixes: agent
+                .map(|agent| agent.prefixes.clone())
+                .unwrap_or_default(),
+        };
+        let ack = self
+            .voice
+            .ack(&act.agent().clone().into(), act.id(), &ack, now);
+        Ok((attached, ack))
+    }
+
+    fn admit_session(
+        &self,
+        act: &Authorized,
+        challenge: Digest,
+        outbox: mpsc::Sender<Bytes>,
+    ) -> Result<Arc<Session>, Refusal> {
+        let body: Attach = act.envelope().read_body()?;
+        if body.challenge != challenge {
+            return Err(Refusal::Denied(
+                "an attach that answers another challenge".into(),
+            ));
+        }
+        if !self.channels.contains(&body.channel) {
+            return Err(Refusal::Denied(
+                "an attach over another certificate than this broker's".into(),
+            ));
+        }
+        let session = self
+            .state
+            .sessions
+            .attach(act.agent().clone(), *act.key(), outbox)?;
+        // The key may have been revoked between the decision and here; whoever revokes looks after us.
+        if self.state.key_of(&Speaker::Agent(act.agent().clone())) != Some(*act.key()) {
+            self.state.sessions.detach(&session);
+            return Err(Refusal::UnknownAgent(act.agent().clone()));
+        }
+        Ok(session)
+    }
+
+    /// The signed answer to what was refused; one line in the log.
+    pub fn refuse(&self, refused: &Refused, begun: Instant) -> Answer {
+        let code = refused.refusal.code();
+        self.metrics.refused(code);
+        let agent = refused.sender.as_ref().map(|(agent, _)| agent.to_string());
+        tracing::info!(
+            agent = agent.as_deref().unwrap_or("-"),
+            r#type = refused.kind.map_or("-", Kind::as_str),
+            stage = refused.stage,
+            code = code.as_str(),
+            // Debug of a string escapes control characters: what a sender wrote never reaches a line raw.
+            reason = ?refused.refusal.to_string(),
+            us = begun.elapsed().as_micros() as u64,
+            "refused"
+        );
+        let to = refused
+            .sender
+            .as_ref()
+            .map(|(agent, id)| (Audience::from(agent.clone()), *id));
+        let to = to.as_ref().map(|(to, id)| (to, *id));
+        let envelope = self.voice.error(to, &refused.refusal, self.clock.now());
+        Answer {
+            envelope,
+            credential: None,
+            status: code.http_status(),
+        }
+    }
+}
+
+fn order(act: Authorized) -> Step {
+    let (agent, id) = (act.agent().clone(), act.id());
+    Step::Order(Order::Act(Box::new(act)), agent, id)
+}
+
+/// What may come by which door, before any work is spent on it.
+fn fits_door(received: &Received, door: &Door) -> Result<(), Refusal> {
+    let envelope = received.envelope();
+    let kind = envelope.kind();
+    if kind.is_brokers() || kind == Kind::AcceptKey {
+        return Err(Refusal::UnknownType(kind.to_string()));
+    }
+    match door {
+        Door::Threshold { .. } if kind == Kind::Attach => Ok(()),
+        Door::Threshold { .. } => Err(Refusal::SessionRequired(kind.as_str())),
+        Door::Session(session) => match envelope.speaker() {
+            Speaker::Agent(agent) if agent != session.agent() => {
+                Err(Refusal::NotThisSession(agent.clone()))
+            }
+            _ if matches!(kind, Kind::Attach | Kind::RegisterAgent) => {
+                Err(Refusal::UnknownType(kind.to_string()))
+            }
+            _ => Ok(()),
+        },
+        Door::Post { .. } => match kind {
+            Kind::Attach
+            | Kind::OfferTools
+            | Kind::ToolResult
+            | Kind::ToolProgress
+            | Kind::ToolCancel
+            | Kind::ToolInput
+            | Kind::Subscribe
+            | Kind::Unsubscribe => Err(Refusal::SessionRequired(kind.as_str())),
+            _ => Ok(()),
+        },
+    }
+}

@@ -1,0 +1,159 @@
+//! Calls in flight: to which session each was delivered, and where its answer goes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use proto_spec::{AgentId, Audience, Digest, Refusal, Timestamp};
+use tokio::sync::oneshot;
+
+use super::sessions::Session;
+
+/// What a POST gets back.
+#[derive(Debug)]
+pub struct Answer {
+    /// One envelope.
+    pub envelope: Bytes,
+    /// The broker's credential for a provider that signed it.
+    pub credential: Option<Bytes>,
+    /// The HTTP status.
+    pub status: u16,
+}
+
+/// Where the answer to a call goes.
+#[derive(Debug)]
+pub enum Reply {
+    /// To the request that waits for it.
+    Post(oneshot::Sender<Answer>),
+    /// To the session that made the call.
+    Session(Arc<Session>),
+}
+
+/// One call that was delivered and not answered.
+#[derive(Debug)]
+pub struct InFlight {
+    /// Who called.
+    pub caller: AgentId,
+    /// Where the answer goes.
+    pub reply: Reply,
+    /// Whose tool.
+    pub provider: AgentId,
+    /// To which of its sessions it was delivered.
+    pub session: Arc<Session>,
+    /// When it was received.
+    pub received: Timestamp,
+    /// When its caller stops waiting.
+    pub deadline: Timestamp,
+    /// Whether the caller wants progress.
+    pub progress: bool,
+}
+
+/// All calls in flight, by identity.
+#[derive(Debug)]
+pub struct Calls {
+    by_id: DashMap<Digest, InFlight>,
+    max: usize,
+    count: std::sync::atomic::AtomicUsize,
+}
+
+impl Calls {
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            by_id: DashMap::new(),
+            max,
+            count: std::sync::atomic::AtomicUsize::new(0),
+        }
+    }
+
+    /// Notes a call, before it is delivered.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] when as many are in flight as there may be; the reply goes back to the
+    /// caller of this function.
+    pub fn begin(&self, id: Digest, call: InFlight) -> Result<(), (Refusal, InFlight)> {
+        if self.count.load(Ordering::Relaxed) >= self.max {
+            return Err((Refusal::Busy("the broker's table of calls"), call));
+        }
+        match self.by_id.entry(id) {
+            // The nonce window makes this impossible; a second answer path must not replace the first.
+            Entry::Occupied(_) => Err((Refusal::Replayed, call)),
+            Entry::Vacant(slot) => {
+                call.session.outstanding().fetch_add(1, Ordering::Relaxed);
+                if let Reply::Session(caller) = &call.reply {
+                    caller.made().fetch_add(1, Ordering::Relaxed);
+                }
+                self.count.fetch_add(1, Ordering::Relaxed);
+                slot.insert(call);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a call out: whoever gets it answers it, and nobody else can.
+    #[must_use]
+    pub fn end(&self, id: &Digest) -> Option<InFlight> {
+        self.end_if(id, |_| true)
+    }
+
+    /// Takes a call out if it is the one that is meant.
+    #[must_use]
+    pub fn end_if(&self, id: &Digest, meant: impl FnOnce(&InFlight) -> bool) -> Option<InFlight> {
+        let (_, call) = self.by_id.remove_if(id, |_, call| meant(call))?;
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        call.session.outstanding().fetch_sub(1, Ordering::Relaxed);
+        if let Reply::Session(caller) = &call.reply {
+            caller.made().fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(call)
+    }
+
+    /// Looks at a call.
+    pub fn look<T>(&self, id: &Digest, look: impl FnOnce(&InFlight) -> T) -> Option<T> {
+        self.by_id.get(id).map(|call| look(&call))
+    }
+
+    /// Whether this call was delivered to this session by order of `caller`.
+    #[must_use]
+    pub fn was_delivered(&self, id: &Digest, session: u64, caller: &Audience) -> bool {
+        self.look(id, |call| {
+            call.session.id() == session
+                && matches!(caller, Audience::Agent(agent) if *agent == call.caller)
+        })
+        .unwrap_or(false)
+    }
+
+    /// Whether this session made this call to `provider`.
+    #[must_use]
+    pub fn was_made(&self, id: &Digest, session: u64, provider: &Audience) -> bool {
+        self.look(id, |call| {
+            matches!(&call.reply, Reply::Session(caller) if caller.id() == session)
+                && matches!(provider, Audience::Agent(agent) if *agent == call.provider)
+        })
+        .unwrap_or(false)
+    }
+
+    /// The identities of the calls that `meant` picks. Looks at every call in flight.
+    #[must_use]
+    pub fn which(&self, meant: impl Fn(&InFlight) -> bool) -> Vec<Digest> {
+        self.by_id
+            .iter()
+            .filter(|entry| meant(entry.value()))
+            .map(|entry| *entry.key())
+            .collect()
+    }
+
+    /// How many are in flight.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

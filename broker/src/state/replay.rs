@@ -1,0 +1,649 @@
+//! The replay window of a broker: sharded, with a share for each sender, and written to a
+//! preallocated file before anything it let in is delivered.
+//!
+//! The file survives `kill -9` because the kernel has what was written to it. A loss of power is
+//! another boot of the machine without a clean stop: then nothing is accepted that could have been
+//! accepted before.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use proto_spec::admission::Nonces;
+use proto_spec::replay::{ReplayWindow, Tag};
+use proto_spec::{PublicKey, Refusal, Timestamp};
+
+const SHARDS: usize = 64;
+/// Records of one segment. A segment belongs to one shard and one bucket of time.
+const SEGMENT: usize = 128;
+/// Tag, timestamp, sender.
+const RECORD_BYTES: usize = 32;
+const HEADER_BYTES: u64 = 4_096;
+const MAGIC: &[u8; 8] = b"FEMWIN\x00\x01";
+/// Nonces that all newcomers of one network share: registering is rare.
+const NEWCOMERS_MAX: usize = 256;
+
+/// Every nonce once, for as long as it could be replayed.
+#[derive(Debug)]
+pub struct Replay {
+    secret: [u8; 32],
+    skew: Duration,
+    per_sender_max: usize,
+    shards: Vec<Mutex<Shard>>,
+    senders: DashMap<u64, Share>,
+    file: Option<WindowFile>,
+    free: Mutex<Vec<u32>>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    window: ReplayWindow,
+    /// By bucket: the segments it owns, and how much of the last is used.
+    segments: HashMap<u64, (Vec<u32>, usize)>,
+}
+
+/// How many nonces of one sender are remembered, by bucket.
+#[derive(Debug, Default)]
+struct Share {
+    buckets: Vec<(u64, u32)>,
+}
+
+impl Share {
+    fn total(&self) -> usize {
+        self.buckets.iter().map(|(_, count)| *count as usize).sum()
+    }
+
+    fn add(&mut self, bucket: u64) {
+        match self.buckets.iter_mut().find(|(known, _)| *known == bucket) {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => self.buckets.push((bucket, 1)),
+        }
+    }
+
+    fn take(&mut self, bucket: u64) {
+        if let Some((_, count)) = self.buckets.iter_mut().find(|(known, _)| *known == bucket) {
+            *count = count.saturating_sub(1);
+        }
+    }
+}
+
+/// Why the window could not be opened: the broker does not start.
+#[derive(Debug, thiserror::Error)]
+#[error("replay window {path}: {why}")]
+pub struct WindowError {
+    path: String,
+    why: String,
+}
+
+/// How the broker before this one ended, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// There was none.
+    First,
+    /// It stopped, or was killed and the machine went on: the file is complete.
+    Complete,
+    /// The machine went down with it: nothing that could have been accepted is accepted again.
+    PowerLost,
+}
+
+impl Replay {
+    /// A window without a file, for tests and throw-away brokers.
+    #[must_use]
+    pub fn in_memory(
+        nonces_max: usize,
+        per_sender_max: usize,
+        skew: Duration,
+        secret: [u8; 32],
+    ) -> Self {
+        Self::with(
+            None,
+            nonces_max,
+            per_sender_max,
+            skew,
+            secret,
+            Timestamp::default(),
+        )
+    }
+
+    fn with(
+        file: Option<WindowFile>,
+        nonces_max: usize,
+        per_sender_max: usize,
+        skew: Duration,
+        secret: [u8; 32],
+        floor: Timestamp,
+    ) -> Self {
+        let segments = nonces_max.div_ceil(SEGMENT).max(SHARDS) as u32;
+        let shard = || {
+            Mutex::new(Shard {
+                window: ReplayWindow::new(floor),
+                segments: HashMap::new(),
+            })
+        };
+        Self {
+            secret,
+            skew,
+            per_sender_max,
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            senders: DashMap::new(),
+            file,
+            free: Mutex::new((0..segments).rev().collect()),
+        }
+    }
+
+    /// Opens or makes the window file of `data`, and remembers again what could still be replayed.
+    ///
+    /// # Errors
+    ///
+    /// [`WindowError`] where the file cannot be made, preallocated or read, or is another's.
+    pub fn open(
+        data: &Path,
+        nonces_max: usize,
+        per_sender_max: usize,
+        skew: Duration,
+        fresh_secret: [u8; 32],
+        now: Timestamp,
+    ) -> Result<(Self, Ended), WindowError> {
+        let path = data.join("replay.window");
+        let failed = |why: &dyn std::fmt::Display| WindowError {
+            path: path.display().to_string(),
+            why: why.to_string(),
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| failed(&error))?;
+        let length = file.metadata().map_err(|error| failed(&error))?.len();
+        let segments = nonces_max.div_ceil(SEGMENT).max(SHARDS);
+        let wanted = HEADER_BYTES + (segments * SEGMENT * RECORD_BYTES) as u64;
+        let before = if length == 0 {
+            None
+        } else {
+            Some(Header::read(&file).map_err(|error| failed(&error))?)
+        };
+        let boot = boot_id();
+        let ended = match &before {
+            None => Ended::First,
+            Some(header) if header.clean || (header.boot == boot && boot != [0; 16]) => {
+                Ended::Complete
+            }
+            Some(_) => Ended::PowerLost,
+        };
+        // What could have been accepted before the power went: signed up to the window ahead of then.
+        let floor = match (&before, ended) {
+            (None, _) => Timestamp::default(),
+            (Some(_), Ended::PowerLost) => now.later(skew),
+            (Some(header), _) => header.floor,
+        };
+        let secret = before.as_ref().map_or(fresh_secret, |header| header.secret);
+        let header = Header {
+            secret,
+            boot,
+            clean: false,
+            floor,
+        };
+        // Preallocated: a full disk cannot make the broker forget.
+        rustix::fs::fallocate(
+            &file,
+            rustix::fs::FallocateFlags::empty(),
+            0,
+            wanted.max(length),
+        )
+        .map_err(|error| failed(&format!("{} bytes cannot be set aside: {error}", wanted)))?;
+        let window = WindowFile { file };
+        window
+            .write_header(&header)
+            .map_err(|error| failed(&error))?;
+        window.file.sync_data().map_err(|error| failed(&error))?;
+        let replay = Self::with(
+            Some(window),
+            nonces_max,
+            per_sender_max,
+            skew,
+            secret,
+            floor,
+        );
+        if before.is_some() && ended == Ended::Complete {
+            replay.load(length, now).map_err(|error| failed(&error))?;
+        }
+        Ok((replay, ended))
+    }
+
+    /// Reads every record back whose nonce could still be replayed.
+    fn load(&self, length: u64, now: Timestamp) -> std::io::Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let on_disk = (length.saturating_sub(HEADER_BYTES) as usize) / (SEGMENT * RECORD_BYTES);
+        let mut free = lock(&self.free);
+        let known = free.len();
+        let mut segment = vec![0; SEGMENT * RECORD_BYTES];
+        for index in 0..on_disk {
+            file.file
+                .read_exact_at(&mut segment, offset(index as u32, 0))?;
+            let mut owner = None;
+            for record in segment.chunks_exact(RECORD_BYTES) {
+                let Some((tag, ts, sender)) = parse(record) else {
+                    continue;
+                };
+                let bucket = ReplayWindow::bucket_of(ts);
+                let dead = bucket < ReplayWindow::bucket_of(now.earlier(self.skew));
+                if dead {
+                    continue;
+                }
+                let number = tag.shard(SHARDS);
+                if lock(&self.shards[number]).window.remember(tag, ts).is_ok() {
+                    self.senders.entry(sender).or_default().add(bucket);
+                }
+                owner = Some((number, bucket));
+            }
+            if let Some((number, bucket)) = owner {
+                // A segment beyond a capacity that was made smaller is kept until it is empty.
+                if index < known {
+                    free.retain(|one| *one != index as u32);
+                }
+                let mut shard = lock(&self.shards[number]);
+                let entry = shard
+                    .segments
+                    .entry(bucket)
+                    .or_insert_with(|| (Vec::new(), SEGMENT));
+                entry.0.insert(0, index as u32);
+                entry.1 = SEGMENT;
+            }
+        }
+        Ok(())
+    }
+
+    fn remember(
+        &self,
+        sender: u64,
+        share_max: usize,
+        tag: Tag,
+        ts: Timestamp,
+    ) -> Result<(), Refusal> {
+        let bucket = ReplayWindow::bucket_of(ts);
+        {
+            let mut share = self.senders.entry(sender).or_default();
+            if share.total() >= share_max {
+                return Err(Refusal::Busy("the sender's share of the replay window"));
+            }
+            share.add(bucket);
+        }
+        let kept = self.record(sender, tag, ts, bucket);
+        if kept.is_err()
+            && let Some(mut share) = self.senders.get_mut(&sender)
+        {
+            share.take(bucket);
+        }
+        kept
+    }
+
+    fn record(&self, sender: u64, tag: Tag, ts: Timestamp, bucket: u64) -> Result<(), Refusal> {
+        let mut guard = lock(&self.shards[tag.shard(SHARDS)]);
+        let shard = &mut *guard;
+        shard.window.remember(tag, ts)?;
+        let (owned, used) = shard
+            .segments
+            .entry(bucket)
+            .or_insert_with(|| (Vec::new(), SEGMENT));
+        if *used == SEGMENT {
+            let Some(segment) = lock(&self.free).pop() else {
+                shard.window.forget(tag, ts);
+                return Err(Refusal::Busy("the replay window"));
+            };
+            owned.push(segment);
+            *used = 0;
+        }
+        let segment = owned.last().copied().unwrap_or_default();
+        let slot = *used;
+        *used += 1;
+        drop(guard);
+        if let Some(file) = &self.file {
+            let mut record = [0; RECORD_BYTES];
+            record[..16].copy_from_slice(&tag.to_bytes());
+            record[16..24].copy_from_slice(&ts.as_ms().to_le_bytes());
+            record[24..].copy_from_slice(&sender.to_le_bytes());
+            if let Err(error) = file.file.write_all_at(&record, offset(segment, slot)) {
+                // The nonce stays used in memory, and the envelope is refused: never the other way.
+                tracing::error!(%error, "the replay window cannot be written");
+                return Err(Refusal::StorageFull(
+                    "the replay window cannot be written".into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what can no longer be replayed, and makes the floor above it durable against a kill.
+    pub fn expire(&self, now: Timestamp) {
+        let mut floor = Timestamp::default();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.window.expire(now, self.skew);
+            floor = floor.max(shard.window.floor());
+            let oldest = ReplayWindow::bucket_of(floor);
+            let dead: Vec<u64> = shard
+                .segments
+                .keys()
+                .filter(|bucket| **bucket < oldest)
+                .copied()
+                .collect();
+            for bucket in dead {
+                if let Some((segments, _)) = shard.segments.remove(&bucket) {
+                    lock(&self.free).extend(segments);
+                }
+            }
+        }
+        let oldest = ReplayWindow::bucket_of(floor);
+        self.senders.retain(|_, share| {
+            share.buckets.retain(|(bucket, _)| *bucket >= oldest);
+            !share.buckets.is_empty()
+        });
+        self.write_header(floor, false);
+    }
+
+    /// Marks the file complete: the next start trusts it even after a reboot.
+    pub fn close(&self) {
+        let floor = lock(&self.shards[0]).window.floor();
+        self.write_header(floor, true);
+        if let Some(file) = &self.file {
+            let _ = file.file.sync_data();
+        }
+    }
+
+    fn write_header(&self, floor: Timestamp, clean: bool) {
+        if let Some(file) = &self.file {
+            let header = Header {
+                secret: self.secret,
+                boot: boot_id(),
+                clean,
+                floor,
+            };
+            if let Err(error) = file.write_header(&header) {
+                tracing::error!(%error, "the replay window's header cannot be written");
+            }
+        }
+    }
+
+    /// How many nonces are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|shard| lock(shard).window.len())
+            .sum()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The part of the window that strangers from one network share.
+    #[must_use]
+    pub fn newcomers(&self, network: u64) -> Newcomers<'_> {
+        Newcomers {
+            replay: self,
+            network,
+        }
+    }
+}
+
+impl Nonces for Replay {
+    fn remember(
+        &self,
+        key: &PublicKey,
+        nonce: &str,
+        ts: Timestamp,
+        _: Timestamp,
+    ) -> Result<(), Refusal> {
+        let tag = Tag::of(&self.secret, key, nonce);
+        self.remember(sender_of(key), self.per_sender_max, tag, ts)
+    }
+}
+
+/// See [`Replay::newcomers`].
+#[derive(Debug)]
+pub struct Newcomers<'a> {
+    replay: &'a Replay,
+    network: u64,
+}
+
+impl Nonces for Newcomers<'_> {
+    fn remember(
+        &self,
+        key: &PublicKey,
+        nonce: &str,
+        ts: Timestamp,
+        _: Timestamp,
+    ) -> Result<(), Refusal> {
+        let tag = Tag::of(&self.replay.secret, key, nonce);
+        self.replay.remember(self.network, NEWCOMERS_MAX, tag, ts)
+    }
+}
+
+fn sender_of(key: &PublicKey) -> u64 {
+    let mut head = [0; 8];
+    head.copy_from_slice(&key.as_bytes()[..8]);
+    u64::from_le_bytes(head)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn offset(segment: u32, slot: usize) -> u64 {
+    HEADER_BYTES + ((segment as usize * SEGMENT + slot) * RECORD_BYTES) as u64
+}
+
+fn parse(record: &[u8]) -> Option<(Tag, Timestamp, u64)> {
+    let (tag, rest) = record.split_first_chunk::<16>()?;
+    let (ts, rest) = rest.split_first_chunk::<8>()?;
+    let (sender, _) = rest.split_first_chunk::<8>()?;
+    let ts = u64::from_le_bytes(*ts);
+    (ts != 0).then(|| {
+        (
+            Tag::from_bytes(*tag),
+            Timestamp::from_ms(ts),
+            u64::from_le_bytes(*sender),
+        )
+    })
+}
+
+/// This boot of the machine; zeros where the system does not say, which counts as another each time.
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: Vec<u8> = text.trim().bytes().filter(|byte| *byte != b'-').collect();
+    let mut id = [0; 16];
+    if digits.len() == 32 {
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |c: u8| char::from(c).to_digit(16).unwrap_or_default() as u8;
+            *byte = digit(pair[0]) << 4 | digit(pair[1]);
+        }
+    }
+    id
+}
+
+#[derive(Debug)]
+struct WindowFile {
+    file: File,
+}
+
+#[derive(Debug)]
+struct Header {
+    secret: [u8; 32],
+    boot: [u8; 16],
+    clean: bool,
+    floor: Timestamp,
+}
+
+impl Header {
+    fn read(file: &File) -> std::io::Result<Self> {
+        let mut bytes = [0; 65];
+        file.read_exact_at(&mut bytes, 0)?;
+        if &bytes[..8] != MAGIC {
+            return Err(std::io::Error::other("not a replay window of this format"));
+        }
+        let mut header = Self {
+            secret: [0; 32],
+            boot: [0; 16],
+            clean: bytes[64] == 1,
+            floor: Timestamp::default(),
+        };
+        header.secret.copy_from_slice(&bytes[8..40]);
+        header.boot.copy_from_slice(&bytes[40..56]);
+        let mut floor = [0; 8];
+        floor.copy_from_slice(&bytes[56..64]);
+        header.floor = Timestamp::from_ms(u64::from_le_bytes(floor));
+        Ok(header)
+    }
+}
+
+impl WindowFile {
+    fn write_header(&self, header: &Header) -> std::io::Result<()> {
+        let mut bytes = [0; 65];
+        bytes[..8].copy_from_slice(MAGIC);
+        bytes[8..40].copy_from_slice(&header.secret);
+        bytes[40..56].copy_from_slice(&header.boot);
+        bytes[56..64].copy_from_slice(&header.floor.as_ms().to_le_bytes());
+        bytes[64] = u8::from(header.clean);
+        self.file.write_all_at(&bytes, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto_spec::SigningKey;
+
+    const SKEW: Duration = Duration::from_secs(300);
+    const NOW: Timestamp = Timestamp::from_ms(1_800_000_000_000);
+
+    fn key(n: u8) -> PublicKey {
+        SigningKey::from_seed(&[n; 32]).public()
+    }
+
+    fn nonce(n: usize) -> String {
+        format!("nonce-{n:016}")
+    }
+
+    fn use_nonce(replay: &Replay, n: usize) -> Result<(), Refusal> {
+        Nonces::remember(replay, &key(1), &nonce(n), NOW, NOW)
+    }
+
+    fn open(data: &Path, now: Timestamp) -> (Replay, Ended) {
+        Replay::open(data, 64 * SEGMENT, 100_000, SKEW, [9; 32], now).unwrap()
+    }
+
+    #[test]
+    fn a_full_window_refuses_instead_of_forgetting() {
+        let replay = Replay::in_memory(64 * SEGMENT, 1_000_000, SKEW, [9; 32]);
+        let mut accepted = Vec::new();
+        for n in 0..64 * SEGMENT * 2 {
+            match use_nonce(&replay, n) {
+                Ok(()) => accepted.push(n),
+                Err(refusal) => assert!(matches!(refusal, Refusal::Busy(_)), "{refusal}"),
+            }
+        }
+        assert!(
+            accepted.len() >= 32 * SEGMENT && accepted.len() <= 64 * SEGMENT,
+            "{}",
+            accepted.len()
+        );
+        for n in &accepted {
+            assert_eq!(use_nonce(&replay, *n), Err(Refusal::Replayed));
+        }
+        // Time makes room again, and only time.
+        replay.expire(NOW.later(SKEW * 3));
+        let later = NOW.later(SKEW * 3);
+        Nonces::remember(&replay, &key(1), &nonce(0), later, later).unwrap();
+    }
+
+    #[test]
+    fn one_sender_cannot_take_another_senders_share() {
+        let replay = Replay::in_memory(64 * SEGMENT, 100, SKEW, [9; 32]);
+        for n in 0..100 {
+            use_nonce(&replay, n).unwrap();
+        }
+        assert!(matches!(use_nonce(&replay, 100), Err(Refusal::Busy(_))));
+        Nonces::remember(&replay, &key(2), &nonce(0), NOW, NOW).unwrap();
+        assert!(matches!(
+            use_nonce(&replay, 5),
+            Err(Refusal::Busy(_) | Refusal::Replayed)
+        ));
+    }
+
+    #[test]
+    fn a_nonce_stays_used_when_the_broker_is_killed_and_the_machine_goes_on() {
+        let data = tempfile::tempdir().unwrap();
+        let (replay, ended) = open(data.path(), NOW);
+        assert_eq!(ended, Ended::First);
+        for n in 0..1_000 {
+            use_nonce(&replay, n).unwrap();
+        }
+        // Dropped without `close`, as a killed process leaves it.
+        drop(replay);
+        let (replay, ended) = open(data.path(), NOW);
+        assert_eq!(ended, Ended::Complete);
+        for n in 0..1_000 {
+            assert_eq!(use_nonce(&replay, n), Err(Refusal::Replayed), "{n}");
+        }
+        use_nonce(&replay, 1_000).unwrap();
+        assert_eq!(replay.len(), 1_001);
+    }
+
+    #[test]
+    fn after_a_loss_of_power_nothing_is_accepted_that_could_have_been_accepted_before() {
+        let data = tempfile::tempdir().unwrap();
+        drop(open(data.path(), NOW));
+        let path = data.path().join("replay.window");
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[7; 16], 40).unwrap();
+        let (replay, ended) = open(data.path(), NOW);
+        assert_eq!(ended, Ended::PowerLost);
+        assert_eq!(use_nonce(&replay, 0), Err(Refusal::BelowFloor));
+        let later = NOW.later(SKEW);
+        Nonces::remember(&replay, &key(1), &nonce(0), later, later).unwrap();
+    }
+
+    #[test]
+    fn a_clean_stop_is_trusted_after_a_reboot() {
+        let data = tempfile::tempdir().unwrap();
+        let (replay, _) = open(data.path(), NOW);
+        use_nonce(&replay, 0).unwrap();
+        replay.close();
+        drop(replay);
+        let path = data.path().join("replay.window");
+        OpenOptions::new()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .write_all_at(&[7; 16], 40)
+            .unwrap();
+        let (replay, ended) = open(data.path(), NOW);
+        assert_eq!(ended, Ended::Complete);
+        assert_eq!(use_nonce(&replay, 0), Err(Refusal::Replayed));
+        use_nonce(&replay, 1).unwrap();
+    }
+
+    #[test]
+    fn the_floor_outlives_a_restart() {
+        let data = tempfile::tempdir().unwrap();
+        let (replay, _) = open(data.path(), NOW);
+        use_nonce(&replay, 0).unwrap();
+        replay.expire(NOW.later(SKEW * 4));
+        drop(replay);
+        // The clock was stepped back: what was dropped is still refused.
+        let (replay, _) = open(data.path(), NOW);
+        assert_eq!(use_nonce(&replay, 0), Err(Refusal::BelowFloor));
+    }
+}

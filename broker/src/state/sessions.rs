@@ -1,0 +1,308 @@
+//! Who is connected now: a name's attached sessions, what each offers, and what waits for it.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use dashmap::DashMap;
+use lru::LruCache;
+use proto_spec::capability::Token;
+use proto_spec::message::{Basis, Tool};
+use proto_spec::{AgentId, Capability, Digest, Name, Pattern, PublicKey, Refusal, Timestamp};
+use tokio::sync::{Notify, mpsc};
+
+/// What a credential is about; the recipient is the session that remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CredentialKey {
+    /// Who speaks.
+    pub subject: AgentId,
+    /// Under which key.
+    pub key: PublicKey,
+    /// For a call: the tool, and what permitted it.
+    pub call: Option<(Capability, Basis, Option<Digest>)>,
+}
+
+/// Credentials that one connection has carried: identity and expiry.
+pub type Credentials = LruCache<CredentialKey, (Digest, Timestamp)>;
+
+const CREDENTIALS: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
+
+/// A subscription, and the token that permitted it where that was not the record.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// Which topics.
+    pub topics: Pattern,
+    /// Asked again at every event.
+    pub token: Option<Arc<Token>>,
+}
+
+/// One attached connection of an agent.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    agent: AgentId,
+    key: PublicKey,
+    outbox: mpsc::Sender<Bytes>,
+    offers: ArcSwap<HashMap<Capability, Arc<Tool>>>,
+    subscriptions: ArcSwap<Vec<Subscription>>,
+    outstanding: AtomicUsize,
+    made: AtomicUsize,
+    missed: AtomicU64,
+    credentials: Mutex<Credentials>,
+    closed: Notify,
+}
+
+impl Session {
+    /// Whose it is.
+    #[must_use]
+    pub fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+    /// The key that attached it.
+    #[must_use]
+    pub fn key(&self) -> &PublicKey {
+        &self.key
+    }
+    /// Told apart from every other session of this broker's run.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+    /// Calls delivered to it and not answered.
+    #[must_use]
+    pub fn outstanding(&self) -> &AtomicUsize {
+        &self.outstanding
+    }
+    /// Calls made by it and not answered.
+    #[must_use]
+    pub fn made(&self) -> &AtomicUsize {
+        &self.made
+    }
+    /// The tool of this name, if it offers it.
+    #[must_use]
+    pub fn offer(&self, tool: &Capability) -> Option<Arc<Tool>> {
+        self.offers.load().get(tool).cloned()
+    }
+    /// All that it offers.
+    #[must_use]
+    pub fn offers(&self) -> Vec<Arc<Tool>> {
+        self.offers.load().values().cloned().collect()
+    }
+    /// Replaces what it offers.
+    pub fn set_offers(&self, tools: Vec<Tool>) {
+        let map = tools
+            .into_iter()
+            .map(|tool| (tool.name.clone(), Arc::new(tool)))
+            .collect();
+        self.offers.store(Arc::new(map));
+    }
+    /// What it is subscribed to.
+    #[must_use]
+    pub fn subscriptions(&self) -> Arc<Vec<Subscription>> {
+        self.subscriptions.load_full()
+    }
+    /// Events it was too slow to take, since the last notice.
+    #[must_use]
+    pub fn missed(&self) -> &AtomicU64 {
+        &self.missed
+    }
+
+    /// Queues a message.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] when the queue is full or the session is closing.
+    pub fn send(&self, message: Bytes) -> Result<(), Refusal> {
+        self.outbox
+            .try_send(message)
+            .map_err(|_| Refusal::Busy("the recipient's queue"))
+    }
+
+    /// Does something with the credentials that this connection has carried. What is decided and
+    /// sent inside is in order with every other delivery.
+    pub fn with_credentials<T>(&self, act: impl FnOnce(&mut Credentials) -> T) -> T {
+        act(&mut self
+            .credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends it: its connection closes.
+    pub fn close(&self) {
+        self.closed.notify_one();
+    }
+
+    /// Returns when [`Session::close`] was called.
+    pub async fn closed(&self) {
+        self.closed.notified().await;
+    }
+}
+
+/// The attached sessions of every agent.
+#[derive(Debug)]
+pub struct Sessions {
+    by_name: DashMap<Name, Vec<Arc<Session>>>,
+    /// Who is subscribed to exactly this pattern. A topic looks up the few patterns that cover it.
+    by_topic: DashMap<Pattern, Vec<Arc<Session>>>,
+    per_agent_max: usize,
+    next: AtomicU64,
+}
+
+impl Sessions {
+    pub(super) fn new(per_agent_max: usize) -> Self {
+        Self {
+            by_name: DashMap::new(),
+            by_topic: DashMap::new(),
+            per_agent_max,
+            next: AtomicU64::new(1),
+        }
+    }
+
+    /// Attaches a session.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] when the agent has as many as it may.
+    pub fn attach(
+        &self,
+        agent: AgentId,
+        key: PublicKey,
+        outbox: mpsc::Sender<Bytes>,
+    ) -> Result<Arc<Session>, Refusal> {
+        let mut entry = self.by_name.entry(agent.name().clone()).or_default();
+        if entry.len() >= self.per_agent_max {
+            return Err(Refusal::Busy("the agent's share of sessions"));
+        }
+        let session = Arc::new(Session {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            agent,
+            key,
+            outbox,
+            offers: ArcSwap::default(),
+            subscriptions: ArcSwap::default(),
+            outstanding: AtomicUsize::new(0),
+            made: AtomicUsize::new(0),
+            missed: AtomicU64::new(0),
+            // Unbounded at first: a bounded cache reserves its whole table, and most sessions idle.
+            credentials: Mutex::new(LruCache::unbounded()),
+            closed: Notify::new(),
+        });
+        entry.push(Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// Replaces what a session is subscribed to.
+    pub fn subscribe(&self, session: &Arc<Session>, subscriptions: Vec<Subscription>) {
+        for before in session.subscriptions().iter() {
+            if let Some(mut entry) = self.by_topic.get_mut(&before.topics) {
+                entry.retain(|other| other.id != session.id);
+            }
+            self.by_topic
+                .remove_if(&before.topics, |_, sessions| sessions.is_empty());
+        }
+        for subscription in &subscriptions {
+            let mut entry = self
+                .by_topic
+                .entry(subscription.topics.clone())
+                .or_default();
+            entry.push(Arc::clone(session));
+        }
+        session.subscriptions.store(Arc::new(subscriptions));
+    }
+
+    /// The sessions that are subscribed to a topic, each once, with the subscription that says so.
+    #[must_use]
+    pub fn subscribers(&self, topic: &Capability) -> Vec<(Arc<Session>, Subscription)> {
+        let mut found: Vec<(Arc<Session>, Subscription)> = Vec::new();
+        for pattern in Pattern::from(topic.clone()).covered_by() {
+            let Some(entry) = self.by_topic.get(&pattern) else {
+                continue;
+            };
+            for session in entry.iter() {
+                let subscriptions = session.subscriptions();
+                let Some(one) = subscriptions.iter().find(|one| one.topics == pattern) else {
+                    continue;
+                };
+                if !found.iter().any(|(other, _)| other.id == session.id) {
+                    found.push((Arc::clone(session), one.clone()));
+                }
+            }
+        }
+        found
+    }
+
+    /// Takes a session out.
+    pub fn detach(&self, session: &Arc<Session>) {
+        self.subscribe(session, Vec::new());
+        let name = session.agent.name();
+        if let Some(mut entry) = self.by_name.get_mut(name) {
+            entry.retain(|other| other.id != session.id);
+        }
+        self.by_name
+            .remove_if(name, |_, sessions| sessions.is_empty());
+    }
+
+    /// The sessions of an agent.
+    #[must_use]
+    pub fn of(&self, name: &Name) -> Vec<Arc<Session>> {
+        self.by_name
+            .get(name)
+            .map(|entry| entry.clone())
+            .unwrap_or_default()
+    }
+
+    /// Of the agent's sessions that offer the tool, the one with the fewest calls outstanding.
+    #[must_use]
+    pub fn least_loaded(
+        &self,
+        name: &Name,
+        tool: &Capability,
+    ) -> Option<(Arc<Session>, Arc<Tool>)> {
+        let sessions = self.by_name.get(name)?;
+        sessions
+            .iter()
+            .filter_map(|session| Some((session, session.offer(tool)?)))
+            .min_by_key(|(session, _)| session.outstanding.load(Ordering::Relaxed))
+            .map(|(session, tool)| (Arc::clone(session), tool))
+    }
+
+    /// Some session's offer of this tool, whichever.
+    #[must_use]
+    pub fn offer(&self, name: &Name, tool: &Capability) -> Option<Arc<Tool>> {
+        self.by_name
+            .get(name)?
+            .iter()
+            .find_map(|session| session.offer(tool))
+    }
+
+    /// Every session, in no order.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.by_name
+            .iter()
+            .flat_map(|entry| entry.value().clone())
+            .collect()
+    }
+
+    /// How many are attached.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_name.iter().map(|entry| entry.len()).sum()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+}
+
+/// Keeps a session's memory of credentials within its bound.
+pub fn trim(credentials: &mut Credentials) {
+    while credentials.len() > CREDENTIALS.get() {
+        credentials.pop_lru();
+    }
+}

@@ -1,0 +1,97 @@
+//! What the broker itself says: every word of it is an envelope signed with its key.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use proto_spec::message::Ack;
+use proto_spec::refusal::ErrorBody;
+use proto_spec::{
+    Audience, Digest, Draft, Kind, Org, PublicKey, Refusal, Sealed, SigningKey, Speaker, Timestamp,
+};
+use serde::Serialize;
+
+/// The broker's key, and what makes its nonces unique.
+#[derive(Debug)]
+pub struct Voice {
+    key: SigningKey,
+    speaker: Speaker,
+    run: u64,
+    said: AtomicU64,
+}
+
+impl Voice {
+    /// The voice of `broker@org`. `run` tells this run's nonces from every other's.
+    #[must_use]
+    pub fn new(key: SigningKey, org: Org, run: u64) -> Self {
+        Self {
+            key,
+            speaker: Speaker::Broker(org),
+            run,
+            said: AtomicU64::new(0),
+        }
+    }
+
+    /// What others verify with.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// Signs one envelope.
+    #[must_use]
+    pub fn say<B: Serialize>(
+        &self,
+        kind: Kind,
+        to: Option<&Audience>,
+        re: Option<Digest>,
+        body: &B,
+        now: Timestamp,
+    ) -> Sealed {
+        let said = self.said.fetch_add(1, Ordering::Relaxed);
+        let nonce = format!("{:016x}{said:016x}", self.run);
+        let draft = Draft {
+            kind,
+            agent: &self.speaker,
+            to,
+            ts: now,
+            nonce: &nonce,
+            re,
+            token: None,
+            deadline: None,
+            body,
+        };
+        draft.seal(&self.key).unwrap_or_else(|error| {
+            // Bodies are our own types, whose serialisation cannot fail; an empty answer would hide a bug.
+            tracing::error!(%error, "a body of the broker's own does not serialise");
+            Sealed {
+                bytes: Bytes::new(),
+                id: Digest([0; 32]),
+            }
+        })
+    }
+
+    /// An acknowledgement.
+    #[must_use]
+    pub fn ack(&self, to: &Audience, re: Digest, ack: &Ack, now: Timestamp) -> Bytes {
+        self.say(Kind::Ack, Some(to), Some(re), ack, now).bytes
+    }
+
+    /// An error; without audience where there was no verified sender.
+    #[must_use]
+    pub fn error(
+        &self,
+        to: Option<(&Audience, Digest)>,
+        refusal: &Refusal,
+        now: Timestamp,
+    ) -> Bytes {
+        let body = ErrorBody::from(refusal);
+        self.say(
+            Kind::Error,
+            to.map(|(to, _)| to),
+            to.map(|(_, re)| re),
+            &body,
+            now,
+        )
+        .bytes
+    }
+}

@@ -1,0 +1,1 @@
+//! What a broker refuses, with which code, and that refusing changes nothing.

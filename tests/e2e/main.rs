@@ -1,0 +1,17 @@
+//! Promises to users, each shown on a broker that listens. One file a promise.
+
+mod admission;
+mod calls;
+mod registration;
+
+use proto_spec::{Code, Envelope};
+use tests::lab::code_of;
+use tests::wire::Reply;
+
+/// The code of a refused POST; checks that its HTTP status is the code's own.
+fn refused(reply: &Reply) -> Code {
+    let envelope: Envelope = reply.envelope().expect("a signed envelope");
+    let code = code_of(&envelope).expect("an error");
+    assert_eq!(reply.status, code.http_status());
+    code
+}

@@ -1,0 +1,123 @@
+//! The real binaries: built once for a test run, started, killed.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context as _, Result, bail};
+
+/// The path of one of the project's binaries, built in the profile that this test was built in.
+///
+/// # Errors
+///
+/// When it cannot be built.
+pub fn path(name: &str) -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    match folder {
+        Ok(folder) => Ok(folder.join(name)),
+        Err(error) => bail!("{error}"),
+    }
+}
+
+fn build() -> Result<PathBuf> {
+    // …/release/deps/e2e-0123 → …/release
+    let test = std::env::current_exe()?;
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .context("the test binary's folder")?;
+    let profile = folder
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("the profile's folder")?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args([
+        "build", "--quiet", "-p", "broker", "-p", "fem-cli", "--bins",
+    ]);
+    if profile == "release" {
+        cargo.arg("--release");
+    }
+    let built = cargo
+        .current_dir(root())
+        .status()
+        .context("starting cargo")?;
+    if !built.success() {
+        bail!("cargo build failed");
+    }
+    Ok(folder.to_path_buf())
+}
+
+/// The workspace's folder.
+#[must_use]
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// A `fem-broker` process; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    /// Where agents connect.
+    pub address: SocketAddr,
+    /// Where health and metrics are.
+    pub ops: SocketAddr,
+}
+
+impl Process {
+    /// Starts `fem-broker` and waits until it says that it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start; with what it said.
+    pub fn start(config: &Path) -> Result<Self> {
+        let mut child = Command::new(path("fem-broker")?)
+            .arg(config)
+            .env("FEM_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("its standard output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let mut words = line.split_whitespace();
+        let (Some("ready"), Some(address), Some(ops)) = (words.next(), words.next(), words.next())
+        else {
+            let _ = child.kill();
+            bail!(
+                "fem-broker did not become ready: {line:?}, {:?}",
+                child.wait()
+            );
+        };
+        Ok(Self {
+            address: address.parse()?,
+            ops: ops.parse()?,
+            child,
+        })
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not let us.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,247 @@
+//! The wire by hand: POST and WebSocket with nothing between a test and the bytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use proto_spec::frame::{FRAME, Frame, Vouching};
+use proto_spec::{Digest, Envelope};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+/// Nothing in a test takes longer; a test that hangs fails instead.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How to reach a broker.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// TLS 1.3 with the lab's authority; no ALPN unless a test sets it.
+    pub tls: Arc<ClientConfig>,
+}
+
+/// What a POST came back with.
+#[derive(Debug)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// The `FEM-Credential` header.
+    pub credential: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// The body as an envelope.
+    ///
+    /// # Errors
+    ///
+    /// When it is not one.
+    pub fn envelope(&self) -> Result<Envelope> {
+        Ok(Envelope::parse(self.body.clone(), 1 << 24)?)
+    }
+}
+
+impl Line {
+    /// A line to `address` that trusts `authority`.
+    ///
+    /// # Errors
+    ///
+    /// When the authority is not a certificate.
+    pub fn new(address: SocketAddr, authority: &CertificateDer<'static>) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            address,
+            tls: Arc::new(tls),
+        })
+    }
+
+    /// A TLS connection.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub async fn connect(&self) -> Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from("localhost")?;
+        Ok(TlsConnector::from(Arc::clone(&self.tls))
+            .connect(name, stream)
+            .await?)
+    }
+
+    /// One POST on a connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails.
+    pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Result<Reply> {
+        let stream = self.connect().await?;
+        let (mut client, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(connection);
+        let request = Request::post(path)
+            .header("host", "localhost")
+            .body(Full::new(body.into()))?;
+        let reply = timeout(PATIENCE, client.send_request(request)).await??;
+        let status = reply.status().as_u16();
+        let header = reply.headers().get("fem-credential");
+        let credential = header
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let body = timeout(PATIENCE, reply.into_body().collect())
+            .await??
+            .to_bytes();
+        driver.abort();
+        Ok(Reply {
+            status,
+            credential,
+            body,
+        })
+    }
+
+    /// A WebSocket, with the channel that the client saw.
+    ///
+    /// # Errors
+    ///
+    /// When the upgrade is refused.
+    pub async fn websocket(&self) -> Result<(Socket, Digest)> {
+        let stream = self.connect().await?;
+        let chain = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .context("no certificate")?;
+        let leaf = chain.first().context("no certificate")?;
+        let channel = broker::listener::tls::channel_of(leaf)?;
+        let (socket, _) = client_async("wss://localhost/fem/ws", stream).await?;
+        Ok((
+            Socket {
+                socket,
+                words: Vec::new(),
+            },
+            channel,
+        ))
+    }
+}
+
+/// One WebSocket connection.
+#[derive(Debug)]
+pub struct Socket {
+    socket: WebSocketStream<TlsStream<TcpStream>>,
+    words: Vec<(Digest, Bytes)>,
+}
+
+/// What a broker sent.
+#[derive(Debug)]
+pub enum Heard {
+    /// Its own words.
+    Said(Envelope),
+    /// Another agent's, with the broker's credential for it.
+    Delivered {
+        /// As it was signed.
+        envelope: Envelope,
+        /// The broker's word for its sender.
+        credential: Envelope,
+    },
+    /// The connection ended.
+    Closed,
+}
+
+impl Heard {
+    /// The broker's own words.
+    ///
+    /// # Errors
+    ///
+    /// When it was something else.
+    pub fn said(self) -> Result<Envelope> {
+        match self {
+            Self::Said(envelope) => Ok(envelope),
+            other => bail!("expected the broker's own words, heard {other:?}"),
+        }
+    }
+
+    /// What another agent signed.
+    ///
+    /// # Errors
+    ///
+    /// When it was something else.
+    pub fn delivered(self) -> Result<Envelope> {
+        match self {
+            Self::Delivered { envelope, .. } => Ok(envelope),
+            other => bail!("expected a delivery, heard {other:?}"),
+        }
+    }
+}
+
+impl Socket {
+    /// Sends one message.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone.
+    pub async fn send(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
+        Ok(timeout(PATIENCE, self.socket.send(Message::Binary(bytes.into()))).await??)
+    }
+
+    /// The next thing that the broker says or delivers.
+    ///
+    /// # Errors
+    ///
+    /// When nothing comes, or it is not of the protocol.
+    pub async fn hear(&mut self) -> Result<Heard> {
+        loop {
+            let message = timeout(PATIENCE, self.socket.next())
+                .await
+                .context("nothing was heard")?;
+            let bytes = match message {
+                Some(Ok(message)) if message.is_ping() || message.is_pong() => continue,
+                Some(Ok(message)) if message.is_binary() || message.is_text() => {
+                    message.into_data()
+                }
+                _ => return Ok(Heard::Closed),
+            };
+            if bytes.first() != Some(&FRAME) {
+                return Ok(Heard::Said(Envelope::parse(bytes, 1 << 24)?));
+            }
+            let frame = Frame::decode(bytes)?;
+            let word = match frame.vouching {
+                Vouching::Full(word) => {
+                    let id = Digest::of(&Envelope::parse(word.clone(), 1 << 24)?.signed_bytes());
+                    self.words.push((id, word.clone()));
+                    word
+                }
+                Vouching::Known(id) => {
+                    let known = self.words.iter().find(|(known, _)| *known == id);
+                    known
+                        .context("a credential this connection has not carried")?
+                        .1
+                        .clone()
+                }
+            };
+            return Ok(Heard::Delivered {
+                envelope: Envelope::parse(frame.envelope, 1 << 24)?,
+                credential: Envelope::parse(word, 1 << 24)?,
+            });
+        }
+    }
+}
