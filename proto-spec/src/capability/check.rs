@@ -676,7 +676,7 @@ impl Typing<'_> {
 
     fn expect(&self, found: Type, wanted: Type) -> Result<(), BadCheck> {
         match found.meet(wanted) {
-            Some(_) => Ok(()),
+            Some(_) if found == wanted || self.is_single => Ok(()),
             Some(_) => bad(
                 "the value of an argument has a type only at the call: name the argument by a constant pointer, alone or with predicates that hold once, or compare with == and !=",
             ),
