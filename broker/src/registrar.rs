@@ -248,11 +248,7 @@ impl Desk {
             .filter(within)
             .cloned()
             .collect();
-        let allowed: Vec<Pattern> = terms
-            .prefixes
-            .iter()
-            .filter_map(|prefix| format!("{prefix}*").parse().ok())
-            .collect();
+        let allowed = &terms.prefixes;
         let within = |pattern: &&Pattern| allowed.iter().any(|prefix| prefix.covers(pattern));
         let asked: Vec<Pattern> = request.prefixes.iter().filter(within).cloned().collect();
         let prefixes = if request.prefixes.is_empty() {
@@ -573,11 +569,7 @@ impl Desk {
         let terms = Enrolment {
             name: body.name.clone(),
             ceiling: body.ceiling.clone(),
-            prefixes: body
-                .prefixes
-                .iter()
-                .map(|one| one.as_str().trim_end_matches('*').into())
-                .collect(),
+            prefixes: body.prefixes.clone(),
             uses,
         };
         let sealed = issue::enrolment(&self.root, &self.state.org, &terms, at, expires, entropy()?)
