@@ -12,7 +12,8 @@ use proto_spec::message::{
     RotateKey, ToolsDiscovered,
 };
 use proto_spec::{
-    AgentId, Audience, Capability, Draft, Envelope, Kind, Pattern, PublicKey, Received, Speaker,
+    AgentId, Audience, Capability, Code, Draft, Envelope, Kind, Pattern, PublicKey, Received,
+    Speaker,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +24,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::{Hearers, Missed, Subscription};
 use crate::keyfile::Key;
-use crate::line::Line;
+use crate::line::{Hold, Line};
 use crate::link::Link;
 use crate::link::backoff::Backoff;
 use crate::link::http::Poster;
@@ -264,13 +265,16 @@ impl Agent {
         }
         let call = question.sign(&core.voice, options)?;
         let posted = Box::pin(exchange(core, poster, call, Some(&question.provider)));
-        match tokio::time::timeout(options.patience(), posted).await {
-            Ok(reply) => match reply? {
-                Reply::Answer(answer) => raw_result(&answer),
-                Reply::Word(envelope) => Err(Error::Unexpected(format!("`{}`", envelope.kind()))),
-            },
-            // Dropping the request has closed it, which cancels the call.
-            Err(_) => Err(Error::Deadline(options.patience())),
+        let reply = tokio::select! {
+            reply = posted => reply?,
+            // Dropping the request closes it, which cancels the call.
+            () = core.voice.clock().sleep(options.patience()) => {
+                return Err(Error::Deadline(options.patience()));
+            }
+        };
+        match reply {
+            Reply::Answer(answer) => raw_result(&answer),
+            Reply::Word(envelope) => Err(Error::Unexpected(format!("`{}`", envelope.kind()))),
         }
     }
 
@@ -431,7 +435,6 @@ impl Agent {
         shutdown: impl Future<Output = ()>,
     ) -> Result<()> {
         let Inner {
-            core,
             line,
             receivers,
             calls_at_once,
@@ -445,37 +448,38 @@ impl Agent {
         )?);
         let _serving = Serving::begin(receivers, &provider, self.id())?;
         let hold = line.hold();
+        tokio::select! {
+            ended = self.offering(&hold, &provider) => ended,
+            () = shutdown => {
+                // Also where the first offer is still on its way: the broker may have taken it.
+                if let Some(session) = line.living() {
+                    drain(&session, &provider).await;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Offers the provider's tools on each new session. Ends only with an error.
+    async fn offering(&self, hold: &Hold, provider: &Provider) -> Result<()> {
         let mut backoff = Backoff::default();
-        tokio::pin!(shutdown);
         loop {
-            let offered = async {
-                let session = hold.session().await?;
-                let offer = session
-                    .ask(Kind::OfferTools, self.broker(), &provider.offer())
-                    .await;
-                Ok::<_, Error>((session, offer))
-            };
-            let (session, offer) = tokio::select! {
-                offered = offered => offered?,
-                () = &mut shutdown => return Ok(()),
-            };
-            match offer {
-                Ok(_) => backoff.reset(),
-                Err(Error::OutcomeUnknown(_) | Error::Unreachable { .. }) => {}
-                Err(why) if !why.is_retryable() => return Err(why),
-                Err(why) => {
+            let session = hold.session().await?;
+            let offer = provider.offer();
+            match session.ask(Kind::OfferTools, self.broker(), &offer).await {
+                Ok(_) => {
+                    tracing::info!(agent = %self.id(), tools = offer.tools.len(), "serving");
+                    backoff.reset();
+                    session.end().await;
+                }
+                // The session was lost: the next one is offered to.
+                Err(_) if session.has_ended() => {}
+                Err(why) if why.is_retryable() || why.code() == Some(Code::OutcomeUnknown) => {
                     tracing::warn!(%why, "offering again");
                     let wait = backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
-                    core.voice.clock().sleep(wait).await;
-                    continue;
+                    self.inner.core.voice.clock().sleep(wait).await;
                 }
-            }
-            tokio::select! {
-                () = session.end() => {}
-                () = &mut shutdown => {
-                    drain(&session, &provider).await;
-                    return Ok(());
-                }
+                Err(why) => return Err(why),
             }
         }
     }

@@ -5,7 +5,7 @@
 //! was delivered to nobody, and is signed anew, once.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto_spec::admission::Answer;
 use proto_spec::limits::DEADLINE_DEFAULT;
@@ -14,7 +14,6 @@ use proto_spec::{AgentId, Audience, Code, Digest, Kind, Sealed};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::incoming::Progress;
@@ -105,7 +104,7 @@ impl Question {
         Ok(CallHandle {
             to: self.to.clone(),
             patience: options.patience(),
-            until: Instant::now() + options.patience(),
+            since: Instant::now(),
             seq: 0,
             over: false,
             sent,
@@ -119,7 +118,7 @@ impl Question {
 pub struct CallHandle {
     to: Audience,
     patience: Duration,
-    until: Instant,
+    since: Instant,
     seq: u64,
     over: bool,
     sent: Sent,
@@ -199,13 +198,19 @@ impl CallHandle {
     ///
     /// Those of [`CallHandle::result`], without the last.
     pub async fn raw(mut self) -> Result<Box<RawValue>> {
-        match tokio::time::timeout_at(self.until, &mut self.sent.result).await {
-            Ok(answered) => {
+        let session = Arc::clone(&self.session);
+        let waited = self.since.elapsed();
+        let patience = session
+            .voice()
+            .clock()
+            .sleep(self.patience.saturating_sub(waited));
+        tokio::select! {
+            answered = &mut self.sent.result => {
                 self.over = true;
                 let lost = |_| Error::OutcomeUnknown("the session with the broker was lost".into());
                 raw_result(&answered.map_err(lost)??)
             }
-            Err(_) => Err(Error::Deadline(self.patience)),
+            () = patience => Err(Error::Deadline(self.patience)),
         }
     }
 

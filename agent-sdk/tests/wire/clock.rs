@@ -1,0 +1,65 @@
+//! A clock that a test moves.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agent_sdk::{Clock, Timestamp};
+use tokio::sync::watch;
+
+use crate::fake::{now, soon};
+
+/// Stands still at the real time of its making until it is moved.
+pub struct TestClock {
+    now: watch::Sender<Timestamp>,
+    asleep: AtomicUsize,
+}
+
+impl TestClock {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            now: watch::Sender::new(now()),
+            asleep: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn advance(&self, by: Duration) {
+        self.now.send_modify(|now| *now = now.later(by));
+    }
+
+    /// Waits until somebody sleeps.
+    pub async fn somebody_sleeps(&self) {
+        let asleep = async {
+            while self.asleep.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("somebody going to sleep", asleep).await;
+    }
+}
+
+struct Asleep<'a>(&'a AtomicUsize);
+
+impl Drop for Asleep<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        *self.now.borrow()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let until = self.now().later(duration);
+        let mut watched = self.now.subscribe();
+        Box::pin(async move {
+            self.asleep.fetch_add(1, Ordering::SeqCst);
+            let _asleep = Asleep(&self.asleep);
+            let _ = watched.wait_for(|now| *now >= until).await;
+        })
+    }
+}

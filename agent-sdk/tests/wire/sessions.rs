@@ -1,0 +1,230 @@
+//! Attaching, and attaching again.
+
+use std::time::Duration;
+
+use agent_sdk::proto_spec::{Refusal, SigningKey};
+use agent_sdk::{Agent, Call, Code, Error, Kind, RegisterOptions, Tool};
+
+use crate::clock::TestClock;
+use crate::fake::{FakeBroker, Person, code, soon};
+
+fn nothing() -> Tool {
+    Tool::new(
+        "fs.nothing",
+        |_call: Call, _args: serde_json::Value| async { Ok(()) },
+    )
+}
+
+#[tokio::test]
+async fn an_agent_refuses_a_broker_with_another_key() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let attaching = tokio::spawn(async move { agent.attach().await });
+    let mut peer = broker.connection().await;
+    peer.challenge(&Person::new("broker@acme", 99)).await;
+    peer.closed().await;
+    assert!(matches!(
+        attaching.await.unwrap(),
+        Err(Error::NotTheBroker(_))
+    ));
+}
+
+#[tokio::test]
+async fn an_agent_refuses_another_organisations_broker() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let attaching = tokio::spawn(async move { agent.attach().await });
+    let mut peer = broker.connection().await;
+    // The very same key, speaking for another organisation.
+    peer.challenge(&Person::new("broker@globex", 1)).await;
+    peer.closed().await;
+    assert!(matches!(
+        attaching.await.unwrap(),
+        Err(Error::NotTheBroker(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_server_of_another_ca_gets_nothing() {
+    let broker = FakeBroker::start().await;
+    let other = FakeBroker::start().await;
+    // The other's CA, this one's address.
+    let url = broker.config("fs@acme", 10).build().unwrap();
+    let config = other.config("fs@acme", 10).broker(
+        format!("{url:?}")
+            .split(" at ")
+            .nth(1)
+            .unwrap()
+            .trim_end_matches(')')
+            .to_owned(),
+    );
+    let agent = Agent::new(config.build().unwrap()).unwrap();
+    assert!(matches!(agent.attach().await, Err(Error::Tls { .. })));
+    let posted = agent.register(RegisterOptions::default()).await;
+    assert!(matches!(posted, Err(Error::Tls { .. })));
+}
+
+#[tokio::test]
+async fn an_agent_that_nobody_answers_can_say_so() {
+    let config = FakeBroker::start()
+        .await
+        .config("fs@acme", 10)
+        .broker("https://127.0.0.1:1");
+    let agent = Agent::new(config.build().unwrap()).unwrap();
+    let error = agent.attach().await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }) && error.is_retryable());
+}
+
+#[tokio::test]
+async fn attaching_answers_this_connections_challenge_and_names_the_servers_key() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let attaching = tokio::spawn(async move { agent.attach().await.map(|()| agent) });
+    let mut peer = broker.connection().await;
+    let (attach, body) = peer.challenged().await;
+    assert_eq!(body.channel, broker.channel);
+    let key = SigningKey::from_seed(&[10; 32]).public();
+    assert!(key.verifies(&attach.signed_bytes(), attach.signature()));
+    peer.ack(&attach, &broker.welcome()).await;
+    attaching.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_to_another_attach_does_not_attach() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let attaching = tokio::spawn(async move { agent.attach().await });
+    let mut peer = broker.connection().await;
+    let (attach, _) = peer.challenged().await;
+    let other = Person::new("fs@acme", 10).say(Kind::Attach, attach.to().unwrap(), None, &());
+    let voice = Person::new("broker@acme", 1);
+    let word = voice.say(
+        Kind::Ack,
+        &attach.speaker().clone().into(),
+        Some(other.id),
+        &broker.welcome(),
+    );
+    peer.send(word.bytes).await;
+    assert!(matches!(
+        attaching.await.unwrap(),
+        Err(Error::Unexpected(_))
+    ));
+}
+
+#[tokio::test]
+async fn serving_ends_where_the_broker_does_not_know_the_agent() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let serving = tokio::spawn(async move { agent.serve([nothing()]).await });
+    let mut peer = broker.connection().await;
+    let (attach, _) = peer.challenged().await;
+    peer.refuse(&attach, &Refusal::BadSignature).await;
+    let error = serving.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(Code::NotAuthentic));
+    assert!(error.to_string().contains("register"), "{error}");
+}
+
+#[tokio::test]
+async fn serving_ends_where_the_offer_is_denied() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let serving = tokio::spawn(async move { agent.serve([nothing()]).await });
+    let mut peer = broker.attached().await;
+    let offer = peer.receive().await;
+    peer.refuse(
+        &offer,
+        &Refusal::OfferDenied("fs.nothing".into(), "outside"),
+    )
+    .await;
+    assert_eq!(code(serving.await.unwrap()), Some(Code::OfferDenied));
+}
+
+#[tokio::test]
+async fn a_lost_session_is_attached_again_after_a_wait_and_offers_again() {
+    let mut broker = FakeBroker::start().await;
+    let clock = TestClock::new();
+    let config = broker
+        .config("fs@acme", 10)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let agent = Agent::new(config).unwrap();
+    let serving = tokio::spawn(async move { agent.serve([nothing()]).await });
+    for _ in 0..3 {
+        drop(broker.serving().await);
+        clock.somebody_sleeps().await;
+        clock.advance(Duration::from_secs(1));
+    }
+    broker.serving().await;
+    assert!(!serving.is_finished());
+}
+
+#[tokio::test]
+async fn a_broker_that_is_busy_or_gone_is_tried_again() {
+    let mut broker = FakeBroker::start().await;
+    let clock = TestClock::new();
+    let config = broker
+        .config("fs@acme", 10)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let agent = Agent::new(config).unwrap();
+    tokio::spawn(async move { agent.serve([nothing()]).await });
+    let mut peer = broker.connection().await;
+    let (attach, _) = peer.challenged().await;
+    peer.refuse(&attach, &Refusal::Busy("sessions")).await;
+    clock.somebody_sleeps().await;
+    clock.advance(Duration::from_secs(1));
+    drop(broker.connection().await);
+    clock.somebody_sleeps().await;
+    clock.advance(Duration::from_secs(1));
+    broker.serving().await;
+}
+
+#[tokio::test]
+async fn one_session_is_shared_by_all_that_an_agent_does() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let serving = agent.clone();
+    tokio::spawn(async move { serving.serve([nothing()]).await });
+    let mut peer = broker.serving().await;
+    agent.attach().await.unwrap();
+    let calling = agent.clone();
+    tokio::spawn(async move { calling.call::<()>("other@acme", "other.tool", &()).await });
+    assert_eq!(peer.receive().await.kind(), Kind::ToolCall);
+    assert!(!broker.has_post());
+}
+
+#[tokio::test]
+async fn an_agent_serves_once_at_a_time_and_again_after() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let first = agent.clone();
+    let serving = tokio::spawn(async move {
+        first
+            .serve_until([nothing()], async { drop(stopped.await) })
+            .await
+    });
+    let mut peer = broker.serving().await;
+    assert!(matches!(
+        agent.serve([nothing()]).await,
+        Err(Error::AlreadyServing(_))
+    ));
+    stop.send(()).unwrap();
+    let back = peer.receive().await;
+    peer.ack(&back, &agent_sdk::Ack::Offered { tools: 0 }).await;
+    soon("the end", serving).await.unwrap().unwrap();
+    tokio::spawn(async move { agent.serve([nothing()]).await });
+    assert_eq!(peer.receive().await.kind(), Kind::OfferTools);
+}
+
+#[tokio::test]
+async fn dropping_the_agent_closes_its_session() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let attaching = tokio::spawn(async move { agent.attach().await.map(|()| agent) });
+    let mut peer = broker.attached().await;
+    drop(attaching.await.unwrap().unwrap());
+    peer.closed().await;
+}
