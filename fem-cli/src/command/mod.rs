@@ -1,0 +1,51 @@
+//! What each command does: one file a noun.
+
+pub(crate) mod agent;
+pub(crate) mod call;
+pub(crate) mod completions;
+pub(crate) mod context;
+pub(crate) mod doctor;
+pub(crate) mod enrol;
+pub(crate) mod event;
+pub(crate) mod explain;
+pub(crate) mod init;
+pub(crate) mod register;
+pub(crate) mod token;
+pub(crate) mod tools;
+
+use crate::args::{Cli, Command};
+use crate::connect::Chosen;
+use crate::demo;
+use crate::failure::{Failure, Outcome};
+use crate::output::Output;
+
+/// Does what the command line says.
+pub(crate) fn run(cli: Cli) -> Outcome {
+    let output = Output { json: cli.json };
+    let chosen = Chosen::new(cli.context);
+    match cli.command {
+        Command::Demo(args) => wait_for(demo::run(&args)),
+        Command::Init(args) => init::run(&args, output),
+        Command::Agent(args) => wait_for(agent::run(args, &chosen, output)),
+        Command::Enrol(args) => wait_for(enrol::run(args, &chosen, output)),
+        Command::Token(args) => token::run(args, &chosen, output),
+        Command::Tools(args) => wait_for(tools::run(args, &chosen, output)),
+        Command::Call(args) => wait_for(call::run(args, &chosen, output)),
+        Command::Event(args) => wait_for(event::run(args, &chosen, output)),
+        Command::Context(args) => context::run(args, &chosen, output),
+        Command::Explain(args) => explain::run(&args, &chosen, output),
+        Command::Doctor(args) => wait_for(doctor::run(&args, &chosen, output)),
+        Command::Completions(args) => completions::run(&args),
+        Command::Internal(args) => wait_for(demo::role::run(args)),
+    }
+}
+
+/// Runs what waits for the network.
+pub(crate) fn wait_for(work: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::fault(format!("the runtime cannot start: {e}")))?;
+    // On the heap: a command's state is large, and a main thread's stack is not.
+    let ended = runtime.block_on(Box::pin(work));
+    runtime.shutdown_background();
+    ended
+}

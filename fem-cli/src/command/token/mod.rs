@@ -1,0 +1,74 @@
+//! `token`: issues grants, narrows them, reads them and revokes them.
+
+mod issue;
+mod narrow;
+mod read;
+mod revoke;
+
+use serde_json::json;
+
+use crate::command::wait_for;
+use crate::connect::Chosen;
+use crate::failure::Outcome;
+use crate::output::{Output, Table, join};
+use crate::request;
+use crate::time;
+use crate::words;
+
+/// Issues, reads, narrows and revokes capabilities
+#[derive(Debug, clap::Args)]
+pub(crate) struct Token {
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Act {
+    Issue(issue::Issue),
+    Inspect(read::Inspect),
+    Attenuate(narrow::Attenuate),
+    Verify(read::Verify),
+    /// Lists what was issued, by whom, to whom, and whether it is revoked
+    List,
+    Revoke(revoke::Revoke),
+}
+
+pub(crate) fn run(args: Token, chosen: &Chosen, output: Output) -> Outcome {
+    match args.act {
+        Act::Issue(args) => wait_for(issue::run(args, chosen, output)),
+        Act::Inspect(args) => read::inspect(&args, chosen, output),
+        Act::Attenuate(args) => narrow::run(args, chosen, output),
+        Act::Verify(args) => read::verify(&args, chosen, output),
+        Act::List => wait_for(list(chosen, output)),
+        Act::Revoke(args) => wait_for(revoke::run(args, chosen, output)),
+    }
+}
+
+async fn list(chosen: &Chosen, output: Output) -> Outcome {
+    let tokens = request::tokens(&chosen.agent()?).await?;
+    let now = time::now();
+    output.list(&json!(tokens), || {
+        let mut table = Table::new(
+            &["id", "to", "may do", "only if", "until", "state"],
+            "Nothing is issued. Issue a grant: fem-cli token issue NAME --capability PATTERN",
+        );
+        for token in &tokens {
+            let state = match (token.revoked, token.expires <= now, token.uses_left) {
+                (true, ..) => "revoked".to_owned(),
+                (_, true, _) => "expired".to_owned(),
+                (_, _, Some(left)) => format!("{}, {left} uses left", token.kind),
+                _ if token.record => "on record".to_owned(),
+                _ => "handed out".to_owned(),
+            };
+            table.row([
+                &token.id.to_string(),
+                &token.subject,
+                &join(&token.capabilities),
+                &words::conditions_of_text(&token.checks).join("; "),
+                &time::show(token.expires),
+                &state,
+            ]);
+        }
+        table
+    })
+}

@@ -1,0 +1,59 @@
+//! `token revoke`: by id, or by the token itself for whoever holds it.
+
+use std::path::PathBuf;
+
+use proto_spec::capability::encode_text;
+use proto_spec::message::{self, Ack};
+use proto_spec::{Digest, Kind};
+
+use super::read;
+use crate::connect::Chosen;
+use crate::failure::{Failure, Outcome};
+use crate::output::{Output, join};
+use crate::request::{self, unexpected};
+use crate::token_file;
+
+/// Revokes grants and tokens: in force for the next message, also on open connections
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+An admin revokes by id: see `fem-cli token list` and `token inspect`.
+Whoever holds a token revokes it, and all that was delegated from it, with --token FILE.")]
+pub(crate) struct Revoke {
+    /// Revocation ids
+    #[arg(value_name = "ID", required_unless_present = "token")]
+    ids: Vec<Digest>,
+    /// The token that shows that you hold, or held, what you revoke
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
+    /// For the record
+    #[arg(long)]
+    reason: Option<String>,
+    /// The organisation's root key: base64, did:key, or a file such as ORG/keys/root.pub
+    #[arg(long, value_name = "KEY-or-FILE")]
+    root_key: Option<String>,
+}
+
+pub(super) async fn run(args: Revoke, chosen: &Chosen, output: Output) -> Outcome {
+    let (ids, token) = match &args.token {
+        None => (args.ids, None),
+        Some(file) => {
+            let bytes = token_file::read(file)?;
+            let ids = if args.ids.is_empty() {
+                vec![read::last_id(&bytes, args.root_key.as_deref(), chosen)?]
+            } else {
+                args.ids
+            };
+            (ids, Some(encode_text(&bytes)))
+        }
+    };
+    let body = message::Revoke { ids, token, reason: args.reason };
+    match request::act(&chosen.agent()?, Kind::Revoke, &body).await? {
+        Ack::Revoked { ids } if ids.is_empty() => {
+            Err(Failure::not_found("nothing was revoked: all of it was revoked before"))
+        }
+        Ack::Revoked { ids } => output.give(&serde_json::json!({"revoked": ids}), || {
+            format!("Revoked {}. It holds from the next message on, also on open connections.", join(&ids))
+        }),
+        other => Err(unexpected(&other)),
+    }
+}

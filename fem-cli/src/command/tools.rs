@@ -1,0 +1,41 @@
+//! `tools`: which tools could be called with this context.
+
+use proto_spec::Pattern;
+use proto_spec::identity::AgentId;
+use proto_spec::message::DiscoverTools;
+
+use crate::connect::Chosen;
+use crate::failure::Outcome;
+use crate::output::{Output, Table};
+
+/// Lists the tools that may be called with this context
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tools {
+    /// Only tools that this covers: files.*
+    pattern: Option<Pattern>,
+    /// Only this agent's
+    #[arg(long, value_name = "NAME@ORG")]
+    agent: Option<AgentId>,
+}
+
+pub(crate) async fn run(args: Tools, chosen: &Chosen, output: Output) -> Outcome {
+    let question =
+        DiscoverTools { tools: args.pattern, agent: args.agent, ..DiscoverTools::default() };
+    let tools = chosen.agent()?.discover(question).await?;
+    output.list(&tools, || {
+        let mut table = Table::new(
+            &["tool", "agent", "what it does", "only if"],
+            "No tool that may be called. Ask an admin for a capability: fem-cli token issue NAME --capability PATTERN",
+        );
+        for found in &tools {
+            let tool = &found.tool;
+            table.row([
+                tool.name.as_str(),
+                &found.agent.to_string(),
+                tool.description.as_deref().unwrap_or_default(),
+                &found.checks.join("; "),
+            ]);
+        }
+        table
+    })
+}

@@ -1,0 +1,142 @@
+//! From a chosen context to an agent that can speak to its broker.
+
+use std::path::PathBuf;
+
+use agent_sdk::{Agent, Builder, Config, Error, Key};
+use proto_spec::Code;
+
+use crate::context::{self, Context};
+use crate::failure::{Exit, Failure, Outcome};
+
+/// What the command line says about which broker, and as whom.
+///
+/// `--context` is the whole answer. Without it the context comes from `FEM_CONTEXT` or is the current
+/// one, and what stands in the environment (`FEM_AGENT`, `FEM_BROKER`, …) takes the place of what the
+/// context says, as for every agent.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    flag: Option<String>,
+}
+
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+impl Chosen {
+    pub(crate) fn new(flag: Option<String>) -> Self {
+        Self { flag }
+    }
+
+    /// The context that was named on the command line.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.flag.as_deref()
+    }
+
+    /// The context file, if one is chosen in any way.
+    pub(crate) fn file(&self) -> Outcome<PathBuf> {
+        let named = self.flag.clone().or_else(|| env("FEM_CONTEXT"));
+        context::find(named.as_deref())
+    }
+
+    /// The context, with nothing of the environment in it.
+    pub(crate) fn context(&self) -> Outcome<Context> {
+        Context::load(&self.file()?)
+    }
+
+    /// What the agent runs with.
+    pub(crate) fn config(&self) -> Outcome<Config> {
+        if self.flag.is_some() {
+            return configure(&self.context()?);
+        }
+        let alone = env("FEM_CONTEXT").is_none() && env("FEM_BROKER").is_some();
+        let mut builder = Config::builder();
+        if !alone {
+            builder = from_context(&self.context()?);
+        }
+        let over = [
+            ("FEM_AGENT", (|builder, agent| builder.agent(agent)) as fn(Builder, String) -> Builder),
+            ("FEM_BROKER", |builder, url| builder.broker(url)),
+            ("FEM_BROKER_KEY", |builder, key| builder.broker_key(key)),
+            ("FEM_CA_FILE", |builder, file| builder.ca_file(file)),
+            ("FEM_KEY_FILE", |builder, file| builder.key_file(file)),
+            ("FEM_KEY_PASSPHRASE_FILE", |builder, file| builder.passphrase_file(file)),
+        ];
+        for (name, set) in over {
+            if let Some(value) = env(name) {
+                builder = set(builder, value);
+            }
+        }
+        if env("FEM_AGENT_PRIVATE_KEY").is_some() {
+            builder = builder.key(Key::from_env()?);
+        }
+        Ok(builder.build()?)
+    }
+
+    /// An agent that can speak to its broker.
+    pub(crate) fn agent(&self) -> Outcome<Agent> {
+        Ok(Agent::new(self.config()?)?)
+    }
+}
+
+/// What an agent runs with by `context` alone.
+pub(crate) fn configure(context: &Context) -> Outcome<Config> {
+    Ok(from_context(context).build()?)
+}
+
+fn from_context(context: &Context) -> Builder {
+    let mut builder = Config::builder()
+        .broker(context.broker.clone())
+        .broker_key(context.broker_key.to_string());
+    if let Some(agent) = &context.agent {
+        builder = builder.agent(agent.to_string());
+    }
+    if let Some(path) = &context.ca_file {
+        builder = builder.ca_file(path);
+    }
+    if let Some(path) = &context.key_file {
+        builder = builder.key_file(path);
+    }
+    if let Some(path) = &context.passphrase_file {
+        builder = builder.passphrase_file(path);
+    }
+    builder
+}
+
+/// The SDK's messages say what to do next themselves.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        let exit = match &error {
+            Error::Refused { code, message, .. } => {
+                return Self::refused(*code, message.clone()).or_next(next_after(*code));
+            }
+            Error::Unreachable { .. } | Error::Tls { .. } | Error::NotTheBroker(_) => Exit::Unreachable,
+            Error::Tool { .. } => Exit::ToolFailed,
+            Error::OutcomeUnknown(_) | Error::Deadline(_) | Error::Unproven { .. } => Exit::Unknown,
+            _ => Exit::Fault,
+        };
+        Self::new(exit, message)
+    }
+}
+
+/// What a person at a terminal can do about a refusal.
+fn next_after(code: Code) -> &'static str {
+    match code {
+        Code::NotAuthentic => {
+            "is this key registered under this name? `fem-cli agent register NAME` asks, an admin approves"
+        }
+        Code::Denied => {
+            "ask an admin for the capability; `fem-cli tools` lists what may be called with this context"
+        }
+        Code::Stale => "set this machine's clock; `fem-cli doctor` compares it with the broker's",
+        Code::Unavailable => "start the provider, then call again",
+        Code::Busy => "try again a little later",
+        Code::WrongAudience => "compare the organisation in the context with the broker's",
+        Code::TokenExpired | Code::TokenRevoked => "ask whoever gave the token for a new one",
+        Code::NotHolder => "a token is used with the key that holds it: see `fem-cli token inspect FILE`",
+        Code::NotFound => "look at `fem-cli agent list` and `fem-cli token list`",
+        Code::Deadline => "give the call a longer --deadline, or look at the provider",
+        Code::OutcomeUnknown => "it may or may not have happened: look before you repeat it",
+        _ => code.meaning(),
+    }
+}

@@ -1,0 +1,136 @@
+//! The processes of the demo: this program again, as a broker or as an agent.
+//!
+//! Each says on its standard output what came of what it was told, and ends when its standard input
+//! closes.
+
+use std::path::{Path, PathBuf};
+
+use agent_sdk::{Agent, Call, Error, RegisterOptions, Registration, Tool, ToolError};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use super::stage::{FILES, Order, Said};
+use crate::connect::configure;
+use crate::context::Context;
+use crate::failure::{Failure, Outcome};
+use crate::output::{json, print};
+
+/// What the demo starts; not for people
+#[derive(Debug, clap::Args)]
+pub(crate) struct Internal {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Role {
+    /// A broker, until standard input closes
+    Broker { file: PathBuf },
+    /// An agent that does what it is told by lines of JSON
+    Agent { file: PathBuf },
+}
+
+pub(crate) async fn run(args: Internal) -> Outcome {
+    match args.role {
+        Role::Broker { file } => broker(&file).await,
+        Role::Agent { file } => agent(&file).await,
+    }
+}
+
+async fn broker(config: &Path) -> Outcome {
+    let config = broker::Config::load(config).map_err(|e| Failure::fault(e.to_string()))?;
+    let broker = broker::Broker::start(config).await?;
+    print(&format!("ready {} {}", broker.address(), broker.ops_address()))?;
+    let mut lines = input_lines();
+    while lines.recv().await.is_some() {}
+    broker.stop().await;
+    Ok(())
+}
+
+/// The lines of standard input; none when it closes. A thread of its own waits for them.
+fn input_lines() -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+async fn agent(context: &Path) -> Outcome {
+    let agent = Agent::new(configure(&Context::load(context)?)?)?;
+    let mut orders = input_lines();
+    let mut serving = None;
+    while let Some(order) = orders.recv().await {
+        let said = match serde_json::from_str(&order)? {
+            Order::Serve { directory } => {
+                serving = Some(serve(&agent, &directory)?);
+                Ok(Said::Done)
+            }
+            order => obey(&agent, order).await,
+        };
+        json(&said.unwrap_or_else(|error| told(&error)))?;
+    }
+    drop(serving);
+    Ok(())
+}
+
+async fn obey(agent: &Agent, order: Order) -> agent_sdk::Result<Said> {
+    match order {
+        Order::Register => Ok(match agent.register(RegisterOptions::default()).await? {
+            Registration::Pending => Said::Pending,
+            Registration::Registered { .. } => Said::Done,
+        }),
+        Order::Attach | Order::Serve { .. } => agent.attach().await.map(|()| Said::Done),
+        Order::Call { tool, path } => {
+            let to = format!("{FILES}@{}", agent.id().org());
+            agent.call(to, &tool, &serde_json::json!({"path": path})).await.map(Said::Answer)
+        }
+    }
+}
+
+fn told(error: &Error) -> Said {
+    match error {
+        Error::Refused { code, message, .. } => {
+            Said::Refused { code: code.to_string(), message: message.clone() }
+        }
+        other => Said::Failed(other.to_string()),
+    }
+}
+
+#[derive(Deserialize, schemars::JsonSchema)]
+struct File {
+    /// An absolute path.
+    path: PathBuf,
+}
+
+/// Serves the files below `directory`: whatever the grant says, nothing else is ever touched.
+fn serve(agent: &Agent, directory: &Path) -> Outcome<tokio::task::JoinHandle<()>> {
+    let root = directory.canonicalize()?;
+    let within = move |path: &Path| -> Result<PathBuf, ToolError> {
+        let path = path.canonicalize()?;
+        match path.starts_with(&root) {
+            true => Ok(path),
+            false => Err(ToolError::new("OUTSIDE", "this agent serves another directory")),
+        }
+    };
+    let (readable, deletable) = (within.clone(), within);
+    let read = Tool::new("files.read", move |_: Call, file: File| {
+        let path = readable(&file.path);
+        async move { Ok(tokio::fs::read_to_string(path?).await?) }
+    });
+    let delete = Tool::new("files.delete", move |_: Call, file: File| {
+        let path = deletable(&file.path);
+        async move { Ok(tokio::fs::remove_file(path?).await?) }
+    });
+    let tools = [read.describe("Reads a text file").read_only(), delete.describe("Deletes a file")];
+    let agent = agent.clone();
+    Ok(tokio::spawn(async move {
+        if let Err(error) = agent.serve(tools).await {
+            crate::output::note(&format!("files no longer serves: {error}"));
+        }
+    }))
+}

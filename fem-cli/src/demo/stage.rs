@@ -1,0 +1,354 @@
+//! What the demo plays with: a directory, a broker process and two agent processes.
+//!
+//! Nothing waits for a time to pass. Every process says on its standard output when it is ready or
+//! done, and each ends when its standard input closes: none survives the demo, however that ends.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use agent_sdk::Agent;
+use proto_spec::message::{
+    Ack, AgentApprove, AgentShow, AgentRecord, DiscoverTools, PendingRecord, Revoke, TokenIssue,
+};
+use proto_spec::{Digest, Kind, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::{REPORT, SALARIES, agent};
+use crate::connect::configure;
+use crate::context::Context;
+use crate::failure::{Failure, Outcome};
+use crate::files;
+use crate::organisation::{self, FIRST_ADMIN, Plan};
+use crate::request::{self, unexpected};
+use crate::time;
+
+pub(super) const ORG: &str = "acme";
+pub(super) const FILES: &str = "files";
+pub(super) const RESEARCHER: &str = "researcher";
+
+/// How long a process may take to say something. Only a broken one takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What an agent process is told to do.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Order {
+    /// Ask to become an agent.
+    Register,
+    /// Attach a session and keep it.
+    Attach,
+    /// Serve the files below a directory.
+    Serve { directory: PathBuf },
+    /// Call a tool of the files agent.
+    Call { tool: String, path: PathBuf },
+}
+
+/// What it says came of it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Said {
+    /// An admin has to decide.
+    Pending,
+    /// It is done.
+    Done,
+    /// What the tool answered.
+    Answer(String),
+    /// The broker's code.
+    Refused { code: String, message: String },
+    /// Anything else.
+    Failed(String),
+}
+
+impl std::fmt::Display for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pending => f.write_str("pending"),
+            Self::Done => f.write_str("done"),
+            Self::Answer(text) => write!(f, "an answer: {text}"),
+            Self::Refused { code, message } => write!(f, "{code}: {message}"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// The directory, the processes and the admin.
+pub(super) struct Stage {
+    dir: PathBuf,
+    /// Removes the directory when the demo ends, unless it is to be kept.
+    _removal: Option<tempfile::TempDir>,
+    broker: Option<Process>,
+    agents: BTreeMap<&'static str, Process>,
+    admin: Option<Agent>,
+    grant: Option<Digest>,
+}
+
+impl Stage {
+    /// Makes the organisation and the files.
+    pub(super) fn set(keep: bool) -> Outcome<Self> {
+        let directory = tempfile::Builder::new().prefix("fem-demo-").tempdir()?;
+        let (dir, removal) = match keep {
+            true => (directory.keep(), None),
+            false => (directory.path().to_owned(), Some(directory)),
+        };
+        // What the files agent resolves is compared with this, so it must not be a symbolic link.
+        let dir = dir.canonicalize()?;
+        let any_port = "127.0.0.1:0".parse().map_err(|_| Failure::fault("127.0.0.1:0 is an address"))?;
+        let plan = Plan {
+            org: name(ORG)?,
+            admin: name(FIRST_ADMIN)?,
+            listen: any_port,
+            ops: any_port,
+            hosts: vec!["127.0.0.1".into()],
+            broker_url: "https://127.0.0.1:0".into(),
+            now: time::now(),
+        };
+        organisation::make(&dir.join(ORG), &plan)?;
+        let stage = Self { dir, _removal: removal, broker: None, agents: BTreeMap::new(), admin: None, grant: None };
+        for (path, text) in [(stage.report(), REPORT), (stage.salaries(), SALARIES)] {
+            std::fs::create_dir_all(path.parent().unwrap_or(&stage.dir))?;
+            std::fs::write(path, text)?;
+        }
+        Ok(stage)
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+    fn org_file(&self, name: &str) -> PathBuf {
+        self.dir.join(ORG).join(name)
+    }
+    pub(super) fn ca_file(&self) -> PathBuf {
+        self.org_file("tls/ca.pem")
+    }
+    pub(super) fn reports(&self) -> PathBuf {
+        self.dir.join("srv/reports")
+    }
+    pub(super) fn report(&self) -> PathBuf {
+        self.reports().join("q3.txt")
+    }
+    pub(super) fn salaries(&self) -> PathBuf {
+        self.dir.join("srv/private/salaries.txt")
+    }
+
+    pub(super) fn secrets_are_private(&self) -> Outcome<bool> {
+        let secrets = ["keys/root.pem", "keys/broker.pem", "keys/admin.pem", "recovery.pem", "tls/key.pem"];
+        let private = secrets.iter().map(|name| files::is_private(&self.org_file(name)));
+        Ok(private.collect::<std::io::Result<Vec<_>>>()?.into_iter().all(|private| private))
+    }
+
+    /// Starts the broker process. Gives its id and its address.
+    pub(super) async fn start_broker(&mut self) -> Outcome<(u32, String)> {
+        let config = self.org_file("broker.toml");
+        let mut process = Process::start(&["broker".as_ref(), config.as_os_str()])?;
+        let line = process.line().await?;
+        let address = line.strip_prefix("ready ").and_then(|rest| rest.split(' ').next());
+        let address = address.ok_or_else(|| Failure::fault(format!("the broker did not start: {line}")))?;
+        let url = format!("https://{address}");
+        for file in ["admin.toml", "join.toml"] {
+            let path = self.org_file(file);
+            let context = Context { broker: url.clone(), ..Context::load(&path)? };
+            std::fs::remove_file(&path)?;
+            context.save(&path)?;
+        }
+        self.admin = Some(Agent::new(configure(&Context::load(&self.org_file("admin.toml"))?)?)?);
+        let id = process.id();
+        self.broker = Some(process);
+        Ok((id, url))
+    }
+
+    /// Starts an agent process with a key of its own. Gives its id and its key's fingerprint.
+    pub(super) async fn start_agent(&mut self, name: &'static str) -> Outcome<(u32, String)> {
+        let path = self.dir.join(format!("{name}.toml"));
+        let key_file = self.dir.join(format!("{name}.pem"));
+        let key = agent_sdk::Key::generate()?;
+        key.save(&key_file)?;
+        let context = Context {
+            agent: Some(agent(name).map_err(|e| Failure::fault(e.to_string()))?),
+            org: None,
+            key_file: Some(key_file),
+            ..Context::load(&self.org_file("join.toml"))?
+        };
+        context.save(&path)?;
+        let process = Process::start(&["agent".as_ref(), path.as_os_str()])?;
+        let id = process.id();
+        self.agents.insert(name, process);
+        Ok((id, key.public().fingerprint()))
+    }
+
+    /// Tells an agent process what to do, and waits for what it says.
+    pub(super) async fn order(&mut self, name: &str, order: &Order) -> Outcome<Said> {
+        let process = self.agents.get_mut(name);
+        let process = process.ok_or_else(|| Failure::fault(format!("{name} does not run")))?;
+        process.say(&serde_json::to_string(order)?).await?;
+        Ok(serde_json::from_str(&process.line().await?)?)
+    }
+
+    /// The researcher calls a tool of the files agent.
+    pub(super) async fn call(&mut self, tool: &str, path: &Path) -> Outcome<Said> {
+        let order = Order::Call { tool: tool.into(), path: path.into() };
+        self.order(RESEARCHER, &order).await
+    }
+
+    pub(super) async fn read(&mut self, path: &Path) -> Outcome<Said> {
+        self.call("files.read", path).await
+    }
+
+    fn admin(&self) -> Outcome<&Agent> {
+        self.admin.as_ref().ok_or_else(|| Failure::fault("the broker does not run"))
+    }
+
+    async fn show(&self, agent: &str) -> Outcome<(Option<AgentRecord>, Vec<PendingRecord>)> {
+        match request::act(self.admin()?, Kind::AdminAgentShow, &AgentShow { name: name(agent)? }).await? {
+            Ack::Agent { agent, pending } => Ok((agent, pending)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The admin approves the one pending key of `agent`, with nothing but its place; the agent asks
+    /// again and learns it.
+    pub(super) async fn approve(&mut self, agent: &'static str) -> Outcome<bool> {
+        let (_, pending) = self.show(agent).await?;
+        let [pending] = pending.as_slice() else {
+            return Ok(false);
+        };
+        let body = AgentApprove {
+            name: name(agent)?,
+            key: pending.key,
+            capabilities: Vec::new(),
+            prefixes: None,
+            overlap: false,
+            expires: None,
+            admin: None,
+        };
+        request::act(self.admin()?, Kind::AdminAgentApprove, &body).await?;
+        Ok(self.order(agent, &Order::Register).await? == Said::Done)
+    }
+
+    /// The admin grants the researcher `files.read` within `bounds`, on record.
+    pub(super) async fn grant(&mut self, bounds: &str) -> Outcome<Timestamp> {
+        let checks = proto_spec::capability::Check::where_clause(bounds);
+        let checks = checks.map_err(|e| Failure::fault(e.to_string()))?;
+        let body = TokenIssue {
+            agent: name(RESEARCHER)?,
+            capabilities: vec![name("files.read")?],
+            expires: Some(time::now().later(Duration::from_secs(3_600))),
+            not_before: None,
+            checks: checks.iter().map(ToString::to_string).collect(),
+            sandbox: None,
+            record: true,
+        };
+        match request::act(self.admin()?, Kind::AdminTokenIssue, &body).await? {
+            Ack::Issued { id, expires, .. } => {
+                self.grant = Some(id);
+                Ok(expires)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The files agent serves. Gives the tools that the admin then finds.
+    pub(super) async fn serve(&mut self) -> Outcome<Vec<String>> {
+        let directory = self.dir.join("srv");
+        let said = self.order(FILES, &Order::Serve { directory }).await?;
+        if said != Said::Done {
+            return Err(Failure::fault(format!("files does not serve: {said}")));
+        }
+        // The offer is taken when the admin finds it; the agent's own process is not told sooner.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let tools = self.admin()?.discover(DiscoverTools::default()).await?;
+            if !tools.is_empty() || tokio::time::Instant::now() > deadline {
+                return Ok(tools.iter().map(|found| found.tool.name.to_string()).collect());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The admin revokes the grant. When this returns it is durable and in force.
+    pub(super) async fn revoke(&mut self) -> Outcome {
+        let ids = self.grant.take().into_iter().collect();
+        let body = Revoke { ids, token: None, reason: Some("end of the demo".into()) };
+        match request::act(self.admin()?, Kind::Revoke, &body).await? {
+            Ack::Revoked { ids } if ids.len() == 1 => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How many sessions an agent has attached.
+    pub(super) async fn sessions(&self, agent: &str) -> Outcome<u32> {
+        Ok(self.show(agent).await?.0.map_or(0, |agent| agent.sessions))
+    }
+
+    /// Ends all processes, and waits until they have ended.
+    pub(super) async fn end(self) -> Outcome {
+        for process in self.agents.into_values().chain(self.broker) {
+            process.end().await?;
+        }
+        Ok(())
+    }
+}
+
+fn name<T: std::str::FromStr>(text: &str) -> Outcome<T>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|e: T::Err| Failure::fault(e.to_string()))
+}
+
+/// One process of ours, talked to by lines.
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    /// This very program in another role.
+    fn start(arguments: &[&std::ffi::OsStr]) -> Outcome<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("internal")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Failure::fault("a process without its pipes"));
+        };
+        Ok(Self { child, input, lines: BufReader::new(output).lines() })
+    }
+
+    fn id(&self) -> u32 {
+        self.child.id().unwrap_or_default()
+    }
+
+    async fn say(&mut self, line: &str) -> Outcome {
+        self.input.write_all(line.as_bytes()).await?;
+        self.input.write_all(b"\n").await?;
+        Ok(self.input.flush().await?)
+    }
+
+    async fn line(&mut self) -> Outcome<String> {
+        match tokio::time::timeout(PATIENCE, self.lines.next_line()).await {
+            Ok(Ok(Some(line))) => Ok(line),
+            Ok(Ok(None)) => Err(Failure::fault("a process of the demo ended; what it said stands above")),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Failure::fault("a process of the demo does not answer")),
+        }
+    }
+
+    /// Closes its input, which ends it.
+    async fn end(mut self) -> Outcome {
+        drop(self.input);
+        match tokio::time::timeout(PATIENCE, self.child.wait()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(Failure::fault(format!("a process of the demo ended with {status}"))),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Failure::fault("a process of the demo does not end")),
+        }
+    }
+}

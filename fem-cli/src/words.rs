@@ -1,0 +1,140 @@
+//! A token's conditions in plain words, where they have some; else the Datalog that they are.
+//!
+//! Words are shown only for a condition that compiles back to exactly the same checks, so what is read
+//! is what is enforced.
+
+use proto_spec::capability::Check;
+
+/// Conditions as people write them after `--where`, and times and capabilities in words.
+pub(crate) fn conditions(checks: &[Check]) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = checks;
+    while let [first, after @ ..] = rest {
+        if let Some(clause) = path_clause(rest) {
+            words.push(clause);
+            rest = &rest[3..];
+            continue;
+        }
+        words.push(one(first));
+        rest = after;
+    }
+    words
+}
+
+/// The same for checks that came as text; what is no check is shown as it came.
+pub(crate) fn conditions_of_text(texts: &[String]) -> Vec<String> {
+    let read: Result<Vec<Check>, _> = texts.iter().map(|text| text.parse()).collect();
+    read.map_or_else(|_| texts.to_vec(), |checks| conditions(&checks))
+}
+
+/// `path under /srv/reports`, of the three checks that it stands for.
+fn path_clause(checks: &[Check]) -> Option<String> {
+    let three = checks.get(..3)?;
+    let pointer = string_after(&three[2].to_string(), "$p == ")?;
+    let directory = string_after(&three[1].to_string(), "|| $v == ")?;
+    let again = Check::path_under(&pointer, &directory).ok()?;
+    (again == three).then(|| format!("{} under {directory}", field(&pointer)))
+}
+
+fn one(check: &Check) -> String {
+    let text = check.to_string();
+    in_words(&text).unwrap_or(text)
+}
+
+fn in_words(text: &str) -> Option<String> {
+    if let Some(time) = text.strip_prefix("check if time($t), $t < ") {
+        return Some(format!("before {time}"));
+    }
+    if let Some(time) = text.strip_prefix("check if time($t), $t >= ") {
+        return Some(format!("from {time} on"));
+    }
+    if let Some(rest) = text.strip_prefix("check if covers(") {
+        let each = rest.strip_suffix(')')?.split(") or covers(");
+        let patterns: Option<Vec<String>> = each.map(|p| serde_json::from_str(p).ok()).collect();
+        return Some(format!("only {}", patterns?.join(", ")));
+    }
+    let clause = argument_clause(text)?;
+    let [again] = Check::where_clause(&clause).ok()?.try_into().ok()?;
+    (again.to_string() == text).then_some(clause)
+}
+
+/// `mode == "r"` and its like.
+fn argument_clause(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("check if arg(")?;
+    let (pointer, rest) = leading_string(rest)?;
+    let field = field(&pointer);
+    if let Some(condition) = rest.strip_prefix(", $v), $v") {
+        if let Some(operation) = condition.strip_prefix('.') {
+            let (method, value) = operation.strip_suffix(')')?.split_once('(')?;
+            return Some(format!("{field} {} {value}", method.replace('_', " ")));
+        }
+        return Some(format!("{field}{condition}"));
+    }
+    let value = rest.strip_prefix(", ")?.strip_suffix(')')?;
+    Some(format!("{field} == {value}"))
+}
+
+/// `/options/depth` as `options.depth` where the grammar can say it so.
+fn field(pointer: &str) -> String {
+    let name = |n: &str| {
+        !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    };
+    match pointer.strip_prefix('/') {
+        Some(names) if names.split('/').all(name) => names.replace('/', "."),
+        _ => pointer.into(),
+    }
+}
+
+fn string_after(text: &str, mark: &str) -> Option<String> {
+    let (_, rest) = text.split_once(mark)?;
+    leading_string(rest).map(|(string, _)| string)
+}
+
+/// The quoted text that `text` begins with, and what follows it.
+fn leading_string(text: &str) -> Option<(String, &str)> {
+    let mut strings = serde_json::Deserializer::from_str(text).into_iter::<String>();
+    let string = strings.next()?.ok()?;
+    Some((string, text.get(strings.byte_offset()..)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_read_as_they_were_written() {
+        for clause in [
+            "path under /srv/reports",
+            "options.dir under /",
+            "mode == \"r\"",
+            "mode != \"w\"",
+            "size <= 100",
+            "name starts with \"a b\"",
+            "name ends with \".csv\"",
+            "name contains \"x\"",
+        ] {
+            let checks = Check::where_clause(clause).unwrap();
+            assert_eq!(conditions(&checks), [clause], "{clause}");
+        }
+    }
+
+    #[test]
+    fn times_and_capabilities_read_as_sentences() {
+        let texts = [
+            "check if time($t), $t < 2027-01-15T08:00:00Z",
+            "check if covers(\"file.read.*\") or covers(\"x\")",
+        ];
+        let checks: Vec<Check> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(conditions(&checks), ["before 2027-01-15T08:00:00Z", "only file.read.*, x"]);
+    }
+
+    #[test]
+    fn what_is_not_exactly_the_clause_is_shown_as_datalog() {
+        let mut checks = Check::where_clause("path under /srv").unwrap();
+        checks.remove(2);
+        let shown = conditions(&checks);
+        assert!(shown.iter().all(|line| line.starts_with("check ")), "{shown:?}");
+        let other: Check = "check if trust($t), $t >= 50".parse().unwrap();
+        assert_eq!(conditions(&[other]), ["check if trust($t), $t >= 50"]);
+    }
+}
