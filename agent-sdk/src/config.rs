@@ -430,3 +430,120 @@ fn required<T>(
 fn note<T>(problems: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
     result.map_err(|problem| problems.push(problem)).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+    fn key() -> String {
+        Key::from_seed(&[1; 32]).public().to_string()
+    }
+
+    #[test]
+    fn every_problem_comes_out_at_once() {
+        let built = Config::builder()
+            .agent("Nobody")
+            .broker("http://x")
+            .broker_key("x")
+            .build();
+        let why = built.unwrap_err().to_string();
+        for name in [
+            "`agent`",
+            "`broker`",
+            "`broker_key`",
+            "`ca_file`",
+            "`key_file`",
+        ] {
+            assert!(why.contains(name), "{name} is not in: {why}");
+        }
+        let why = Config::builder().build().unwrap_err().to_string();
+        for name in [
+            "FEM_AGENT",
+            "FEM_BROKER",
+            "FEM_BROKER_KEY",
+            "FEM_CA_FILE",
+            "FEM_KEY_FILE",
+        ] {
+            assert!(why.contains(name), "{name} is not in: {why}");
+        }
+    }
+
+    #[test]
+    fn a_broker_is_reached_by_tls_or_not_at_all() {
+        for bad in [
+            "http://a:1",
+            "a:1",
+            "https://a:1/x",
+            "https://u@a:1",
+            "https://",
+            "ws://a",
+            "https://a?b",
+        ] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
+        for (good, address) in [
+            ("https://127.0.0.1:7443", ("127.0.0.1", 7443)),
+            ("https://[::1]:7443/", ("::1", 7443)),
+            ("https://broker.acme.example", ("broker.acme.example", 443)),
+        ] {
+            assert_eq!(good.parse::<Endpoint>().unwrap().address(), address);
+        }
+    }
+
+    #[test]
+    fn paths_in_a_context_file_are_relative_to_it_and_the_environment_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), CA).unwrap();
+        Key::from_seed(&[1; 32])
+            .save(folder.path().join("key.pem"))
+            .unwrap();
+        let path = folder.path().join("context.toml");
+        let text = format!(
+            "agent = \"fs@acme\"\nbroker = \"https://127.0.0.1:7443\"\nbroker_key = \"{}\"\nca_file = \"ca.pem\"\nkey_file = \"key.pem\"\n",
+            key()
+        );
+        std::fs::write(&path, text).unwrap();
+        let config = Config::from_file(&path).unwrap();
+        assert_eq!(config.agent().to_string(), "fs@acme");
+        assert_eq!(config.public_key().to_string(), key());
+
+        let context = path.display().to_string();
+        let seed = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+        let env = |name: &str| match name {
+            "FEM_CONTEXT" => Some(context.clone()),
+            "FEM_AGENT" => Some("other@acme".into()),
+            "FEM_AGENT_PRIVATE_KEY" => Some(seed.into()),
+            _ => None,
+        };
+        let config = Written::from_env(&env).unwrap().checked().unwrap();
+        assert_eq!(config.agent().to_string(), "other@acme");
+        assert_eq!(config.public_key(), Key::from_seed(&[2; 32]).public());
+    }
+
+    #[test]
+    fn an_unknown_line_of_a_context_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("context.toml");
+        std::fs::write(&path, "agnet = \"fs@acme\"\n").unwrap();
+        let why = Config::from_file(&path).unwrap_err().to_string();
+        assert!(why.contains("agnet"), "{why}");
+    }
+
+    #[test]
+    fn a_configuration_does_not_show_its_key() {
+        let config = Config::builder()
+            .agent("fs@acme")
+            .broker("https://127.0.0.1:7443")
+            .broker_key(key())
+            .ca_pem(CA)
+            .key(Key::from_seed(&[1; 32]))
+            .build()
+            .unwrap();
+        assert_eq!(
+            format!("{config:?}"),
+            "Config(fs@acme at https://127.0.0.1:7443)"
+        );
+    }
+}

@@ -286,3 +286,164 @@ fn create_private(path: &Path, text: &str) -> Result<()> {
         Error::file(path, format!("cannot be written: {why}"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn mode_of(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_key_comes_back_from_its_file_and_the_file_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        let key = Key::generate().unwrap();
+        key.save(&path).unwrap();
+        assert_eq!(mode_of(&path), 0o600);
+        assert_eq!(Key::load(&path).unwrap().public(), key.public());
+    }
+
+    #[test]
+    fn a_key_file_that_others_can_read_or_write_is_refused_with_what_to_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        Key::from_seed(&[1; 32]).save(&path).unwrap();
+        for mode in [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o610, 0o601] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let why = Key::load(&path).unwrap_err().to_string();
+            assert!(
+                why.contains(&format!("chmod 600 {}", path.display())),
+                "{why}"
+            );
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+        Key::load(&path).unwrap();
+    }
+
+    #[test]
+    fn a_key_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        Key::from_seed(&[1; 32]).save(&path).unwrap();
+        let second = Key::from_seed(&[2; 32]);
+        assert!(
+            second
+                .save(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("exists already")
+        );
+        assert!(
+            second
+                .save_encrypted(&path, &Passphrase::new("x".into()))
+                .is_err()
+        );
+        assert_eq!(
+            Key::load(&path).unwrap().public(),
+            Key::from_seed(&[1; 32]).public()
+        );
+    }
+
+    #[test]
+    fn an_encrypted_key_opens_with_its_passphrase_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        let key = Key::from_seed(&[3; 32]);
+        key.save_encrypted(&path, &Passphrase::new("open sesame".into()))
+            .unwrap();
+        assert_eq!(mode_of(&path), 0o600);
+        let opened = Key::load_encrypted(&path, &Passphrase::new("open sesame".into()));
+        assert_eq!(opened.unwrap().public(), key.public());
+        assert!(Key::load_encrypted(&path, &Passphrase::new("open barley".into())).is_err());
+        let why = Key::load(&path).unwrap_err().to_string();
+        assert!(why.contains("FEM_KEY_PASSPHRASE_FILE"), "{why}");
+    }
+
+    /// RFC 8410, section 10.3: with and without the public key.
+    #[test]
+    fn keys_of_both_versions_of_pkcs8_and_bare_seeds_are_read() {
+        let first = "-----BEGIN PRIVATE KEY-----\n\
+            MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+            -----END PRIVATE KEY-----\n";
+        let second = "-----BEGIN PRIVATE KEY-----\n\
+            MHICAQEwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+            oB8wHQYKKoZIhvcNAQkJFDEPDA1DdXJkbGUgQ2hhaXJzgSEAGb9ECWmEzf6FQbrB\n\
+            Z9w7lshQhqowtrbLDFw4rXAxZuE=\n\
+            -----END PRIVATE KEY-----\n";
+        let seed = "1O5y2/kTWErVttjx92n4rTr+fCjL8dT74Jeoj0R1WEI=";
+        let keys = [first, second, seed].map(|text| Key::from_text(text, None).unwrap().public());
+        assert_eq!(
+            keys[0].to_string(),
+            "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
+        );
+        assert!(keys.iter().all(|key| *key == keys[0]));
+    }
+
+    #[test]
+    fn what_is_no_ed25519_key_is_refused() {
+        let certificate = "-----BEGIN CERTIFICATE-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK\n-----END CERTIFICATE-----\n";
+        // An X25519 key (1.3.101.110) has the very same shape.
+        let x25519 = "-----BEGIN PRIVATE KEY-----\n\
+            MC4CAQAwBQYDK2VuBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+            -----END PRIVATE KEY-----\n";
+        for bad in ["", "hello", "AAAA", certificate, x25519] {
+            assert!(Key::from_text(bad, None).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Runs where `openssl` is installed: the file is a standard one, both ways.
+    #[test]
+    fn openssl_reads_our_key_files_and_we_read_its() {
+        let openssl = |arguments: &[&str]| {
+            std::process::Command::new("openssl")
+                .args(arguments)
+                .output()
+                .ok()
+        };
+        if openssl(&["version"]).is_none() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let key = Key::generate().unwrap();
+        key.save(at("plain")).unwrap();
+        key.save_encrypted(at("sealed"), &Passphrase::new("secret".into()))
+            .unwrap();
+        for file in ["plain", "sealed"] {
+            let shown = openssl(&[
+                "pkey",
+                "-in",
+                &at(file),
+                "-passin",
+                "pass:secret",
+                "-pubout",
+                "-outform",
+                "DER",
+            ]);
+            assert!(
+                shown.unwrap().stdout.ends_with(key.public().as_bytes()),
+                "{file}"
+            );
+        }
+        let made = openssl(&["genpkey", "-algorithm", "ed25519", "-out", &at("theirs")]).unwrap();
+        assert!(made.status.success());
+        std::fs::set_permissions(at("theirs"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        let theirs = Key::load(at("theirs")).unwrap().public();
+        let shown = openssl(&["pkey", "-in", &at("theirs"), "-pubout", "-outform", "DER"]).unwrap();
+        assert!(shown.stdout.ends_with(theirs.as_bytes()));
+    }
+
+    #[test]
+    fn a_key_does_not_show_itself() {
+        let key = Key::from_seed(&[7; 32]);
+        assert_eq!(format!("{key:?}"), format!("Key(of {})", key.public()));
+        assert_eq!(
+            format!("{:?}", Passphrase::new("secret".into())),
+            "Passphrase(…)"
+        );
+    }
+}
