@@ -12,7 +12,7 @@ mod fixture;
 use fixture::*;
 
 /// Things to ask for, and patterns to grant: small enough that they meet.
-const ASKED: [&str; 8] = [
+const ASKED: [&str; 12] = [
     "a",
     "a.b",
     "a.b.c",
@@ -21,6 +21,10 @@ const ASKED: [&str; 8] = [
     "b.a",
     "admin.a",
     "event.emit.a",
+    "a.*",
+    "a.b.*",
+    "*",
+    "admin.*",
 ];
 const HELD: [&str; 9] = [
     "*",

@@ -944,6 +944,45 @@ fn the_language_of_checks_has_nothing_that_runs_long() {
 }
 
 #[test]
+fn closures_nested_deeper_than_a_decoder_can_go_are_refused_and_not_followed() {
+    for depth in [7, 40, 500] {
+        let mut op = schema::Op {
+            content: Some(schema::op::Content::Value(schema::Term {
+                content: Some(schema::term::Content::Bool(true)),
+            })),
+        };
+        for _ in 0..depth {
+            let closure = schema::OpClosure {
+                params: Vec::new(),
+                ops: vec![op],
+            };
+            op = schema::Op {
+                content: Some(schema::op::Content::Closure(closure)),
+            };
+        }
+        let query = schema::Rule {
+            head: schema::Predicate {
+                name: 27,
+                terms: Vec::new(),
+            },
+            body: Vec::new(),
+            expressions: vec![schema::Expression { ops: vec![op] }],
+            scope: Vec::new(),
+        };
+        let block = schema::Block {
+            version: Some(6),
+            checks: vec![schema::Check {
+                queries: vec![query],
+                kind: None,
+            }],
+            ..schema::Block::default()
+        };
+        let longer = raw_append(&mint(&terms(&["fs.*"])), &block.encode_to_vec());
+        assert_eq!(code_of(&longer), Code::TokenMalformed, "{depth}");
+    }
+}
+
+#[test]
 fn a_failing_check_cannot_be_made_long_to_print() {
     let word = "x".repeat(1_000);
     let query = vec![format!("$t == \"{word}\""); 20].join(" || ");
