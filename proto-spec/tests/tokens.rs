@@ -928,6 +928,7 @@ fn the_language_of_checks_has_nothing_that_runs_long() {
         "check if tool($t), null == $t;",
         "check if authority(\"x\");",
         "rule($t) <- tool($t);",
+        "reject if tool(\"a\") or tool(\"b\");",
         &deep,
     ] {
         gate_refuses(&first_party(&token, code), Code::TokenMalformed);
@@ -1076,6 +1077,26 @@ fn a_token_has_one_encoding_and_one_kind_of_key() {
     ] {
         assert_eq!(code(garbage), Code::TokenMalformed);
     }
+}
+
+#[test]
+fn four_path_constraints_fit_into_a_token() {
+    let clauses = |n: usize| {
+        let each =
+            (0..n).map(|i| Check::where_clause(&format!("p{i} under /srv/reports")).unwrap());
+        let checks = each.flatten().collect();
+        grant(
+            &key(ROOT),
+            &org(),
+            &Terms {
+                checks,
+                ..terms(&["fs.*"])
+            },
+            [2; 32],
+        )
+    };
+    assert!(clauses(4).is_ok());
+    assert!(clauses(5).is_err());
 }
 
 #[test]

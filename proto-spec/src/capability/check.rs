@@ -44,7 +44,7 @@ enum Kind {
     If,
     /// `check all`: all that match satisfy the comparisons, and something matches.
     All,
-    /// `reject if`: no query matches.
+    /// `reject if`: its one query does not match.
     Reject,
 }
 
@@ -283,11 +283,11 @@ impl Query {
         }
     }
 
-    /// Three units for starting, two for each predicate, one for each combination of facts that the join
+    /// Four units for starting, two for each predicate, one for each combination of facts that the join
     /// looks at, and for each full match its comparisons.
     fn cost(&self, counts: &Counts) -> u64 {
         let mut matches: u64 = 1;
-        let mut units: u64 = 3;
+        let mut units: u64 = 4;
         for atom in &self.atoms {
             matches = matches.saturating_mul(atom.most(counts));
             units = units.saturating_add(matches).saturating_add(2);
@@ -334,7 +334,11 @@ impl Term {
 }
 
 impl Atom {
+    /// How many facts may match it; never less than one, because looking costs too.
     fn most(&self, counts: &Counts) -> u64 {
+        if self.is_single() {
+            return 1;
+        }
         let most = match self.predicate.most {
             Most::Given(most) => most,
             Most::Stated => counts.get(self.predicate.name).copied().unwrap_or_default(),
@@ -362,6 +366,10 @@ impl Check {
         };
         if check.queries.is_empty() {
             return bad("a check without a query");
+        }
+        // The engine lets `reject if a or b` pass when either does not match, which is not what it says.
+        if kind == Kind::Reject && check.queries.len() > 1 {
+            return bad("reject if … or …: write two checks");
         }
         let read = |query| Query::decode(query, symbols);
         let queries = check.queries.iter().map(read).collect::<Result<_, _>>()?;
@@ -993,6 +1001,7 @@ mod tests {
             ("check if trust($t), $t + 1 == 3", "Add"),
             ("check if tool($t) trusting previous", "scope"),
             ("check if [1, 2].any($p -> $p > 1)", "sets, arrays"),
+            ("reject if tool(\"a\") or tool(\"b\")", "two checks"),
             ("check if arg($p, $v), $v <= 5", "constant pointer"),
             (
                 "check if arg(\"/a\", $v), path($p, $w), $v <= 5",

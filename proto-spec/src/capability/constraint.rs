@@ -20,8 +20,8 @@ use crate::limits::ARGUMENT_STRING_MAX;
 
 impl Check {
     /// The three checks of *the argument at `pointer` lies under `directory`*, whether the argument is one
-    /// path or a list of them: some path is there; every path at or below the pointer is the directory or
-    /// lies in it; nothing at or below the pointer is not a path.
+    /// path or a list of them: some path is there; no path at or below the pointer is neither the directory
+    /// nor in it; nothing at or below the pointer is not a path.
     ///
     /// It is only as good as the provider's own resolution: a symbolic link under the directory is
     /// still under it.
@@ -53,11 +53,9 @@ impl Check {
         let (directory, inside) = (text(directory), text(&inside));
         let here = format!("$p == {at} || $p.starts_with({below})");
         Ok([
-            format!("check if path($p, $v), {here}").parse()?,
-            format!(
-                "check all path($p, $v), !({here}) || $v == {directory} || $v.starts_with({inside})"
-            )
-            .parse()?,
+            format!("check if path({at}, $v) or path($p, $v), $p.starts_with({below})").parse()?,
+            format!("reject if path($p, $v), {here}, $v != {directory}, !$v.starts_with({inside})")
+                .parse()?,
             format!("reject if odd_arg($p), {here}").parse()?,
         ])
     }
@@ -288,9 +286,10 @@ mod tests {
         assert_eq!(
             compiled("path under /srv/reports/").unwrap(),
             [
-                format!("check if path($p, $v), {here}"),
+                "check if path(\"/path\", $v) or path($p, $v), $p.starts_with(\"/path/\")"
+                    .to_owned(),
                 format!(
-                    "check all path($p, $v), !({here}) || $v == \"/srv/reports\" || $v.starts_with(\"/srv/reports/\")"
+                    "reject if path($p, $v), {here}, $v != \"/srv/reports\", !$v.starts_with(\"/srv/reports/\")"
                 ),
                 format!("reject if odd_arg($p), {here}"),
             ]
