@@ -283,14 +283,14 @@ impl Query {
         }
     }
 
-    /// Four units for starting, two for each predicate, one for each combination of facts that the join
+    /// Four units for starting, three for each predicate, one for each combination of facts that the join
     /// looks at, and for each full match its comparisons.
     fn cost(&self, counts: &Counts) -> u64 {
         let mut matches: u64 = 1;
         let mut units: u64 = 4;
         for atom in &self.atoms {
             matches = matches.saturating_mul(atom.most(counts));
-            units = units.saturating_add(matches).saturating_add(2);
+            units = units.saturating_add(matches).saturating_add(3);
         }
         let weight = self.expressions.iter().map(|ops| weight(ops, 1)).sum();
         units.saturating_add(matches.saturating_mul(weight) / 16)
