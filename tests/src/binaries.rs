@@ -75,7 +75,7 @@ impl Process {
     pub fn start(config: &Path) -> Result<Self> {
         let mut child = Command::new(path("fem-broker")?)
             .arg(config)
-            .env("FEM_LOG", "warn")
+            .env("FEM_LOG", std::env::var("FEM_LOG").unwrap_or_else(|_| "warn".into()))
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();

@@ -4,4 +4,5 @@
 pub mod binaries;
 pub mod certs;
 pub mod lab;
+pub mod measure;
 pub mod wire;

@@ -194,6 +194,12 @@ impl Heard {
 }
 
 impl Socket {
+    /// The bare WebSocket, for benches that count messages.
+    #[must_use]
+    pub fn into_inner(self) -> WebSocketStream<TlsStream<TcpStream>> {
+        self.socket
+    }
+
     /// Sends one message.
     ///
     /// # Errors

@@ -1,0 +1,450 @@
+//! Broker CPU for one brokered call against the floor of its cryptography and its bytes:
+//! two `verify_strict` and two bare TLS WebSocket echoes of the same bytes, in the same run.
+//!
+//! `cargo bench -p tests --bench brokered_call`. The broker is the real binary in a process of its own;
+//! CPU time is what the kernel accounts to it. The echo server is this program started again, with the
+//! same libraries, the same thread count and the same shape of connections.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use proto_spec::frame::Frame;
+use proto_spec::message::{Attach, Challenge, OfferTools, RegisterAgent};
+use proto_spec::{Digest, Envelope, Kind, Timestamp};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde_json::{Value, json};
+use tests::binaries::Process;
+use tests::lab::{Actor, Extra, nonce, organisation, to_broker, tool};
+use tests::measure::{cpu, median};
+use tests::wire::{Line, Socket};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+const CALLS: usize = 30_000;
+const ROUNDS: usize = 3;
+/// So many connections of callers, with so many calls in flight on each.
+const SHAPES: [(usize, usize); 2] = [(64, 1), (8, 16)];
+
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp::from_ms(since.as_millis() as u64)
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let runtime = tokio::runtime::Runtime::new()?;
+    match (args.next().as_deref(), args.next()) {
+        (Some("echo-server"), Some(folder)) => runtime.block_on(echo_server(Path::new(&folder))),
+        _ => runtime.block_on(run()),
+    }
+}
+
+async fn run() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let admin = Actor::new("root-admin", 1)?;
+    organisation(folder.path(), &admin, "")?;
+    let text = std::fs::read_to_string(folder.path().join("broker.toml"))?;
+    let text = text.replace(
+        "nonces_max = 65536\nnonces_per_sender_max = 65536",
+        "nonces_max = 4000000\nnonces_per_sender_max = 4000000",
+    );
+    std::fs::write(folder.path().join("broker.toml"), text)?;
+    let broker = Process::start(&folder.path().join("broker.toml"))?;
+    let echo = Echo::start(folder.path())?;
+    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem"))?;
+    let line = Line::new(broker.address, &authority)?;
+    let echo_line = Line::new(echo.address, &authority)?;
+    let fs = agent(&line, &admin, "fs", 2, &[]).await?;
+    let caller = Arc::new(agent(&line, &admin, "caller", 3, &["fs.*"]).await?);
+    let mut provider = attach(&line, &fs).await?;
+    let offer = OfferTools {
+        tools: vec![tool("fs.read")?],
+    };
+    provider
+        .send(
+            fs.seal(Kind::OfferTools, &to_broker()?, now(), &offer)?
+                .bytes,
+        )
+        .await?;
+    provider.hear().await?.said()?;
+    let (call, result) = (sample_call(&caller)?, sample_result(&fs)?);
+    println!(
+        "call {} bytes, result {} bytes, {CALLS} calls, {ROUNDS} rounds\n",
+        call.len(),
+        result.len()
+    );
+    let serving = tokio::spawn(serve(provider, fs));
+    let verify = verify_cost(&caller, &call)?;
+    println!("one verify_strict: {:.1} µs", verify * 1e6);
+    for (connections, each) in SHAPES {
+        let (mut ratios, mut costs, mut floors) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let outer = echoes(
+                &echo_line,
+                echo.child.id(),
+                connections,
+                each,
+                &call,
+                &result,
+            )
+            .await?;
+            let inner = echoes(
+                &echo_line,
+                echo.child.id(),
+                1,
+                connections * each,
+                &call,
+                &result,
+            )
+            .await?;
+            let brokered = calls(&line, broker.id(), &caller, connections, each).await?;
+            let floor = 2.0 * verify + outer + inner;
+            println!(
+                "  callers {connections} × {each}: broker {:.1} µs; echoes {:.1} + {:.1} µs; floor {:.1} µs; ratio {:.2}",
+                brokered * 1e6,
+                outer * 1e6,
+                inner * 1e6,
+                floor * 1e6,
+                brokered / floor
+            );
+            ratios.push(brokered / floor);
+            costs.push(brokered * 1e6);
+            floors.push(floor * 1e6);
+        }
+        println!(
+            "callers {connections} × {each} in flight: {:.1} µs of broker CPU a call, floor {:.1} µs, ratio {:.2} (median of {ROUNDS})\n",
+            median(costs),
+            median(floors),
+            median(ratios)
+        );
+    }
+    serving.abort();
+    Ok(())
+}
+
+fn padding() -> Value {
+    json!({"path": "/srv/reports/q3.txt", "text": "x".repeat(680)})
+}
+
+fn sample_call(caller: &Actor) -> Result<Bytes> {
+    Ok(caller.call("fs", "fs.read", &padding(), now())?.bytes)
+}
+
+fn sample_result(fs: &Actor) -> Result<Bytes> {
+    let extra = Extra {
+        re: Some(Digest([1; 32])),
+        ..Extra::default()
+    };
+    Ok(fs
+        .seal_with(
+            Kind::ToolResult,
+            &"caller@acme".parse()?,
+            now(),
+            &json!({"result": padding()}),
+            &extra,
+        )?
+        .bytes)
+}
+
+fn verify_cost(caller: &Actor, call: &Bytes) -> Result<f64> {
+    let envelope = Envelope::parse(call.clone(), 1 << 20)?;
+    let signed = envelope.signed_bytes();
+    let key = caller.key.public();
+    let me = std::process::id();
+    let mut costs = Vec::new();
+    for _ in 0..ROUNDS {
+        let before = cpu(me)?;
+        for _ in 0..20_000 {
+            if !key.verifies(std::hint::black_box(&signed), envelope.signature()) {
+                bail!("the sample does not verify");
+            }
+        }
+        costs.push((cpu(me)? - before).as_secs_f64() / 20_000.0);
+    }
+    Ok(median(costs))
+}
+
+async fn agent(
+    line: &Line,
+    admin: &Actor,
+    name: &str,
+    seed: u8,
+    capabilities: &[&str],
+) -> Result<Actor> {
+    let actor = Actor::new(name, seed)?;
+    let request = RegisterAgent {
+        pubkey: actor.key.public(),
+        capabilities: Vec::new(),
+        prefixes: Vec::new(),
+        enrolment: None,
+        note: None,
+    };
+    line.post(
+        "/fem",
+        actor
+            .seal(Kind::RegisterAgent, &to_broker()?, now(), &request)?
+            .bytes,
+    )
+    .await?;
+    let approval = json!({"name": name, "key": actor.key.public(), "capabilities": capabilities});
+    let reply = line
+        .post(
+            "/fem",
+            admin
+                .seal(Kind::AdminAgentApprove, &to_broker()?, now(), &approval)?
+                .bytes,
+        )
+        .await?;
+    if reply.status != 200 {
+        bail!("{:?}", reply.body);
+    }
+    Ok(actor)
+}
+
+async fn attach(line: &Line, actor: &Actor) -> Result<Socket> {
+    let (mut socket, channel) = line.websocket().await?;
+    let challenge: Challenge = socket.hear().await?.said()?.read_body()?;
+    let body = Attach {
+        challenge: challenge.challenge,
+        channel,
+    };
+    socket
+        .send(actor.seal(Kind::Attach, &to_broker()?, now(), &body)?.bytes)
+        .await?;
+    socket.hear().await?.said()?;
+    Ok(socket)
+}
+
+/// The provider: answers every call; answers that are ready together go out together.
+async fn serve(provider: Socket, fs: Actor) -> Result<()> {
+    let mut socket = provider.into_inner();
+    let text = padding();
+    while let Some(message) = socket.next().await {
+        let mut message = Some(message);
+        while let Some(next) = message.take() {
+            let bytes = next?.into_data();
+            if bytes.first() == Some(&proto_spec::frame::FRAME) {
+                let call = Envelope::parse(Frame::decode(bytes)?.envelope, 1 << 20)?;
+                let extra = Extra {
+                    re: Some(Digest::of(&call.signed_bytes())),
+                    ..Extra::default()
+                };
+                let to = call.speaker().clone().into();
+                let result = fs.seal_with(
+                    Kind::ToolResult,
+                    &to,
+                    now(),
+                    &json!({"result": text}),
+                    &extra,
+                )?;
+                socket.feed(Message::Binary(result.bytes)).await?;
+            }
+            message = socket.next().now_or_never().flatten();
+        }
+        socket.flush().await?;
+    }
+    Ok(())
+}
+
+/// Broker CPU seconds a call.
+async fn calls(
+    line: &Line,
+    pid: u32,
+    caller: &Arc<Actor>,
+    connections: usize,
+    each: usize,
+) -> Result<f64> {
+    let left = Arc::new(AtomicUsize::new(CALLS));
+    let mut sockets = Vec::new();
+    for _ in 0..connections {
+        sockets.push(attach(line, caller).await?.into_inner());
+    }
+    let (before, begun) = (cpu(pid)?, Instant::now());
+    let arguments = padding();
+    let mut tasks = Vec::new();
+    for mut socket in sockets {
+        let (left, caller, arguments) = (Arc::clone(&left), Arc::clone(caller), arguments.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut in_flight = 0;
+            loop {
+                while in_flight < each && take(&left) {
+                    let to = "fs@acme".parse()?;
+                    let body = json!({"tool": "fs.read", "arguments": arguments});
+                    let extra = Extra {
+                        nonce: Some(nonce()),
+                        ..Extra::default()
+                    };
+                    socket
+                        .feed(Message::Binary(
+                            caller
+                                .seal_with(Kind::ToolCall, &to, now(), &body, &extra)?
+                                .bytes,
+                        ))
+                        .await?;
+                    in_flight += 1;
+                }
+                if in_flight == 0 {
+                    return Ok::<(), anyhow::Error>(());
+                }
+                socket.flush().await?;
+                let mut next = Some(socket.next().await.context("closed")?);
+                while let Some(message) = next {
+                    let bytes = message?.into_data();
+                    match bytes.first() {
+                        Some(&proto_spec::frame::FRAME) => in_flight -= 1,
+                        Some(_) => bail!("refused: {}", String::from_utf8_lossy(&bytes)),
+                        None => {}
+                    }
+                    next = socket.next().now_or_never().flatten();
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await??;
+    }
+    let used = (cpu(pid)? - before).as_secs_f64() / CALLS as f64;
+    println!(
+        "  {:.0} calls a second, clients on the same two cores",
+        CALLS as f64 / begun.elapsed().as_secs_f64()
+    );
+    Ok(used)
+}
+
+fn take(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+        .is_ok()
+}
+
+/// Echo server CPU seconds an echo: half of them of the call's bytes, half of the result's.
+async fn echoes(
+    line: &Line,
+    pid: u32,
+    connections: usize,
+    each: usize,
+    call: &Bytes,
+    result: &Bytes,
+) -> Result<f64> {
+    let left = Arc::new(AtomicUsize::new(CALLS));
+    let mut sockets = Vec::new();
+    for _ in 0..connections {
+        let stream = line.connect().await?;
+        sockets.push(client_async("wss://localhost/", stream).await?.0);
+    }
+    let before = cpu(pid)?;
+    let mut tasks = Vec::new();
+    for mut socket in sockets {
+        let (left, bytes) = (Arc::clone(&left), [call.clone(), result.clone()]);
+        tasks.push(tokio::spawn(async move {
+            let mut in_flight = 0;
+            let mut turn = 0;
+            loop {
+                while in_flight < each && take(&left) {
+                    turn += 1;
+                    socket
+                        .feed(Message::Binary(bytes[turn % 2].clone()))
+                        .await?;
+                    in_flight += 1;
+                }
+                if in_flight == 0 {
+                    return Ok::<(), anyhow::Error>(());
+                }
+                socket.flush().await?;
+                let mut next = Some(socket.next().await.context("closed")?);
+                while let Some(message) = next {
+                    message?;
+                    in_flight -= 1;
+                    next = socket.next().now_or_never().flatten();
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await??;
+    }
+    Ok((cpu(pid)? - before).as_secs_f64() / CALLS as f64)
+}
+
+struct Echo {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Echo {
+    fn start(folder: &Path) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("echo-server")
+            .arg(folder)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("stdout")?).read_line(&mut line)?;
+        Ok(Self {
+            address: line.trim().parse()?,
+            child,
+        })
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// TLS and WebSocket with the broker's settings, and nothing else.
+async fn echo_server(folder: &Path) -> Result<()> {
+    let (tls, _) =
+        broker::listener::tls::server(&folder.join("cert.pem"), &folder.join("key.pem"))?;
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
+            let Ok(socket) = tokio_tungstenite::accept_async(stream).await else {
+                return;
+            };
+            let config = WebSocketConfig::default()
+                .read_buffer_size(4 << 10)
+                .write_buffer_size(4 << 10);
+            let stream = socket.into_inner();
+            let mut socket =
+                WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
+            while let Some(Ok(first)) = socket.next().await {
+                let mut next = Some(Ok(first));
+                while let Some(Ok(message)) = next {
+                    if message.is_binary() && socket.feed(message).await.is_err() {
+                        return;
+                    }
+                    next = socket.next().now_or_never().flatten();
+                }
+                if tokio::time::timeout(Duration::from_secs(5), socket.flush())
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,44 @@
+//! What the benches measure with: CPU time and memory of a process, as the kernel accounts for them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+/// CPU time that a process has used, user and system together; ticks of 10 ms.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn cpu(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the name in parentheses, which may hold spaces.
+    let rest = stat.rsplit_once(") ").context("a stat line")?.1;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+/// Resident memory of a process, in KiB.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .context("VmRSS")?;
+    Ok(line
+        .split_whitespace()
+        .nth(1)
+        .context("a number")?
+        .parse()?)
+}
+
+/// The middle of several measurements.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
