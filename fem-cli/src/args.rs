@@ -64,7 +64,9 @@ mod tests {
     #[test]
     fn every_command_of_the_readme_parses() {
         let readme = include_str!("../README.md");
-        let commands = readme.lines().filter_map(|line| line.strip_prefix("    fem-cli "));
+        let commands = readme
+            .lines()
+            .filter_map(|line| line.strip_prefix("    fem-cli "));
         let mut seen = 0;
         for line in commands {
             let words = split(&format!("fem-cli {line}"));
@@ -79,7 +81,13 @@ mod tests {
     fn split(line: &str) -> Vec<String> {
         let mut words = vec![String::new()];
         let mut quoted = false;
-        for character in line.split(" #").next().unwrap_or_default().trim_end().chars() {
+        for character in line
+            .split(" #")
+            .next()
+            .unwrap_or_default()
+            .trim_end()
+            .chars()
+        {
             match character {
                 '\'' => quoted = !quoted,
                 ' ' if !quoted => words.push(String::new()),
@@ -100,7 +108,9 @@ mod tests {
                     found.push(format!("{} --{name}", command.get_name()));
                 }
             }
-            command.get_subcommands().for_each(|below| walk(below, found));
+            command
+                .get_subcommands()
+                .for_each(|below| walk(below, found));
         }
         let mut found = Vec::new();
         walk(&Cli::command(), &mut found);

@@ -23,7 +23,11 @@ pub(crate) struct Development {
 
 /// Makes an authority for `org` and a server certificate for `hosts` (names or addresses), good from
 /// yesterday, so that a client whose clock is a little slow still takes it.
-pub(crate) fn development(org: &str, hosts: &[String], today: jiff::Timestamp) -> Outcome<Development> {
+pub(crate) fn development(
+    org: &str,
+    hosts: &[String],
+    today: jiff::Timestamp,
+) -> Outcome<Development> {
     make(org, hosts, today)
         .map_err(|e| Failure::fault(format!("the development certificates cannot be made: {e}")))
 }
@@ -58,8 +62,16 @@ fn params(
     params.distinguished_name.push(DnType::CommonName, name);
     let day = |offset: i64| {
         let hours = jiff::SignedDuration::from_hours(24 * offset);
-        let date = today.saturating_add(hours).unwrap_or(today).to_zoned(jiff::tz::TimeZone::UTC).date();
-        date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+        let date = today
+            .saturating_add(hours)
+            .unwrap_or(today)
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .date();
+        date_time_ymd(
+            date.year().into(),
+            date.month().unsigned_abs(),
+            date.day().unsigned_abs(),
+        )
     };
     params.not_before = day(-1);
     params.not_after = day(i64::try_from(VALID_DAYS).unwrap_or(i64::MAX));
@@ -87,7 +99,11 @@ pub(crate) fn good_until(der: &[u8]) -> Option<proto_spec::Timestamp> {
         _ => text.to_owned(),
     };
     let at = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", &full).ok()?;
-    let ms = at.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_millisecond();
+    let ms = at
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .ok()?
+        .timestamp()
+        .as_millisecond();
     Some(proto_spec::Timestamp::from_ms(u64::try_from(ms).ok()?))
 }
 
@@ -98,11 +114,19 @@ fn element(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         0..=0x7f => (2, first),
         0x81..=0x83 => {
             let digits = bytes.get(2..2 + (first - 0x80))?;
-            (2 + digits.len(), digits.iter().fold(0, |sum, digit| sum << 8 | usize::from(*digit)))
+            (
+                2 + digits.len(),
+                digits
+                    .iter()
+                    .fold(0, |sum, digit| sum << 8 | usize::from(*digit)),
+            )
         }
         _ => return None,
     };
-    Some((bytes.get(header..header + length)?, bytes.get(header + length..)?))
+    Some((
+        bytes.get(header..header + length)?,
+        bytes.get(header + length..)?,
+    ))
 }
 
 #[cfg(test)]

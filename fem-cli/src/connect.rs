@@ -48,18 +48,26 @@ impl Chosen {
         if self.flag.is_some() {
             return configure(&self.context()?);
         }
-        let alone = env("FEM_CONTEXT").is_none() && env("FEM_BROKER").is_some();
-        let mut builder = Config::builder();
-        if !alone {
-            builder = from_context(&self.context()?);
-        }
+        let mut builder = match self.context() {
+            Ok(context) => from_context(&context),
+            // The environment may say it all.
+            Err(_) if env("FEM_CONTEXT").is_none() && env("FEM_BROKER").is_some() => {
+                Config::builder()
+            }
+            Err(failure) => return Err(failure),
+        };
         let over = [
-            ("FEM_AGENT", (|builder, agent| builder.agent(agent)) as fn(Builder, String) -> Builder),
+            (
+                "FEM_AGENT",
+                (|builder, agent| builder.agent(agent)) as fn(Builder, String) -> Builder,
+            ),
             ("FEM_BROKER", |builder, url| builder.broker(url)),
             ("FEM_BROKER_KEY", |builder, key| builder.broker_key(key)),
             ("FEM_CA_FILE", |builder, file| builder.ca_file(file)),
             ("FEM_KEY_FILE", |builder, file| builder.key_file(file)),
-            ("FEM_KEY_PASSPHRASE_FILE", |builder, file| builder.passphrase_file(file)),
+            ("FEM_KEY_PASSPHRASE_FILE", |builder, file| {
+                builder.passphrase_file(file)
+            }),
         ];
         for (name, set) in over {
             if let Some(value) = env(name) {
@@ -110,7 +118,9 @@ impl From<Error> for Failure {
             Error::Refused { code, message, .. } => {
                 return Self::refused(*code, message.clone()).or_next(next_after(*code));
             }
-            Error::Unreachable { .. } | Error::Tls { .. } | Error::NotTheBroker(_) => Exit::Unreachable,
+            Error::Unreachable { .. } | Error::Tls { .. } | Error::NotTheBroker(_) => {
+                Exit::Unreachable
+            }
             Error::Tool { .. } => Exit::ToolFailed,
             Error::OutcomeUnknown(_) | Error::Deadline(_) | Error::Unproven { .. } => Exit::Unknown,
             _ => Exit::Fault,
@@ -133,7 +143,9 @@ fn next_after(code: Code) -> &'static str {
         Code::Busy => "try again a little later",
         Code::WrongAudience => "compare the organisation in the context with the broker's",
         Code::TokenExpired | Code::TokenRevoked => "ask whoever gave the token for a new one",
-        Code::NotHolder => "a token is used with the key that holds it: see `fem-cli token inspect FILE`",
+        Code::NotHolder => {
+            "a token is used with the key that holds it: see `fem-cli token inspect FILE`"
+        }
         Code::NotFound => "look at `fem-cli agent list` and `fem-cli token list`",
         Code::Deadline => "give the call a longer --deadline, or look at the provider",
         Code::OutcomeUnknown => "it may or may not have happened: look before you repeat it",

@@ -43,8 +43,12 @@ impl Context {
     pub(crate) fn load(path: &Path) -> Outcome<Self> {
         let text = files::read_text(path)?;
         let mut context: Self = toml::from_str(&text).map_err(|e| {
-            Failure::fault(format!("{} is not a context: {}", path.display(), e.message()))
-                .next("a context has: agent, broker, broker_key, ca_file, key_file")
+            Failure::fault(format!(
+                "{} is not a context: {}",
+                path.display(),
+                e.message()
+            ))
+            .next("a context has: agent, broker, broker_key, ca_file, key_file")
         })?;
         let path = files::absolute(path);
         let directory = path.parent().unwrap_or(Path::new("/"));
@@ -71,7 +75,12 @@ impl Context {
     }
 
     fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Self { ca_file, key_file, passphrase_file, .. } = self;
+        let Self {
+            ca_file,
+            key_file,
+            passphrase_file,
+            ..
+        } = self;
         [ca_file, key_file, passphrase_file].into_iter().flatten()
     }
 
@@ -94,18 +103,28 @@ pub(crate) struct Store {
 impl Store {
     /// `$XDG_CONFIG_HOME/fem`, or `~/.config/fem`.
     pub(crate) fn of_user() -> Outcome<Self> {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let set = |name: &str| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
         let config = set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")));
         match config {
-            Some(config) => Ok(Self { directory: config.join("fem") }),
-            None => Err(Failure::fault("there is no place for contexts: HOME is not set")
-                .next("name a context file with --context FILE")),
+            Some(config) => Ok(Self {
+                directory: config.join("fem"),
+            }),
+            None => Err(
+                Failure::fault("there is no place for contexts: HOME is not set")
+                    .next("name a context file with --context FILE"),
+            ),
         }
     }
 
     #[cfg(test)]
     pub(crate) fn at(directory: &Path) -> Self {
-        Self { directory: directory.into() }
+        Self {
+            directory: directory.into(),
+        }
     }
 
     /// The file of the context `name`.
@@ -115,9 +134,17 @@ impl Store {
 
     /// The names of all stored contexts, sorted.
     pub(crate) fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.directory.join("contexts")).into_iter().flatten();
+        let entries = std::fs::read_dir(self.directory.join("contexts"))
+            .into_iter()
+            .flatten();
         let name = |entry: std::fs::DirEntry| {
-            Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_owned())
+            Some(
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_suffix(".toml")?
+                    .to_owned(),
+            )
         };
         let mut names: Vec<String> = entries.flatten().filter_map(name).collect();
         names.sort();
@@ -143,7 +170,9 @@ impl Store {
         if !self.path_of(name).exists() {
             return Err(unknown(name));
         }
-        let temporary = self.directory.join(format!("current.{}", std::process::id()));
+        let temporary = self
+            .directory
+            .join(format!("current.{}", std::process::id()));
         std::fs::write(&temporary, format!("{name}\n"))?;
         Ok(std::fs::rename(temporary, self.directory.join("current"))?)
     }
@@ -168,23 +197,31 @@ fn unknown(name: &str) -> Failure {
 pub(crate) fn find(named: Option<&str>) -> Outcome<PathBuf> {
     let Some(named) = named else {
         let store = Store::of_user()?;
-        return store.current().map(|name| store.path_of(&name)).ok_or_else(|| {
-            Failure::usage("no context is chosen: which broker, and as whom?").next(
-                "give --context FILE (init writes acme/admin.toml), set FEM_CONTEXT, \
+        return store
+            .current()
+            .map(|name| store.path_of(&name))
+            .ok_or_else(|| {
+                Failure::usage("no context is chosen: which broker, and as whom?").next(
+                    "give --context FILE (init writes acme/admin.toml), set FEM_CONTEXT, \
                  or choose one with `fem-cli context use NAME`",
-            )
-        });
+                )
+            });
     };
     if Path::new(named).is_file() {
         return Ok(named.into());
     }
     if named.contains('/') || named.ends_with(".toml") {
-        return Err(Failure::not_found(format!("{named} does not exist"))
-            .next("`fem-cli init ORG` makes ORG/admin.toml; `fem-cli context list` shows what is stored"));
+        return Err(Failure::not_found(format!("{named} does not exist")).next(
+            "`fem-cli init ORG` makes ORG/admin.toml; `fem-cli context list` shows what is stored",
+        ));
     }
     check_name(named)?;
     let path = Store::of_user()?.path_of(named);
-    if path.is_file() { Ok(path) } else { Err(unknown(named)) }
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(unknown(named))
+    }
 }
 
 #[cfg(test)]
@@ -212,7 +249,10 @@ mod tests {
         written.save(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains("ca_file = \"tls/ca.pem\""), "{text}");
-        assert!(text.contains("key_file = \"/srv/acme/keys/fs.pem\""), "{text}");
+        assert!(
+            text.contains("key_file = \"/srv/acme/keys/fs.pem\""),
+            "{text}"
+        );
         assert_eq!(Context::load(&path).unwrap().ca_file, written.ca_file);
     }
 
@@ -225,7 +265,10 @@ mod tests {
         store.add("acme", &context()).unwrap();
         assert!(store.add("acme", &context()).is_err(), "never overwritten");
         store.use_by_default("acme").unwrap();
-        assert_eq!((store.names(), store.current()), (vec!["acme".into()], Some("acme".into())));
+        assert_eq!(
+            (store.names(), store.current()),
+            (vec!["acme".into()], Some("acme".into()))
+        );
     }
 
     #[test]

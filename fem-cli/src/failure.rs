@@ -74,7 +74,12 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// A failure with its meaning.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, code: None, message: message.into(), next: None }
+        Self {
+            exit,
+            code: None,
+            message: message.into(),
+            next: None,
+        }
     }
 
     /// The command line makes no sense.
@@ -94,7 +99,20 @@ impl Failure {
 
     /// The broker or the provider refused, with its code.
     pub(crate) fn refused(code: Code, message: impl Into<String>) -> Self {
-        Self { code: Some(code.to_string()), ..Self::new(Exit::of(code), message) }
+        Self {
+            code: Some(code.to_string()),
+            ..Self::new(Exit::of(code), message)
+        }
+    }
+
+    /// No failure, but not done either: the command has said all there is to say.
+    pub(crate) fn told(exit: Exit) -> Self {
+        Self::new(exit, "")
+    }
+
+    /// Whether the command has said all there is to say.
+    pub(crate) fn is_told(&self) -> bool {
+        self.message.is_empty()
     }
 
     /// Says what to do next.
@@ -187,14 +205,20 @@ mod tests {
         let readme = include_str!("../README.md");
         for line in Exit::TABLE.lines().skip(1) {
             let (number, meaning) = line.trim().split_once("  ").unwrap();
-            assert!(readme.contains(&format!("| {number} | {meaning} |")), "{line}");
+            assert!(
+                readme.contains(&format!("| {number} | {meaning} |")),
+                "{line}"
+            );
         }
     }
 
     #[test]
     fn every_retryable_code_says_so_in_its_exit() {
         for code in Code::ALL {
-            let later = matches!(Exit::of(code), Exit::TryAgain | Exit::Unreachable | Exit::Unknown);
+            let later = matches!(
+                Exit::of(code),
+                Exit::TryAgain | Exit::Unreachable | Exit::Unknown
+            );
             assert!(later || !code.is_retryable(), "{code}");
         }
     }

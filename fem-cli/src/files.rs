@@ -25,16 +25,22 @@ pub(crate) fn create(path: &Path, contents: &[u8], readers: Readers) -> Outcome 
         Readers::Owner => 0o600,
         Readers::All => 0o644,
     };
-    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path);
     let write = |mut file: File| file.write_all(contents).and_then(|()| file.sync_all());
     file.and_then(write).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            Failure::fault(format!("{} exists, and is never overwritten", path.display()))
-                .next("move it away, or name another file")
-        }
+        std::io::ErrorKind::AlreadyExists => Failure::fault(format!(
+            "{} exists, and is never overwritten",
+            path.display()
+        ))
+        .next("move it away, or name another file"),
         std::io::ErrorKind::NotFound => {
-            Failure::fault(format!("{}: its directory does not exist", path.display()))
-                .next(format!("mkdir -p {}", quoted(path.parent().unwrap_or(path))))
+            Failure::fault(format!("{}: its directory does not exist", path.display())).next(
+                format!("mkdir -p {}", quoted(path.parent().unwrap_or(path))),
+            )
         }
         _ => Failure::fault(format!("{} cannot be written: {error}", path.display())),
     })
@@ -54,19 +60,28 @@ pub(crate) fn read(path: &Path) -> Outcome<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = |bytes: &mut Vec<u8>| {
         if path == Path::new("-") {
-            return std::io::stdin().lock().take(READ_BYTES_MAX + 1).read_to_end(bytes);
+            return std::io::stdin()
+                .lock()
+                .take(READ_BYTES_MAX + 1)
+                .read_to_end(bytes);
         }
-        File::open(path)?.take(READ_BYTES_MAX + 1).read_to_end(bytes)
+        File::open(path)?
+            .take(READ_BYTES_MAX + 1)
+            .read_to_end(bytes)
     };
     match read(&mut bytes) {
-        Ok(_) if bytes.len() as u64 > READ_BYTES_MAX => {
-            Err(Failure::fault(format!("{} is larger than 32 MiB", path.display())))
-        }
+        Ok(_) if bytes.len() as u64 > READ_BYTES_MAX => Err(Failure::fault(format!(
+            "{} is larger than 32 MiB",
+            path.display()
+        ))),
         Ok(_) => Ok(bytes),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(Failure::not_found(format!("{} does not exist", path.display())))
-        }
-        Err(error) => Err(Failure::fault(format!("{} cannot be read: {error}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Failure::not_found(
+            format!("{} does not exist", path.display()),
+        )),
+        Err(error) => Err(Failure::fault(format!(
+            "{} cannot be read: {error}",
+            path.display()
+        ))),
     }
 }
 
@@ -80,7 +95,6 @@ pub(crate) fn read_text(path: &Path) -> Outcome<String> {
 pub(crate) fn is_private(path: &Path) -> std::io::Result<bool> {
     Ok(std::fs::metadata(path)?.permissions().mode() & 0o077 == 0)
 }
-
 
 /// The same file from anywhere.
 pub(crate) fn absolute(path: &Path) -> PathBuf {

@@ -14,6 +14,7 @@ mod files;
 mod organisation;
 mod output;
 mod probe;
+mod programs;
 mod request;
 mod time;
 mod token_file;
@@ -40,9 +41,15 @@ fn main() -> ExitCode {
 
 /// To standard error. What others wrote in it is escaped here.
 fn report(failure: &Failure, json: bool) {
+    if failure.is_told() {
+        return;
+    }
     if json {
         output::note(&failure.to_json().to_string());
     } else {
-        output::note(&format!("error: {}", output::escape_lines(&failure.to_string())));
+        output::note(&format!(
+            "error: {}",
+            output::escape_lines(&failure.to_string())
+        ));
     }
 }

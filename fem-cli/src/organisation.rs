@@ -45,8 +45,10 @@ pub(crate) struct Made {
 /// organisation, and never one in place of another.
 pub(crate) fn make(dir: &Path, plan: &Plan) -> Outcome<Made> {
     if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Failure::fault(format!("{} exists and is not empty", dir.display()))
-            .next("an organisation is never overwritten: name another directory with --dir"));
+        return Err(
+            Failure::fault(format!("{} exists and is not empty", dir.display()))
+                .next("an organisation is never overwritten: name another directory with --dir"),
+        );
     }
     let parent = match dir.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -63,7 +65,10 @@ pub(crate) fn make(dir: &Path, plan: &Plan) -> Outcome<Made> {
         Failure::fault(format!("{} cannot be made: {error}", dir.display()))
             .next(format!("is {} something else already?", quoted(dir)))
     })?;
-    Ok(Made { directory: files::absolute(dir), ..made })
+    Ok(Made {
+        directory: files::absolute(dir),
+        ..made
+    })
 }
 
 fn fill(dir: &Path, plan: &Plan) -> Outcome<Made> {
@@ -74,9 +79,17 @@ fn fill(dir: &Path, plan: &Plan) -> Outcome<Made> {
     let root_key = new_key(&dir.join("keys/root.pem"))?;
     let admin_key = new_key(&dir.join("keys/admin.pem"))?;
     let recovery_key = new_key(&dir.join("recovery.pem"))?;
-    files::create(&dir.join("keys/root.pub"), format!("{root_key}\n").as_bytes(), Readers::All)?;
+    files::create(
+        &dir.join("keys/root.pub"),
+        format!("{root_key}\n").as_bytes(),
+        Readers::All,
+    )?;
     certificates(&dir.join("tls"), plan)?;
-    files::create(&dir.join("broker.toml"), configuration(plan).as_bytes(), Readers::All)?;
+    files::create(
+        &dir.join("broker.toml"),
+        configuration(plan).as_bytes(),
+        Readers::All,
+    )?;
     let join = Context {
         agent: None,
         org: Some(plan.org.clone()),
@@ -104,7 +117,14 @@ fn fill(dir: &Path, plan: &Plan) -> Outcome<Made> {
         admin_key,
     };
     broker::found(&dir.join("data"), &founding, plan.now)?;
-    Ok(Made { directory: dir.into(), admin, broker_key, root_key, admin_key, recovery_key })
+    Ok(Made {
+        directory: dir.into(),
+        admin,
+        broker_key,
+        root_key,
+        admin_key,
+        recovery_key,
+    })
 }
 
 fn new_key(path: &Path) -> Outcome<PublicKey> {
@@ -124,7 +144,9 @@ fn certificates(dir: &Path, plan: &Plan) -> Outcome {
         ("cert.pem", &made.certificate, Readers::All),
         ("key.pem", &made.key, Readers::Owner),
     ];
-    all.iter().try_for_each(|(name, pem, readers)| files::create(&dir.join(name), pem.as_bytes(), *readers))
+    all.iter().try_for_each(|(name, pem, readers)| {
+        files::create(&dir.join(name), pem.as_bytes(), *readers)
+    })
 }
 
 /// The broker's example configuration with this organisation's values.
@@ -132,8 +154,14 @@ fn configuration(plan: &Plan) -> String {
     broker::config::EXAMPLE
         .replace("org = \"acme\"", &format!("org = \"{}\"", plan.org))
         .replace("name@acme", &format!("name@{}", plan.org))
-        .replace("listen = \"127.0.0.1:7443\"", &format!("listen = \"{}\"", plan.listen))
-        .replace("ops = \"127.0.0.1:7480\"", &format!("ops = \"{}\"", plan.ops))
+        .replace(
+            "listen = \"127.0.0.1:7443\"",
+            &format!("listen = \"{}\"", plan.listen),
+        )
+        .replace(
+            "ops = \"127.0.0.1:7480\"",
+            &format!("ops = \"{}\"", plan.ops),
+        )
 }
 
 #[cfg(test)]
@@ -173,9 +201,15 @@ mod tests {
         let before = std::fs::read(dir.join("keys/root.pem")).unwrap();
         assert!(make(&dir, &plan()).is_err());
         assert_eq!(std::fs::read(dir.join("keys/root.pem")).unwrap(), before);
-        let bad = Plan { hosts: vec!["höst".into()], ..plan() };
+        let bad = Plan {
+            hosts: vec!["höst".into()],
+            ..plan()
+        };
         assert!(make(&parent.path().join("other"), &bad).is_err());
-        let left: Vec<_> = std::fs::read_dir(parent.path()).unwrap().flatten().collect();
+        let left: Vec<_> = std::fs::read_dir(parent.path())
+            .unwrap()
+            .flatten()
+            .collect();
         assert_eq!(left.len(), 1, "{left:?}");
     }
 
@@ -184,9 +218,14 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("globex");
         make(&dir, &plan()).unwrap();
-        for secret in
-            ["keys/broker.pem", "keys/root.pem", "keys/admin.pem", "recovery.pem", "tls/key.pem", "tls/ca.key.pem"]
-        {
+        for secret in [
+            "keys/broker.pem",
+            "keys/root.pem",
+            "keys/admin.pem",
+            "recovery.pem",
+            "tls/key.pem",
+            "tls/ca.key.pem",
+        ] {
             assert!(files::is_private(&dir.join(secret)).unwrap(), "{secret}");
         }
     }

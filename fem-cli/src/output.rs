@@ -19,7 +19,11 @@ pub(crate) struct Output {
 impl Output {
     /// Prints lines for people, or `value` for programs.
     pub(crate) fn give(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Outcome {
-        if self.json { json(value) } else { print(&text()) }
+        if self.json {
+            json(value)
+        } else {
+            print(&text())
+        }
     }
 
     /// Prints a listing: a table for people, or `value` for programs.
@@ -94,10 +98,11 @@ impl Table {
 
     /// Adds a row; every cell is escaped here.
     pub(crate) fn row<S: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = S>) {
-        self.table.add_row(cells.into_iter().map(|cell| match cell.as_ref() {
-            "" => "-".to_owned(),
-            text => escape(text),
-        }));
+        self.table
+            .add_row(cells.into_iter().map(|cell| match cell.as_ref() {
+                "" => "-".to_owned(),
+                text => escape(text),
+            }));
     }
 }
 
@@ -113,9 +118,16 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Several values in one cell.
+/// Several values in one cell; a dash for none.
 pub(crate) fn join<T: ToString>(values: &[T]) -> String {
-    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    match values {
+        [] => "-".into(),
+        some => some
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
 }
 
 /// Colours, where they help: on a terminal, unless `NO_COLOR` asks for none.
@@ -130,7 +142,11 @@ impl Paint {
     }
 
     fn with(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+        if self.0 {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.into()
+        }
     }
 
     /// Good news.
@@ -181,11 +197,17 @@ mod tests {
         table.row(["x", ""]);
         let shown = table.to_string();
         assert_eq!(shown.lines().count(), 3, "{shown}");
-        assert!(shown.starts_with("NAME") && shown.contains(r"first\nsecond\u{1b}[2J"), "{shown}");
+        assert!(
+            shown.starts_with("NAME") && shown.contains(r"first\nsecond\u{1b}[2J"),
+            "{shown}"
+        );
     }
 
     #[test]
     fn an_empty_table_says_so() {
-        assert_eq!(Table::new(&["name"], "Nobody is registered yet.").to_string(), "Nobody is registered yet.");
+        assert_eq!(
+            Table::new(&["name"], "Nobody is registered yet.").to_string(),
+            "Nobody is registered yet."
+        );
     }
 }

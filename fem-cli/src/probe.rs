@@ -42,7 +42,8 @@ pub(crate) enum Trouble {
 
 /// Connects to `url`, trusting `ca_file` alone.
 pub(crate) async fn look(url: &str, ca_file: &Path) -> Result<Seen, Trouble> {
-    let (host, port) = address(url).ok_or_else(|| Trouble::Address(format!("{url:?} is not https://host:port")))?;
+    let (host, port) = address(url)
+        .ok_or_else(|| Trouble::Address(format!("{url:?} is not https://host:port")))?;
     let name = ServerName::try_from(host.clone()).map_err(|e| Trouble::Address(e.to_string()))?;
     let config = trusting(ca_file).map_err(Trouble::Tls)?;
     let connect = TcpStream::connect((host.as_str(), port));
@@ -59,15 +60,31 @@ pub(crate) async fn look(url: &str, ca_file: &Path) -> Result<Seen, Trouble> {
     };
     let (_, state) = tls.get_ref();
     let seen = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
-    let version = seen(state.protocol_version().map(|version| format!("{version:?}")));
-    let exchange = seen(state.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())));
-    let certificate = state.peer_certificates().and_then(<[_]>::first).map(|der| der.to_vec());
+    let version = seen(
+        state
+            .protocol_version()
+            .map(|version| format!("{version:?}")),
+    );
+    let exchange = seen(
+        state
+            .negotiated_key_exchange_group()
+            .map(|group| format!("{:?}", group.name())),
+    );
+    let certificate = state
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .map(|der| der.to_vec());
     let asking = well_known(&mut tls, &host, port);
     let well_known = match tokio::time::timeout(PATIENCE, asking).await {
         Ok(answer) => answer.map_err(|failure| failure.to_string()),
         Err(_) => Err("no answer to GET /.well-known/fem".into()),
     };
-    Ok(Seen { tls: version, exchange, certificate: certificate.unwrap_or_default(), well_known })
+    Ok(Seen {
+        tls: version,
+        exchange,
+        certificate: certificate.unwrap_or_default(),
+        well_known,
+    })
 }
 
 /// Host and port of `https://host:port`; brackets around an IPv6 address fall away.
@@ -77,7 +94,10 @@ fn address(url: &str) -> Option<(String, u16)> {
         Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
         _ => (rest, 443),
     };
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     (!host.is_empty() && !host.contains('/')).then(|| (host.to_owned(), port))
 }
 
@@ -86,7 +106,9 @@ fn trusting(ca_file: &Path) -> Result<rustls::ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|e| format!("{}: {e}", ca_file.display()))?;
-        roots.add(certificate).map_err(|e| format!("{}: {e}", ca_file.display()))?;
+        roots
+            .add(certificate)
+            .map_err(|e| format!("{}: {e}", ca_file.display()))?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -100,8 +122,14 @@ async fn well_known(
     host: &str,
     port: u16,
 ) -> Outcome<WellKnown> {
-    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let request = format!("GET /.well-known/fem HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    };
+    let request = format!(
+        "GET /.well-known/fem HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+    );
     tls.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     // A server that ends without a TLS goodbye has answered all the same.
@@ -111,7 +139,10 @@ async fn well_known(
 
 /// The JSON object in an HTTP/1.1 answer that ends with the connection.
 fn body(answer: &[u8]) -> Result<WellKnown, serde_json::Error> {
-    let start = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
+    let start = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .map_or(answer.len(), |at| at + 4);
     serde_json::from_slice(&answer[start..])
 }
 

@@ -23,8 +23,14 @@ pub(crate) async fn act(
 pub(crate) fn unexpected(ack: &Ack) -> Failure {
     let status = serde_json::to_value(ack).ok();
     let status = status.as_ref().and_then(|ack| ack.get("status")?.as_str());
-    Failure::new(Exit::Fault, format!("the broker answered {:?}", status.unwrap_or("something else")))
-        .next("is the broker of the same version as this command?")
+    Failure::new(
+        Exit::Fault,
+        format!(
+            "the broker answered {:?}",
+            status.unwrap_or("something else")
+        ),
+    )
+    .next("is the broker of the same version as this command?")
 }
 
 /// Every agent and every pending request.
@@ -34,7 +40,11 @@ pub(crate) async fn agents(
     let (mut all, mut waiting, mut after) = (Vec::new(), Vec::new(), None);
     for _ in 0..PAGES_MAX {
         match act(agent, Kind::AdminAgentList, &List { after }).await? {
-            Ack::Agents { agents, pending, next } => {
+            Ack::Agents {
+                agents,
+                pending,
+                next,
+            } => {
                 all.extend(agents);
                 waiting.extend(pending);
                 if next.is_none() {

@@ -38,9 +38,12 @@ impl std::str::FromStr for When {
 
 /// A length of time: `30s`, `7d`, `1h 30m`. A day is 24 hours; months and years have no one length.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let say = |_| "write a length of time as 30s, 12h, 7d or '1h 30m' (no months or years)".to_owned();
+    let say =
+        |_| "write a length of time as 30s, 12h, 7d or '1h 30m' (no months or years)".to_owned();
     let span: jiff::Span = text.parse().map_err(say)?;
-    let length = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(say)?;
+    let length = span
+        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+        .map_err(say)?;
     match Duration::try_from(length) {
         Ok(length) if !length.is_zero() => Ok(length),
         _ => Err("a length of time is more than nothing, and not in the past".into()),
@@ -49,7 +52,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 /// This machine's clock.
 pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp::from_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -108,7 +113,16 @@ mod tests {
     #[test]
     fn what_could_be_read_in_two_ways_is_not_a_time() {
         for text in [
-            "", "7", "soon", "2026-12-31", "2026-12-31T18:00", "1mo", "1y", "-1d", "0s", "1d ago",
+            "",
+            "7",
+            "soon",
+            "2026-12-31",
+            "2026-12-31T18:00",
+            "1mo",
+            "1y",
+            "-1d",
+            "0s",
+            "1d ago",
             "1960-01-01T00:00:00Z",
         ] {
             assert!(text.parse::<When>().is_err(), "{text:?}");
@@ -119,8 +133,14 @@ mod tests {
     fn times_are_shown_in_utc_with_their_distance() {
         let at = Timestamp::from_ms(1_800_000_000_999);
         assert_eq!(show(at), "2027-01-15T08:00:00Z");
-        assert_eq!(show_from(at.later(Duration::from_secs(7_200)), at), "2027-01-15T10:00:00Z (in 2h)");
-        assert_eq!(show_from(NOW, NOW.later(Duration::from_secs(90))), "2027-01-15T08:00:00Z (90s ago)");
+        assert_eq!(
+            show_from(at.later(Duration::from_secs(7_200)), at),
+            "2027-01-15T10:00:00Z (in 2h)"
+        );
+        assert_eq!(
+            show_from(NOW, NOW.later(Duration::from_secs(90))),
+            "2027-01-15T08:00:00Z (90s ago)"
+        );
         assert_eq!(show(Timestamp::from_ms(u64::MAX)), "beyond the calendar");
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use proto_spec::capability::{Token, decode_text, encode_text, issue};
 use proto_spec::PublicKey;
+use proto_spec::capability::{Token, decode_text, encode_text, issue};
 
 use crate::failure::{Failure, Outcome};
 use crate::files::{self, Readers, quoted};
@@ -25,8 +25,14 @@ pub(crate) fn write(path: &Path, token: &str) -> Outcome {
 /// The sealed copy that is presented; the file keeps the unsealed one.
 pub(crate) fn presentable(path: &Path) -> Outcome<String> {
     if let Ok(false) = files::is_private(path) {
-        return Err(Failure::fault(format!("{}: others can read or write this token", path.display()))
-            .next(format!("chmod 600 {}, and have it issued anew if the machine is shared", quoted(path))));
+        return Err(Failure::fault(format!(
+            "{}: others can read or write this token",
+            path.display()
+        ))
+        .next(format!(
+            "chmod 600 {}, and have it issued anew if the machine is shared",
+            quoted(path)
+        )));
     }
     let bytes = read(path)?;
     match issue::seal(&bytes) {
@@ -49,9 +55,12 @@ pub(crate) fn root_key(text: &str) -> Result<PublicKey, String> {
     if let Ok(key) = text.parse() {
         return Ok(key);
     }
-    let file = std::fs::read_to_string(text)
-        .map_err(|e| format!("neither a public key nor a file with one ({e}); init writes ORG/keys/root.pub"))?;
-    file.trim().parse().map_err(|e| format!("{text} holds no public key: {e}"))
+    let file = std::fs::read_to_string(text).map_err(|e| {
+        format!("neither a public key nor a file with one ({e}); init writes ORG/keys/root.pub")
+    })?;
+    file.trim()
+        .parse()
+        .map_err(|e| format!("{text} holds no public key: {e}"))
 }
 
 /// The token with its signatures checked against `root`.

@@ -10,9 +10,9 @@ pub(crate) fn conditions(checks: &[Check]) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = checks;
     while let [first, after @ ..] = rest {
-        if let Some(clause) = path_clause(rest) {
+        if let Some((clause, length)) = path_clause(rest) {
             words.push(clause);
-            rest = &rest[3..];
+            rest = &rest[length..];
             continue;
         }
         words.push(one(first));
@@ -27,13 +27,43 @@ pub(crate) fn conditions_of_text(texts: &[String]) -> Vec<String> {
     read.map_or_else(|_| texts.to_vec(), |checks| conditions(&checks))
 }
 
-/// `path under /srv/reports`, of the three checks that it stands for.
-fn path_clause(checks: &[Check]) -> Option<String> {
-    let three = checks.get(..3)?;
-    let pointer = string_after(&three[2].to_string(), "$p == ")?;
-    let directory = string_after(&three[1].to_string(), "|| $v == ")?;
-    let again = Check::path_under(&pointer, &directory).ok()?;
-    (again == three).then(|| format!("{} under {directory}", field(&pointer)))
+/// `path under /srv/reports`, where the list begins with exactly the checks that it stands for: which
+/// argument and which directory stands in them, and compiling that gives them again.
+fn path_clause(checks: &[Check]) -> Option<(String, usize)> {
+    let [first, second, ..] = checks else {
+        return None;
+    };
+    let pointer = literals(&first.to_string()).into_iter().next()?;
+    let clause = |directory: String| {
+        let again = Check::path_under(&pointer, &directory).ok()?;
+        let words = format!("{} under {}", field(&pointer), value(&directory));
+        checks.starts_with(&again).then_some((words, again.len()))
+    };
+    literals(&second.to_string()).into_iter().find_map(clause)
+}
+
+/// The quoted texts of a check, in their order.
+fn literals(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find('"') {
+        let Some((string, after)) = leading_string(&rest[start..]) else {
+            break;
+        };
+        found.push(string);
+        rest = after;
+    }
+    found
+}
+
+/// A value as it is written after `--where`: bare where it can be.
+fn value(text: &str) -> String {
+    let bare = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b',' | b'\\');
+    if text.bytes().all(bare) {
+        text.into()
+    } else {
+        format!("{text:?}")
+    }
 }
 
 fn one(check: &Check) -> String {
@@ -77,17 +107,14 @@ fn argument_clause(text: &str) -> Option<String> {
 /// `/options/depth` as `options.depth` where the grammar can say it so.
 fn field(pointer: &str) -> String {
     let name = |n: &str| {
-        !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        !n.is_empty()
+            && n.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
     };
     match pointer.strip_prefix('/') {
         Some(names) if names.split('/').all(name) => names.replace('/', "."),
         _ => pointer.into(),
     }
-}
-
-fn string_after(text: &str, mark: &str) -> Option<String> {
-    let (_, rest) = text.split_once(mark)?;
-    leading_string(rest).map(|(string, _)| string)
 }
 
 /// The quoted text that `text` begins with, and what follows it.
@@ -106,6 +133,7 @@ mod tests {
         for clause in [
             "path under /srv/reports",
             "options.dir under /",
+            "path under \"/srv/a b\"",
             "mode == \"r\"",
             "mode != \"w\"",
             "size <= 100",
@@ -125,7 +153,10 @@ mod tests {
             "check if covers(\"file.read.*\") or covers(\"x\")",
         ];
         let checks: Vec<Check> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        assert_eq!(conditions(&checks), ["before 2027-01-15T08:00:00Z", "only file.read.*, x"]);
+        assert_eq!(
+            conditions(&checks),
+            ["before 2027-01-15T08:00:00Z", "only file.read.*, x"]
+        );
     }
 
     #[test]
@@ -133,7 +164,8 @@ mod tests {
         let mut checks = Check::where_clause("path under /srv").unwrap();
         checks.remove(2);
         let shown = conditions(&checks);
-        assert!(shown.iter().all(|line| line.starts_with("check ")), "{shown:?}");
+        let datalog = |line: &String| line.parse::<Check>().is_ok();
+        assert!(shown.len() == 2 && shown.iter().all(datalog), "{shown:?}");
         let other: Check = "check if trust($t), $t >= 50".parse().unwrap();
         assert_eq!(conditions(&[other]), ["check if trust($t), $t >= 50"]);
     }

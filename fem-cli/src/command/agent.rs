@@ -94,7 +94,11 @@ pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome
         Act::List => list(chosen, output).await,
         Act::Show { name } => show(chosen, output, name).await,
         Act::Approve(args) => approve(chosen, output, args).await,
-        Act::Deny { name, which, reason } => deny(chosen, output, name, &which, reason).await,
+        Act::Deny {
+            name,
+            which,
+            reason,
+        } => deny(chosen, output, name, &which, reason).await,
         Act::Revoke { name, reason } => revoke(chosen, output, name, reason).await,
     }
 }
@@ -102,12 +106,16 @@ pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome
 async fn list(chosen: &Chosen, output: Output) -> Outcome {
     let (agents, pending) = request::agents(&chosen.agent()?).await?;
     let value = json!({"agents": agents, "pending": pending});
-    output.give(&value, || format!("{}{}", agent_table(&agents), pending_table(&pending)))
+    output.give(&value, || {
+        format!("{}{}", agent_table(&agents), pending_table(&pending))
+    })
 }
 
 fn agent_table(agents: &[AgentRecord]) -> Table {
-    let mut table =
-        Table::new(&["agent", "sessions", "may do", "may offer", "fingerprint"], "No agents.\n");
+    let mut table = Table::new(
+        &["agent", "sessions", "may do", "may offer", "fingerprint"],
+        "No agents.\n",
+    );
     for agent in agents {
         table.row([
             agent.name.as_str(),
@@ -124,10 +132,23 @@ fn pending_table(pending: &[PendingRecord]) -> String {
     if pending.is_empty() {
         return String::new();
     }
-    let mut table =
-        Table::new(&["pending", "asks to do", "asks to offer", "from", "fingerprint", "note"], "");
+    let mut table = Table::new(
+        &[
+            "pending",
+            "asks to do",
+            "asks to offer",
+            "from",
+            "fingerprint",
+            "note",
+        ],
+        "",
+    );
     for request in pending {
-        let change = if request.key_change { " (another key)" } else { "" };
+        let change = if request.key_change {
+            " (another key)"
+        } else {
+            ""
+        };
         table.row([
             &format!("{}{change}", request.name),
             &join(&request.capabilities),
@@ -137,14 +158,22 @@ fn pending_table(pending: &[PendingRecord]) -> String {
             request.note.as_deref().unwrap_or_default(),
         ]);
     }
-    format!("\n{table}\nDecide: fem-cli agent approve NAME --fingerprint HEX --capability PATTERN, or agent deny NAME\n")
+    format!(
+        "\n{table}\nDecide: fem-cli agent approve NAME --fingerprint HEX --capability PATTERN, or agent deny NAME\n"
+    )
 }
 
 async fn fetch(
     agent: &agent_sdk::Agent,
     name: &Name,
 ) -> Outcome<(Option<AgentRecord>, Vec<PendingRecord>)> {
-    match request::act(agent, Kind::AdminAgentShow, &AgentShow { name: name.clone() }).await? {
+    match request::act(
+        agent,
+        Kind::AdminAgentShow,
+        &AgentShow { name: name.clone() },
+    )
+    .await?
+    {
         Ack::Agent { agent, pending } => Ok((agent, pending)),
         other => Err(unexpected(&other)),
     }
@@ -153,8 +182,10 @@ async fn fetch(
 async fn show(chosen: &Chosen, output: Output, name: Name) -> Outcome {
     let (agent, pending) = fetch(&chosen.agent()?, &name).await?;
     if agent.is_none() && pending.is_empty() {
-        return Err(Failure::not_found(format!("nobody is called {name}, and nobody asks to be"))
-            .next("see `fem-cli agent list`"));
+        return Err(
+            Failure::not_found(format!("nobody is called {name}, and nobody asks to be"))
+                .next("see `fem-cli agent list`"),
+        );
     }
     let value = json!({"agent": agent, "pending": pending});
     output.give(&value, || {
@@ -165,7 +196,11 @@ async fn show(chosen: &Chosen, output: Output, name: Name) -> Outcome {
 
 fn in_words(agent: &AgentRecord) -> String {
     let admin = agent.admin.as_ref().map_or(String::new(), |scope| {
-        format!("may grant    {}\nto           {}\n", join(&scope.grantable), join(&scope.names))
+        format!(
+            "may grant    {}\nto           {}\n",
+            join(&scope.grantable),
+            join(&scope.names)
+        )
     });
     format!(
         "agent        {}\nkey          {}\nfingerprint  {}\nmay do       {}\nmay offer    {}\n{admin}sessions     {}\nsince        {}\n",
@@ -180,7 +215,11 @@ fn in_words(agent: &AgentRecord) -> String {
 }
 
 /// The one request that is meant. A key is never picked for the admin where there are several.
-fn chosen_request<'a>(pending: &'a [PendingRecord], which: &Which, name: &Name) -> Outcome<&'a PendingRecord> {
+fn chosen_request<'a>(
+    pending: &'a [PendingRecord],
+    which: &Which,
+    name: &Name,
+) -> Outcome<&'a PendingRecord> {
     let plain = |text: &str| text.replace(':', "").to_ascii_lowercase();
     let meant = |request: &&PendingRecord| match (&which.fingerprint, &which.key) {
         (Some(fingerprint), _) => plain(fingerprint) == plain(&request.key.fingerprint()),
@@ -192,10 +231,16 @@ fn chosen_request<'a>(pending: &'a [PendingRecord], which: &Which, name: &Name) 
         ([one], _) => Ok(one),
         ([], 0) => Err(Failure::not_found(format!("nobody waits to become {name}"))
             .next("the agent asks first: fem-cli agent register NAME; see `fem-cli agent list`")),
-        ([], _) => Err(Failure::not_found(format!("no request under {name} has that key"))
-            .next(format!("do not approve what you cannot compare; see `fem-cli agent show {name}`"))),
-        _ => Err(Failure::usage(format!("{} requests wait under {name}, each with its own key", found.len()))
-            .next("ask the agent's developer for the fingerprint, and give it with --fingerprint")),
+        ([], _) => Err(
+            Failure::not_found(format!("no request under {name} has that key")).next(format!(
+                "do not approve what you cannot compare; see `fem-cli agent show {name}`"
+            )),
+        ),
+        _ => Err(Failure::usage(format!(
+            "{} requests wait under {name}, each with its own key",
+            found.len()
+        ))
+        .next("ask the agent's developer for the fingerprint, and give it with --fingerprint")),
     }
 }
 
@@ -216,11 +261,12 @@ async fn approve(chosen: &Chosen, output: Output, args: Approve) -> Outcome {
         admin: None,
     };
     match request::act(&admin, Kind::AdminAgentApprove, &body).await? {
-        Ack::Agent { agent: Some(agent), pending } => {
-            output.give(&json!({"agent": agent, "pending": pending}), || {
-                format!("Approved {}.\n\n{}", agent.name, in_words(&agent))
-            })
-        }
+        Ack::Agent {
+            agent: Some(agent),
+            pending,
+        } => output.give(&json!({"agent": agent, "pending": pending}), || {
+            format!("Approved {}.\n\n{}", agent.name, in_words(&agent))
+        }),
         other => Err(unexpected(&other)),
     }
 }
@@ -229,19 +275,35 @@ async fn approve(chosen: &Chosen, output: Output, args: Approve) -> Outcome {
 fn known_key(agent: &AgentRecord, which: &Which) -> Outcome<PublicKey> {
     let plain = |text: &str| text.replace(':', "").to_ascii_lowercase();
     let fits = which.key.is_none_or(|key| key == agent.key)
-        && which.fingerprint.as_ref().is_none_or(|f| plain(f) == plain(&agent.key.fingerprint()));
+        && which
+            .fingerprint
+            .as_ref()
+            .is_none_or(|f| plain(f) == plain(&agent.key.fingerprint()));
     if fits {
         return Ok(agent.key);
     }
-    Err(Failure::not_found(format!("{} is an agent with another key, and no request has that one", agent.name))
-        .next(format!("see `fem-cli agent show {}`", agent.name)))
+    Err(Failure::not_found(format!(
+        "{} is an agent with another key, and no request has that one",
+        agent.name
+    ))
+    .next(format!("see `fem-cli agent show {}`", agent.name)))
 }
 
-async fn deny(chosen: &Chosen, output: Output, name: Name, which: &Which, reason: Option<String>) -> Outcome {
+async fn deny(
+    chosen: &Chosen,
+    output: Output,
+    name: Name,
+    which: &Which,
+    reason: Option<String>,
+) -> Outcome {
     let admin = chosen.agent()?;
     let (_, pending) = fetch(&admin, &name).await?;
     let key = chosen_request(&pending, which, &name)?.key;
-    let body = AgentDeny { name: name.clone(), key, reason };
+    let body = AgentDeny {
+        name: name.clone(),
+        key,
+        reason,
+    };
     match request::act(&admin, Kind::AdminAgentDeny, &body).await? {
         Ack::DeniedRequest => output.give(&json!({"denied": name, "key": key}), || {
             format!("Denied {name} with key {}.", key.fingerprint())
@@ -251,10 +313,15 @@ async fn deny(chosen: &Chosen, output: Output, name: Name, which: &Which, reason
 }
 
 async fn revoke(chosen: &Chosen, output: Output, name: Name, reason: Option<String>) -> Outcome {
-    let body = AgentRevoke { name: name.clone(), reason };
+    let body = AgentRevoke {
+        name: name.clone(),
+        reason,
+    };
     match request::act(&chosen.agent()?, Kind::AdminAgentRevoke, &body).await? {
         Ack::Revoked { ids } => output.give(&json!({"revoked": name, "ids": ids}), || {
-            format!("Revoked {name}. Its key never registers again, and its next message is refused.")
+            format!(
+                "Revoked {name}. Its key never registers again, and its next message is refused."
+            )
         }),
         other => Err(unexpected(&other)),
     }
@@ -289,8 +356,14 @@ mod tests {
         let two = [request(1), request(2)];
         let pick = |w: &Which| chosen_request(&two, w, &name).map(|r| r.key);
         assert!(pick(&which(None, None)).is_err());
-        assert_eq!(pick(&which(Some(two[1].fingerprint.to_uppercase()), None)).unwrap(), two[1].key);
-        assert_eq!(pick(&which(Some(two[0].fingerprint.replace(':', "")), None)).unwrap(), two[0].key);
+        assert_eq!(
+            pick(&which(Some(two[1].fingerprint.to_uppercase()), None)).unwrap(),
+            two[1].key
+        );
+        assert_eq!(
+            pick(&which(Some(two[0].fingerprint.replace(':', "")), None)).unwrap(),
+            two[0].key
+        );
         assert_eq!(pick(&which(None, Some(two[0].key))).unwrap(), two[0].key);
         assert!(pick(&which(Some(two[0].fingerprint[..20].into()), None)).is_err());
         let one = [request(1)];
@@ -301,6 +374,9 @@ mod tests {
     #[test]
     fn a_strangers_note_cannot_write_to_the_admins_terminal() {
         let shown = pending_table(&[request(2)]);
-        assert!(shown.contains(r"approve me\u{1b}[2J") && shown.contains("(another key)"), "{shown}");
+        assert!(
+            shown.contains(r"approve me\u{1b}[2J") && shown.contains("(another key)"),
+            "{shown}"
+        );
     }
 }

@@ -47,9 +47,14 @@ pub(crate) struct Call {
 
 /// `name=text` or `name:=JSON`.
 fn argument(text: &str) -> Result<(String, Value), String> {
-    let (name, value) = text.split_once('=').ok_or("write name=text, or name:=JSON")?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write name=text, or name:=JSON")?;
     let (name, value) = match name.strip_suffix(':') {
-        Some(name) => (name, serde_json::from_str(value).map_err(|e| format!("after := stands JSON: {e}"))?),
+        Some(name) => (
+            name,
+            serde_json::from_str(value).map_err(|e| format!("after := stands JSON: {e}"))?,
+        ),
         None => (name, Value::String(value.into())),
     };
     if name.is_empty() {
@@ -74,7 +79,9 @@ fn arguments(json: Option<&str>, single: Vec<(String, Value)>) -> Outcome<Value>
     };
     for (name, value) in single {
         if all.insert(name.clone(), value).is_some() {
-            return Err(Failure::usage(format!("the argument {name:?} is given twice")));
+            return Err(Failure::usage(format!(
+                "the argument {name:?} is given twice"
+            )));
         }
     }
     Ok(Value::Object(all))
@@ -82,9 +89,17 @@ fn arguments(json: Option<&str>, single: Vec<(String, Value)>) -> Outcome<Value>
 
 pub(crate) async fn run(args: Call, chosen: &Chosen, output: Output) -> Outcome {
     let arguments = arguments(args.args_json.as_deref(), args.args)?;
-    let token = args.token.as_deref().map(token_file::presentable).transpose()?;
+    let token = args
+        .token
+        .as_deref()
+        .map(token_file::presentable)
+        .transpose()?;
     let agent = chosen.agent()?;
-    let options = CallOptions { deadline: args.deadline, token, progress: args.progress };
+    let options = CallOptions {
+        deadline: args.deadline,
+        token,
+        progress: args.progress,
+    };
     let (to, tool) = (&args.agent, args.tool.as_str());
     // Progress needs a session; without it one request is enough.
     let result = if args.progress {
@@ -109,7 +124,10 @@ fn shown(step: &Progress) -> String {
         (Some(done), None) => format!("{done} "),
         _ => String::new(),
     };
-    format!("… {done}{}", escape(step.message.as_deref().unwrap_or_default()))
+    format!(
+        "… {done}{}",
+        escape(step.message.as_deref().unwrap_or_default())
+    )
 }
 
 /// A text is itself; anything else is JSON. A terminal gets nothing that it would obey.

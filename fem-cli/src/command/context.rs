@@ -34,7 +34,7 @@ enum Act {
         name: String,
     },
     /// Stores a context under a name
-    Add(Add),
+    Add(Box<Add>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,10 +67,12 @@ pub(crate) fn run(args: Contexts, chosen: &Chosen, output: Output) -> Outcome {
         Act::Show { name } => show(name.as_deref().or(chosen.name()), output),
         Act::Use { name } => {
             Store::of_user()?.use_by_default(&name)?;
-            output.give(&json!({"current": name}), || format!("Using {name} from here on."))
+            output.give(&json!({"current": name}), || {
+                format!("Using {name} from here on.")
+            })
         }
         Act::Add(add) => {
-            let (name, context) = read(add)?;
+            let (name, context) = read(*add)?;
             Store::of_user()?.add(&name, &context)?;
             output.give(&json!({"added": name}), || {
                 format!("Added {name}.\nNext: fem-cli context use {name}")
@@ -91,7 +93,9 @@ fn list(output: Output) -> Outcome {
         .iter()
         .map(|(current, name, context)| match context {
             Ok(context) => json!({"name": name, "current": current, "context": context}),
-            Err(problem) => json!({"name": name, "current": current, "problem": problem.to_string()}),
+            Err(problem) => {
+                json!({"name": name, "current": current, "problem": problem.to_string()})
+            }
         })
         .collect();
     output.list(&values, || {
@@ -138,7 +142,8 @@ fn read(add: Add) -> Outcome<(String, Context)> {
     if let Some(from) = &add.from {
         return Ok((add.name, Context::load(from)?));
     }
-    let missing = || Failure::usage("a context needs --agent, --broker, --broker-key, --ca-file and --key");
+    let missing =
+        || Failure::usage("a context needs --agent, --broker, --broker-key, --ca-file and --key");
     let context = Context {
         agent: Some(add.agent.ok_or_else(missing)?),
         org: None,

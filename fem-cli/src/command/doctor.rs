@@ -15,6 +15,7 @@ use crate::failure::{Failure, Outcome};
 use crate::files::{self, quoted};
 use crate::output::{Output, Paint, escape};
 use crate::probe::{self, Seen, Trouble};
+use crate::programs;
 use crate::time;
 
 /// Looks for what is wrong: files, clock, TLS, the broker's key, this agent's own standing
@@ -58,8 +59,19 @@ impl Findings {
     fn fail(&mut self, what: &'static str, seen: impl Into<String>, next: impl Into<String>) {
         self.add(Health::Fail, what, seen, next);
     }
-    fn add(&mut self, health: Health, what: &'static str, seen: impl Into<String>, next: impl Into<String>) {
-        self.0.push(Finding { health, what, seen: seen.into(), next: next.into() });
+    fn add(
+        &mut self,
+        health: Health,
+        what: &'static str,
+        seen: impl Into<String>,
+        next: impl Into<String>,
+    ) {
+        self.0.push(Finding {
+            health,
+            what,
+            seen: seen.into(),
+            next: next.into(),
+        });
     }
 }
 
@@ -79,10 +91,17 @@ pub(crate) async fn run(args: &Doctor, chosen: &Chosen, output: Output) -> Outco
         Err(failure) => found.fail("context", failure.to_string(), ""),
     }
     output.give(&found.0, || told(&found.0))?;
-    let failed = found.0.iter().filter(|line| line.health == Health::Fail).count();
+    let failed = found
+        .0
+        .iter()
+        .filter(|line| line.health == Health::Fail)
+        .count();
     match failed {
         0 => Ok(()),
-        n => Err(Failure::fault(format!("{n} of {} checks failed", found.0.len()))),
+        n => Err(Failure::fault(format!(
+            "{n} of {} checks failed",
+            found.0.len()
+        ))),
     }
 }
 
@@ -95,9 +114,13 @@ fn told(lines: &[Finding]) -> String {
             Health::Warn => paint.warn("warn"),
             Health::Fail => paint.bad("fail"),
         };
-        text.push_str(&format!("{mark}  {:<12} {}\n", line.what, escape(&line.seen)));
+        text.push_str(&format!(
+            "{mark}  {:<15}  {}\n",
+            line.what,
+            escape(&line.seen)
+        ));
         if !line.next.is_empty() {
-            text.push_str(&format!("      {:<12} → {}\n", "", escape(&line.next)));
+            text.push_str(&format!("      {:<15}  → {}\n", "", escape(&line.next)));
         }
     }
     text
@@ -116,15 +139,19 @@ fn configuration(found: &mut Findings, path: &Path) {
     };
     found.ok("config", path.display().to_string());
     for (what, file) in [
-        ("broker key", &config.broker_key),
-        ("root key", &config.root_key),
-        ("TLS key", &config.certificate_key),
+        ("broker key file", &config.broker_key),
+        ("root key file", &config.root_key),
+        ("TLS key file", &config.certificate_key),
     ] {
         secret(found, what, file);
     }
     let recovery = path.parent().unwrap_or(Path::new("")).join("recovery.pem");
     if recovery.exists() {
-        found.warn("recovery key", recovery.display().to_string(), "move it to where this machine cannot read it");
+        found.warn(
+            "recovery key",
+            recovery.display().to_string(),
+            "move it to where this machine cannot read it",
+        );
     }
 }
 
@@ -133,24 +160,38 @@ fn secret(found: &mut Findings, what: &'static str, file: &Path) {
     match files::is_private(file) {
         Ok(true) => found.ok(what, shown),
         Ok(false) => {
-            let next = format!("chmod 600 {}; make a new one if the machine is shared", quoted(file));
+            let next = format!(
+                "chmod 600 {}; make a new one if the machine is shared",
+                quoted(file)
+            );
             found.fail(what, format!("{shown}: others can read or write it"), next);
         }
-        Err(error) => found.fail(what, format!("{shown}: {error}"), "see the file that names it"),
+        Err(error) => found.fail(
+            what,
+            format!("{shown}: {error}"),
+            "see the file that names it",
+        ),
     }
 }
 
 /// What the context promises, and what the broker shows.
 async fn outside(found: &mut Findings, context: &Context) {
-    found.ok("context", match &context.agent {
-        Some(agent) => format!("{agent} at {}", context.broker),
-        None => format!("{} (names no agent)", context.broker),
-    });
+    found.ok(
+        "context",
+        match &context.agent {
+            Some(agent) => format!("{agent} at {}", context.broker),
+            None => format!("{} (names no agent)", context.broker),
+        },
+    );
     if let Some(key) = &context.key_file {
-        secret(found, "agent key", key);
+        secret(found, "agent key file", key);
     }
     let Some(ca_file) = &context.ca_file else {
-        return found.fail("TLS", "the context names no ca_file", "add ca_file: the authority of the broker's certificate");
+        return found.fail(
+            "TLS",
+            "the context names no ca_file",
+            "add ca_file: the authority of the broker's certificate",
+        );
     };
     match probe::look(&context.broker, ca_file).await {
         Ok(seen) => {
@@ -162,7 +203,7 @@ async fn outside(found: &mut Findings, context: &Context) {
         Err(Trouble::Reach(why)) => found.fail(
             "reachable",
             format!("{}: {why}", context.broker),
-            "start the broker: fem-broker ORG/broker.toml; then look at firewalls in between",
+            format!("start it: {} ORG/broker.toml; then look at firewalls in between", programs::broker()),
         ),
         Err(Trouble::Tls(why)) => found.fail(
             "TLS",
@@ -174,44 +215,94 @@ async fn outside(found: &mut Findings, context: &Context) {
 
 fn connection(found: &mut Findings, seen: &Seen) {
     found.ok("reachable", "the broker answers");
-    let shown = format!("{}, {}", seen.tls.replace('_', ".").replace("TLSv", "TLS "), seen.exchange);
+    let shown = format!(
+        "{}, {}",
+        seen.tls.replace('_', ".").replace("TLSv", "TLS "),
+        seen.exchange
+    );
     if seen.exchange.contains("MLKEM") {
         found.ok("TLS", shown);
     } else {
-        found.warn("TLS", shown, "no post-quantum key exchange: is a TLS terminator in between?");
+        found.warn(
+            "TLS",
+            shown,
+            "no post-quantum key exchange: is a TLS terminator in between?",
+        );
     }
     let now = time::now();
     match certificate::good_until(&seen.certificate) {
-        Some(until) if until > now.later(SOON) => found.ok("certificate", format!("good until {}", time::show_from(until, now))),
-        Some(until) => found.warn("certificate", format!("good until {}", time::show_from(until, now)), "replace it: certs/README.md"),
-        None => found.warn("certificate", "its end cannot be read", "look at it with openssl x509"),
+        Some(until) if until > now.later(SOON) => found.ok(
+            "certificate",
+            format!("good until {}", time::show_from(until, now)),
+        ),
+        Some(until) => found.warn(
+            "certificate",
+            format!("good until {}", time::show_from(until, now)),
+            "replace it: certs/README.md",
+        ),
+        None => found.warn(
+            "certificate",
+            "its end cannot be read",
+            "look at it with openssl x509",
+        ),
     }
 }
 
 fn identity(found: &mut Findings, context: &Context, seen: &Seen) {
     let said = match &seen.well_known {
         Ok(said) => said,
-        Err(why) => return found.fail("broker", format!("no /.well-known/fem: {why}"), "is this a FEM broker?"),
+        Err(why) => {
+            return found.fail(
+                "broker",
+                format!("no /.well-known/fem: {why}"),
+                "is this a FEM broker?",
+            );
+        }
     };
     match context.org() {
         Ok(org) if *org == said.org => found.ok("organisation", org.to_string()),
-        Ok(org) => found.fail("organisation", format!("the broker is {}'s, the context {org}'s", said.org), "correct `agent` or `broker` in the context"),
+        Ok(org) => found.fail(
+            "organisation",
+            format!("the broker is {}'s, the context {org}'s", said.org),
+            "correct `agent` or `broker` in the context",
+        ),
         Err(failure) => found.fail("organisation", failure.to_string(), ""),
     }
     if said.key == context.broker_key {
         found.ok("broker key", said.key.fingerprint());
     } else {
         let next = "ask an admin, over another channel, which is right; never take it from the network alone";
-        found.fail("broker key", format!("the context has {}, the broker says {}", context.broker_key.fingerprint(), said.key.fingerprint()), next);
+        found.fail(
+            "broker key",
+            format!(
+                "the context has {}, the broker says {}",
+                context.broker_key.fingerprint(),
+                said.key.fingerprint()
+            ),
+            next,
+        );
     }
-    clock(found, time::now(), said.now, Duration::from_millis(said.clock_skew_max_ms));
+    clock(
+        found,
+        time::now(),
+        said.now,
+        Duration::from_millis(said.clock_skew_max_ms),
+    );
 }
 
 fn clock(found: &mut Findings, ours: Timestamp, theirs: Timestamp, most: Duration) {
     let apart = ours.distance(theirs);
-    let shown = format!("{} from the broker's, of {} allowed", time::rough(apart), time::rough(most));
+    let shown = format!(
+        "{} from the broker's, of {} allowed",
+        time::rough(apart),
+        time::rough(most)
+    );
     if apart > most.min(limits::CLOCK_SKEW_MAX) {
-        found.fail("clock", shown, "set this machine's clock, or the broker's: everything else is refused as STALE");
+        found.fail(
+            "clock",
+            shown,
+            "set this machine's clock, or the broker's: everything else is refused as STALE",
+        );
     } else if apart > OFF {
         found.warn("clock", shown, "set this machine's clock, or the broker's");
     } else {
@@ -222,14 +313,21 @@ fn clock(found: &mut Findings, ours: Timestamp, theirs: Timestamp, most: Duratio
 /// Whether the broker takes this agent's word.
 async fn standing(found: &mut Findings, context: &Context) {
     let Some(id) = &context.agent else {
-        return found.warn("agent", "the context names no agent", "register one: fem-cli agent register NAME");
+        return found.warn(
+            "agent",
+            "the context names no agent",
+            "register one: fem-cli agent register NAME",
+        );
     };
     let agent = configure(context).and_then(|config| Ok(Agent::new(config)?));
     let agent = match agent {
         Ok(agent) => agent,
         Err(failure) => return found.fail("agent", failure.to_string(), ""),
     };
-    let question = DiscoverTools { limit: Some(1), ..DiscoverTools::default() };
+    let question = DiscoverTools {
+        limit: Some(1),
+        ..DiscoverTools::default()
+    };
     match agent.discover(question).await {
         Ok(_) => found.ok("agent", format!("the broker knows {id} by this key")),
         Err(error) => {
@@ -239,7 +337,11 @@ async fn standing(found: &mut Findings, context: &Context) {
     }
     match agent.attach().await {
         Ok(()) => found.ok("attach", "a session can be attached"),
-        Err(error) => found.fail("attach", Failure::from(error).to_string(), "is something in between that changes TLS?"),
+        Err(error) => found.fail(
+            "attach",
+            Failure::from(error).to_string(),
+            "is something in between that changes TLS?",
+        ),
     }
 }
 
@@ -255,7 +357,11 @@ mod tests {
             let mut found = Findings::default();
             clock(&mut found, at(seconds), at(0), most);
             clock(&mut found, at(0), at(seconds), most);
-            assert!(found.0.iter().all(|line| line.health == health), "{seconds}: {:?}", found.0);
+            assert!(
+                found.0.iter().all(|line| line.health == health),
+                "{seconds}: {:?}",
+                found.0
+            );
         }
     }
 

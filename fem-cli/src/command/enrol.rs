@@ -54,8 +54,11 @@ struct Issue {
 pub(crate) async fn run(args: Enrol, chosen: &Chosen, output: Output) -> Outcome {
     let Act::Issue(args) = args.act;
     if args.out.exists() {
-        return Err(Failure::fault(format!("{} exists, and is never overwritten", args.out.display()))
-            .next("name another file with --out; nothing was issued"));
+        return Err(Failure::fault(format!(
+            "{} exists, and is never overwritten",
+            args.out.display()
+        ))
+        .next("name another file with --out; nothing was issued"));
     }
     let now = time::now();
     let body = EnrolIssue {
@@ -66,9 +69,14 @@ pub(crate) async fn run(args: Enrol, chosen: &Chosen, output: Output) -> Outcome
         expires: args.expires.map(|when| when.from(now)),
     };
     match request::act(&chosen.agent()?, Kind::AdminEnrolIssue, &body).await? {
-        Ack::Issued { id, token: Some(token), expires } => {
+        Ack::Issued {
+            id,
+            token: Some(token),
+            expires,
+        } => {
             token_file::write(&args.out, &token)?;
-            let value = serde_json::json!({"id": id, "expires": time::show(expires), "file": args.out});
+            let value =
+                serde_json::json!({"id": id, "expires": time::show(expires), "file": args.out});
             output.give(&value, || {
                 let file = quoted(&args.out);
                 format!(

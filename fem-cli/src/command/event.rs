@@ -40,10 +40,13 @@ pub(crate) async fn run(args: Event, chosen: &Chosen, output: Output) -> Outcome
     match args.act {
         Act::Emit { topic, data } => {
             let data: Value = serde_json::from_str(&data).map_err(|e| {
-                Failure::usage(format!("--data is not JSON: {e}")).next("a text needs its quotes: '\"done\"'")
+                Failure::usage(format!("--data is not JSON: {e}"))
+                    .next("a text needs its quotes: '\"done\"'")
             })?;
             chosen.agent()?.emit(topic.as_str(), &data).await?;
-            output.give(&serde_json::json!({"emitted": topic}), || format!("Emitted {topic}."))
+            output.give(&serde_json::json!({"emitted": topic}), || {
+                format!("Emitted {topic}.")
+            })
         }
         Act::Tail { topics, count } => tail(chosen, output, &topics, count).await,
     }
@@ -67,18 +70,26 @@ async fn tail(chosen: &Chosen, output: Output, topics: &[Pattern], count: Option
 fn print(event: &agent_sdk::Event, output: Output) -> Outcome {
     match event {
         agent_sdk::Event::Missed(missed) => {
-            let value = serde_json::json!({"missed": missed.count, "reconnected": missed.reconnected});
+            let value =
+                serde_json::json!({"missed": missed.count, "reconnected": missed.reconnected});
             output.give(&value, || match missed.reconnected {
                 true => "(the connection was lost and is back: events may be missing here)".into(),
-                false => format!("({} events are missing here: this end was too slow)", missed.count),
+                false => format!(
+                    "({} events are missing here: this end was too slow)",
+                    missed.count
+                ),
             })
         }
         agent_sdk::Event::Emitted(event) => {
             let at = time::show(event.at);
-            let value =
-                serde_json::json!({"topic": event.topic, "from": event.from, "at": at, "data": event.data});
+            let value = serde_json::json!({"topic": event.topic, "from": event.from, "at": at, "data": event.data});
             output.give(&value, || {
-                format!("{at}  {}  {}  {}", event.topic, event.from, escape(event.data.get()))
+                format!(
+                    "{at}  {}  {}  {}",
+                    event.topic,
+                    event.from,
+                    escape(event.data.get())
+                )
             })
         }
     }

@@ -102,14 +102,30 @@ pub(crate) fn run(args: &Explain, chosen: &Chosen, output: Output) -> Outcome {
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }
-    let typed = |key: &Option<String>| key.as_deref().map(root_key).transpose().map_err(Failure::usage);
+    let typed = |key: &Option<String>| {
+        key.as_deref()
+            .map(root_key)
+            .transpose()
+            .map_err(Failure::usage)
+    };
     let (key, root) = (typed(&args.key)?, typed(&args.root_key)?);
     let org = match &args.org {
         Some(org) => Some(org.clone()),
-        None => chosen.context().ok().and_then(|context| context.org().ok().cloned()),
+        None => chosen
+            .context()
+            .ok()
+            .and_then(|context| context.org().ok().cloned()),
     };
-    let now = args.now.map_or_else(time::now, |when| when.from(time::now()));
-    let judge = Bench { key, offline: Offline { root }, org, skew: args.skew, now };
+    let now = args
+        .now
+        .map_or_else(time::now, |when| when.from(time::now()));
+    let judge = Bench {
+        key,
+        offline: Offline { root },
+        org,
+        skew: args.skew,
+        now,
+    };
     let mut stages = Vec::new();
     let shown = judge.walk(bytes.into(), &mut stages);
     let value = json!({
@@ -118,8 +134,10 @@ pub(crate) fn run(args: &Explain, chosen: &Chosen, output: Output) -> Outcome {
     });
     output.give(&value, || told(shown.as_ref(), &stages, now))?;
     match stages.iter().find_map(Stage::stopped) {
-        Some(refusal) => Err(Failure::refused(refusal.code(), format!("it stops here: {refusal}"))
-            .next(refusal.code().meaning())),
+        Some(refusal) => Err(
+            Failure::refused(refusal.code(), format!("it stops here: {refusal}"))
+                .next(refusal.code().meaning()),
+        ),
         None => Ok(()),
     }
 }
@@ -139,13 +157,19 @@ impl Bench {
         let received = match Received::parse(bytes, limits::ENVELOPE_BYTES_MAX) {
             Ok(received) => received,
             Err(refusal) => {
-                stages.push(Stage { name: "received", result: Step::Stopped(refusal) });
+                stages.push(Stage {
+                    name: "received",
+                    result: Step::Stopped(refusal),
+                });
                 return None;
             }
         };
         let envelope = received.envelope().clone();
         let form = "strict JSON; every header member is in its form".into();
-        stages.push(Stage { name: "received", result: Step::Passed(form) });
+        stages.push(Stage {
+            name: "received",
+            result: Step::Passed(form),
+        });
         for (name, result) in self.believe(received) {
             stages.push(Stage { name, result });
         }
@@ -155,23 +179,36 @@ impl Bench {
     /// From `Received` to `Authorized`, as far as it comes.
     fn believe(&self, received: Received) -> Vec<(&'static str, Step)> {
         let Some(key) = self.key.or_else(|| own_key(received.envelope())) else {
-            return vec![("verified", Step::Skipped("give --key, the sender's public key".into()))];
+            return vec![(
+                "verified",
+                Step::Skipped("give --key, the sender's public key".into()),
+            )];
         };
         let verified = match received.verify(&OneKey(key)) {
             Ok(verified) => verified,
             Err(refusal) => return vec![("verified", Step::Stopped(refusal))],
         };
-        let by = format!("signed by {}; identity {}", key.fingerprint(), verified.id());
+        let by = format!(
+            "signed by {}; identity {}",
+            key.fingerprint(),
+            verified.id()
+        );
         let mut steps = vec![("verified", Step::Passed(by))];
         let Some(org) = &self.org else {
             let why = "give --org, the organisation of the broker that judges".into();
             steps.push(("fresh", Step::Skipped(why)));
             return steps;
         };
-        let judge = Judge { me: Me::Broker(org), skew: self.skew, now: self.now };
+        let judge = Judge {
+            me: Me::Broker(org),
+            skew: self.skew,
+            now: self.now,
+        };
         match verified.admit(&judge, &self.offline) {
             Ok(fresh) => {
-                let why = format!("meant for {org}, and of its time; only the broker knows if the nonce is new");
+                let why = format!(
+                    "meant for {org}, and of its time; only the broker knows if the nonce is new"
+                );
                 steps.push(("fresh", Step::Passed(why)));
                 steps.push(("authorized", self.authorize(fresh, &judge)));
             }
@@ -191,13 +228,15 @@ impl Bench {
         match fresh.authorize(&self.offline, judge) {
             Ok(authorized) => Step::Passed(match authorized.permit() {
                 Permit::Held { capability, .. } => {
-                    format!("its token permits {capability}; only the broker knows if it is revoked")
+                    format!(
+                        "its token permits {capability}; only the broker knows if it is revoked"
+                    )
                 }
                 _ => "its own key is enough for this".into(),
             }),
-            Err(Refusal::Denied(needed)) if !has_token => {
-                Step::Skipped(format!("needs a grant on record for {needed}; only the broker knows"))
-            }
+            Err(Refusal::Denied(needed)) if !has_token => Step::Skipped(format!(
+                "needs a grant on record for {needed}; only the broker knows"
+            )),
             Err(Refusal::NoSuchCall) => {
                 Step::Skipped("belongs to a call in flight; only the broker knows those".into())
             }
@@ -263,7 +302,10 @@ fn told(envelope: Option<&Envelope>, stages: &[Stage], now: Timestamp) -> String
         let (mark, why) = match &stage.result {
             Step::Passed(why) => (paint.good("passed "), why.clone()),
             Step::Skipped(why) => (paint.faint("skipped"), why.clone()),
-            Step::Stopped(refusal) => (paint.bad("stopped"), format!("{}: {refusal}", refusal.code())),
+            Step::Stopped(refusal) => (
+                paint.bad("stopped"),
+                format!("{}: {refusal}", refusal.code()),
+            ),
         };
         text.push_str(&format!("{mark}  {:<10}  {}\n", stage.name, escape(&why)));
     }
@@ -278,10 +320,20 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_ms(1_800_000_000_000);
 
-    fn stopped_at(bytes: &[u8], key: Option<PublicKey>, now: Timestamp) -> Option<(&'static str, String)> {
+    fn stopped_at(
+        bytes: &[u8],
+        key: Option<PublicKey>,
+        now: Timestamp,
+    ) -> Option<(&'static str, String)> {
         let mut stages = Vec::new();
         let offline = Offline { root: None };
-        let bench = Bench { key, offline, org: "acme".parse().ok(), skew: limits::CLOCK_SKEW_MAX, now };
+        let bench = Bench {
+            key,
+            offline,
+            org: "acme".parse().ok(),
+            skew: limits::CLOCK_SKEW_MAX,
+            now,
+        };
         let _ = bench.walk(Bytes::copy_from_slice(bytes), &mut stages);
         let stage = stages.iter().find(|stage| stage.stopped().is_some())?;
         Some((stage.name, stage.stopped()?.code().to_string()))
@@ -307,8 +359,14 @@ mod tests {
         assert_eq!(stopped_at(&sealed, Some(key.public()), NOW), None);
         assert_eq!(stopped_at(&sealed, None, NOW), None);
         assert_eq!(stopped_at(b"{", None, NOW), stop("received", "MALFORMED"));
-        assert_eq!(stopped_at(&sealed, Some(other), NOW), stop("verified", "NOT_AUTHENTIC"));
+        assert_eq!(
+            stopped_at(&sealed, Some(other), NOW),
+            stop("verified", "NOT_AUTHENTIC")
+        );
         let late = NOW.later(Duration::from_secs(301));
-        assert_eq!(stopped_at(&sealed, Some(key.public()), late), stop("fresh", "STALE"));
+        assert_eq!(
+            stopped_at(&sealed, Some(key.public()), late),
+            stop("fresh", "STALE")
+        );
     }
 }

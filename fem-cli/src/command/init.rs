@@ -11,6 +11,7 @@ use crate::failure::Outcome;
 use crate::files::quoted;
 use crate::organisation::{self, Plan};
 use crate::output::Output;
+use crate::programs;
 use crate::time;
 
 /// Makes an organisation in a new directory
@@ -99,10 +100,12 @@ Keep offline: move {recovery_file} to where this machine cannot read it, now.
   Whoever has it can take the organisation over; nobody can recover it without.
 
 Next, start the broker:
-  fem-broker {config}
+  {fem_broker} {config}
 
 Then, from another terminal:
-  fem-cli --context {context} doctor",
+  {fem_cli} --context {context} doctor",
+        fem_broker = programs::broker(),
+        fem_cli = programs::cli(),
         dir = quoted(dir),
         broker = made.broker_key.fingerprint(),
         root = made.root_key.fingerprint(),
@@ -125,13 +128,22 @@ mod tests {
         let one: SocketAddr = "127.0.0.1:7443".parse().unwrap();
         assert_eq!(url(&[], any), "https://localhost:7443");
         assert_eq!(url(&[], one), "https://127.0.0.1:7443");
-        assert_eq!(url(&["broker.example".into()], any), "https://broker.example:7443");
-        assert_eq!(url(&["2001:db8::1".into()], any), "https://[2001:db8::1]:7443");
+        assert_eq!(
+            url(&["broker.example".into()], any),
+            "https://broker.example:7443"
+        );
+        assert_eq!(
+            url(&["2001:db8::1".into()], any),
+            "https://[2001:db8::1]:7443"
+        );
     }
 
     #[test]
     fn a_host_stands_in_the_certificate_once() {
         let listen: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        assert_eq!(hosts(&["localhost".into()], listen), ["localhost", "127.0.0.1", "::1"]);
+        assert_eq!(
+            hosts(&["localhost".into()], listen),
+            ["localhost", "127.0.0.1", "::1"]
+        );
     }
 }

@@ -42,7 +42,9 @@ pub(crate) fn run(cli: Cli) -> Outcome {
 
 /// Runs what waits for the network.
 pub(crate) fn wait_for(work: impl Future<Output = Outcome>) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| Failure::fault(format!("the runtime cannot start: {e}")))?;
     // On the heap: a command's state is large, and a main thread's stack is not.
     let ended = runtime.block_on(Box::pin(work));

@@ -57,8 +57,14 @@ pub(crate) struct Register {
 pub(crate) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outcome {
     let broker = chosen.context()?;
     let id = AgentId::new(args.name.clone(), broker.org()?.clone());
-    let key_file = args.key.clone().unwrap_or_else(|| format!("{}.pem", args.name).into());
-    let context_file = args.context_out.clone().unwrap_or_else(|| format!("{}.toml", args.name).into());
+    let key_file = args
+        .key
+        .clone()
+        .unwrap_or_else(|| format!("{}.pem", args.name).into());
+    let context_file = args
+        .context_out
+        .clone()
+        .unwrap_or_else(|| format!("{}.toml", args.name).into());
     let context = Context {
         agent: Some(id.clone()),
         org: None,
@@ -78,7 +84,7 @@ pub(crate) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outc
     }
     match answer {
         Registration::Registered { capabilities, prefixes } => output.give(
-            &json!({"agent": id, "key": key, "capabilities": capabilities, "prefixes": prefixes, "context": context_file}),
+            &json!({"agent": id, "status": "registered", "key": key, "capabilities": capabilities, "prefixes": prefixes, "context": context_file}),
             || {
                 format!(
                     "{id} is registered.\nmay do     {}\nmay offer  {}\ncontext    {file}\n\
@@ -89,10 +95,19 @@ pub(crate) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outc
                 )
             },
         ),
-        Registration::Pending => Err(Failure::new(Exit::Pending, pending(&id, &key)).next(format!(
-            "when an admin has approved: fem-cli --context {} tools",
-            quoted(&context_file)
-        ))),
+        Registration::Pending => {
+            let value = json!({
+                "agent": id, "status": "pending", "key": key, "fingerprint": key.fingerprint(), "context": context_file,
+            });
+            output.give(&value, || {
+                format!(
+                    "{}\nThen see what was decided: run this again, or\n  fem-cli --context {} tools",
+                    pending(&id, &key),
+                    quoted(&context_file),
+                )
+            })?;
+            Err(Failure::told(Exit::Pending))
+        }
     }
 }
 
@@ -114,12 +129,18 @@ fn keep(context: &Context, path: &Path) -> Outcome {
     if Context::load(path).is_ok_and(|there| there == *context) {
         return Ok(());
     }
-    Err(Failure::fault(format!("{} exists and says something else", path.display()))
-        .next("name another file with --context-out"))
+    Err(
+        Failure::fault(format!("{} exists and says something else", path.display()))
+            .next("name another file with --context-out"),
+    )
 }
 
 fn request(args: &Register) -> Outcome<RegisterOptions> {
-    let enrolment = args.enrol.as_deref().map(token_file::presentable).transpose()?;
+    let enrolment = args
+        .enrol
+        .as_deref()
+        .map(token_file::presentable)
+        .transpose()?;
     Ok(RegisterOptions {
         capabilities: args.wants.clone(),
         prefixes: args.prefixes.clone(),

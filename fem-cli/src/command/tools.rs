@@ -19,8 +19,11 @@ pub(crate) struct Tools {
 }
 
 pub(crate) async fn run(args: Tools, chosen: &Chosen, output: Output) -> Outcome {
-    let question =
-        DiscoverTools { tools: args.pattern, agent: args.agent, ..DiscoverTools::default() };
+    let question = DiscoverTools {
+        tools: args.pattern,
+        agent: args.agent,
+        ..DiscoverTools::default()
+    };
     let tools = chosen.agent()?.discover(question).await?;
     output.list(&tools, || {
         let mut table = Table::new(

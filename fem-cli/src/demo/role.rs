@@ -4,6 +4,8 @@
 //! closes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use agent_sdk::{Agent, Call, Error, RegisterOptions, Registration, Tool, ToolError};
 use serde::Deserialize;
@@ -40,7 +42,11 @@ pub(crate) async fn run(args: Internal) -> Outcome {
 async fn broker(config: &Path) -> Outcome {
     let config = broker::Config::load(config).map_err(|e| Failure::fault(e.to_string()))?;
     let broker = broker::Broker::start(config).await?;
-    print(&format!("ready {} {}", broker.address(), broker.ops_address()))?;
+    print(&format!(
+        "ready {} {}",
+        broker.address(),
+        broker.ops_address()
+    ))?;
     let mut lines = input_lines();
     while lines.recv().await.is_some() {}
     broker.stop().await;
@@ -62,14 +68,17 @@ fn input_lines() -> mpsc::Receiver<String> {
 
 async fn agent(context: &Path) -> Outcome {
     let agent = Agent::new(configure(&Context::load(context)?)?)?;
+    print(&agent.public_key().fingerprint())?;
     let mut orders = input_lines();
+    let served = Arc::new(AtomicU64::new(0));
     let mut serving = None;
     while let Some(order) = orders.recv().await {
         let said = match serde_json::from_str(&order)? {
             Order::Serve { directory } => {
-                serving = Some(serve(&agent, &directory)?);
+                serving = Some(serve(&agent, &directory, &served)?);
                 Ok(Said::Done)
             }
+            Order::Served => Ok(Said::Answer(served.load(Ordering::SeqCst).to_string())),
             order => obey(&agent, order).await,
         };
         json(&said.unwrap_or_else(|error| told(&error)))?;
@@ -84,19 +93,25 @@ async fn obey(agent: &Agent, order: Order) -> agent_sdk::Result<Said> {
             Registration::Pending => Said::Pending,
             Registration::Registered { .. } => Said::Done,
         }),
-        Order::Attach | Order::Serve { .. } => agent.attach().await.map(|()| Said::Done),
+        Order::Attach | Order::Serve { .. } | Order::Served => {
+            agent.attach().await.map(|()| Said::Done)
+        }
         Order::Call { tool, path } => {
             let to = format!("{FILES}@{}", agent.id().org());
-            agent.call(to, &tool, &serde_json::json!({"path": path})).await.map(Said::Answer)
+            agent
+                .call(to, &tool, &serde_json::json!({"path": path}))
+                .await
+                .map(Said::Answer)
         }
     }
 }
 
 fn told(error: &Error) -> Said {
     match error {
-        Error::Refused { code, message, .. } => {
-            Said::Refused { code: code.to_string(), message: message.clone() }
-        }
+        Error::Refused { code, message, .. } => Said::Refused {
+            code: code.to_string(),
+            message: message.clone(),
+        },
         other => Said::Failed(other.to_string()),
     }
 }
@@ -108,13 +123,21 @@ struct File {
 }
 
 /// Serves the files below `directory`: whatever the grant says, nothing else is ever touched.
-fn serve(agent: &Agent, directory: &Path) -> Outcome<tokio::task::JoinHandle<()>> {
-    let root = directory.canonicalize()?;
+fn serve(
+    agent: &Agent,
+    directory: &Path,
+    served: &Arc<AtomicU64>,
+) -> Outcome<tokio::task::JoinHandle<()>> {
+    let (root, served) = (directory.canonicalize()?, Arc::clone(served));
     let within = move |path: &Path| -> Result<PathBuf, ToolError> {
+        served.fetch_add(1, Ordering::SeqCst);
         let path = path.canonicalize()?;
         match path.starts_with(&root) {
             true => Ok(path),
-            false => Err(ToolError::new("OUTSIDE", "this agent serves another directory")),
+            false => Err(ToolError::new(
+                "OUTSIDE",
+                "this agent serves another directory",
+            )),
         }
     };
     let (readable, deletable) = (within.clone(), within);
@@ -126,7 +149,10 @@ fn serve(agent: &Agent, directory: &Path) -> Outcome<tokio::task::JoinHandle<()>
         let path = deletable(&file.path);
         async move { Ok(tokio::fs::remove_file(path?).await?) }
     });
-    let tools = [read.describe("Reads a text file").read_only(), delete.describe("Deletes a file")];
+    let tools = [
+        read.describe("Reads a text file").read_only(),
+        delete.describe("Deletes a file"),
+    ];
     let agent = agent.clone();
     Ok(tokio::spawn(async move {
         if let Err(error) = agent.serve(tools).await {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agent_sdk::Agent;
 use proto_spec::message::{
-    Ack, AgentApprove, AgentShow, AgentRecord, DiscoverTools, PendingRecord, Revoke, TokenIssue,
+    Ack, AgentApprove, AgentRecord, AgentShow, DiscoverTools, PendingRecord, Revoke, TokenIssue,
 };
 use proto_spec::{Digest, Kind, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub(crate) enum Order {
     Serve { directory: PathBuf },
     /// Call a tool of the files agent.
     Call { tool: String, path: PathBuf },
+    /// Say how many calls reached a tool.
+    Served,
 }
 
 /// What it says came of it.
@@ -82,6 +84,8 @@ pub(super) struct Stage {
     _removal: Option<tempfile::TempDir>,
     broker: Option<Process>,
     agents: BTreeMap<&'static str, Process>,
+    /// As each agent's process printed it.
+    fingerprints: BTreeMap<&'static str, String>,
     admin: Option<Agent>,
     grant: Option<Digest>,
 }
@@ -96,7 +100,9 @@ impl Stage {
         };
         // What the files agent resolves is compared with this, so it must not be a symbolic link.
         let dir = dir.canonicalize()?;
-        let any_port = "127.0.0.1:0".parse().map_err(|_| Failure::fault("127.0.0.1:0 is an address"))?;
+        let any_port = "127.0.0.1:0"
+            .parse()
+            .map_err(|_| Failure::fault("127.0.0.1:0 is an address"))?;
         let plan = Plan {
             org: name(ORG)?,
             admin: name(FIRST_ADMIN)?,
@@ -107,7 +113,15 @@ impl Stage {
             now: time::now(),
         };
         organisation::make(&dir.join(ORG), &plan)?;
-        let stage = Self { dir, _removal: removal, broker: None, agents: BTreeMap::new(), admin: None, grant: None };
+        let stage = Self {
+            dir,
+            _removal: removal,
+            broker: None,
+            agents: BTreeMap::new(),
+            fingerprints: BTreeMap::new(),
+            admin: None,
+            grant: None,
+        };
         for (path, text) in [(stage.report(), REPORT), (stage.salaries(), SALARIES)] {
             std::fs::create_dir_all(path.parent().unwrap_or(&stage.dir))?;
             std::fs::write(path, text)?;
@@ -135,9 +149,20 @@ impl Stage {
     }
 
     pub(super) fn secrets_are_private(&self) -> Outcome<bool> {
-        let secrets = ["keys/root.pem", "keys/broker.pem", "keys/admin.pem", "recovery.pem", "tls/key.pem"];
-        let private = secrets.iter().map(|name| files::is_private(&self.org_file(name)));
-        Ok(private.collect::<std::io::Result<Vec<_>>>()?.into_iter().all(|private| private))
+        let secrets = [
+            "keys/root.pem",
+            "keys/broker.pem",
+            "keys/admin.pem",
+            "recovery.pem",
+            "tls/key.pem",
+        ];
+        let private = secrets
+            .iter()
+            .map(|name| files::is_private(&self.org_file(name)));
+        Ok(private
+            .collect::<std::io::Result<Vec<_>>>()?
+            .into_iter()
+            .all(|private| private))
     }
 
     /// Starts the broker process. Gives its id and its address.
@@ -145,16 +170,24 @@ impl Stage {
         let config = self.org_file("broker.toml");
         let mut process = Process::start(&["broker".as_ref(), config.as_os_str()])?;
         let line = process.line().await?;
-        let address = line.strip_prefix("ready ").and_then(|rest| rest.split(' ').next());
-        let address = address.ok_or_else(|| Failure::fault(format!("the broker did not start: {line}")))?;
+        let address = line
+            .strip_prefix("ready ")
+            .and_then(|rest| rest.split(' ').next());
+        let address =
+            address.ok_or_else(|| Failure::fault(format!("the broker did not start: {line}")))?;
         let url = format!("https://{address}");
         for file in ["admin.toml", "join.toml"] {
             let path = self.org_file(file);
-            let context = Context { broker: url.clone(), ..Context::load(&path)? };
+            let context = Context {
+                broker: url.clone(),
+                ..Context::load(&path)?
+            };
             std::fs::remove_file(&path)?;
             context.save(&path)?;
         }
-        self.admin = Some(Agent::new(configure(&Context::load(&self.org_file("admin.toml"))?)?)?);
+        self.admin = Some(Agent::new(configure(&Context::load(
+            &self.org_file("admin.toml"),
+        )?)?)?);
         let id = process.id();
         self.broker = Some(process);
         Ok((id, url))
@@ -164,8 +197,7 @@ impl Stage {
     pub(super) async fn start_agent(&mut self, name: &'static str) -> Outcome<(u32, String)> {
         let path = self.dir.join(format!("{name}.toml"));
         let key_file = self.dir.join(format!("{name}.pem"));
-        let key = agent_sdk::Key::generate()?;
-        key.save(&key_file)?;
+        agent_sdk::Key::generate()?.save(&key_file)?;
         let context = Context {
             agent: Some(agent(name).map_err(|e| Failure::fault(e.to_string()))?),
             org: None,
@@ -173,10 +205,11 @@ impl Stage {
             ..Context::load(&self.org_file("join.toml"))?
         };
         context.save(&path)?;
-        let process = Process::start(&["agent".as_ref(), path.as_os_str()])?;
-        let id = process.id();
+        let mut process = Process::start(&["agent".as_ref(), path.as_os_str()])?;
+        let (id, fingerprint) = (process.id(), process.line().await?);
         self.agents.insert(name, process);
-        Ok((id, key.public().fingerprint()))
+        self.fingerprints.insert(name, fingerprint.clone());
+        Ok((id, fingerprint))
     }
 
     /// Tells an agent process what to do, and waits for what it says.
@@ -189,7 +222,10 @@ impl Stage {
 
     /// The researcher calls a tool of the files agent.
     pub(super) async fn call(&mut self, tool: &str, path: &Path) -> Outcome<Said> {
-        let order = Order::Call { tool: tool.into(), path: path.into() };
+        let order = Order::Call {
+            tool: tool.into(),
+            path: path.into(),
+        };
         self.order(RESEARCHER, &order).await
     }
 
@@ -198,21 +234,33 @@ impl Stage {
     }
 
     fn admin(&self) -> Outcome<&Agent> {
-        self.admin.as_ref().ok_or_else(|| Failure::fault("the broker does not run"))
+        self.admin
+            .as_ref()
+            .ok_or_else(|| Failure::fault("the broker does not run"))
     }
 
     async fn show(&self, agent: &str) -> Outcome<(Option<AgentRecord>, Vec<PendingRecord>)> {
-        match request::act(self.admin()?, Kind::AdminAgentShow, &AgentShow { name: name(agent)? }).await? {
+        match request::act(
+            self.admin()?,
+            Kind::AdminAgentShow,
+            &AgentShow { name: name(agent)? },
+        )
+        .await?
+        {
             Ack::Agent { agent, pending } => Ok((agent, pending)),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// The admin approves the one pending key of `agent`, with nothing but its place; the agent asks
-    /// again and learns it.
+    /// The admin approves the pending key of `agent` whose fingerprint is the one that the agent
+    /// printed, with nothing but its place; the agent asks again and learns it.
     pub(super) async fn approve(&mut self, agent: &'static str) -> Outcome<bool> {
         let (_, pending) = self.show(agent).await?;
-        let [pending] = pending.as_slice() else {
+        let printed = self.fingerprints.get(agent);
+        let Some(pending) = pending
+            .iter()
+            .find(|request| Some(&request.key.fingerprint()) == printed)
+        else {
             return Ok(false);
         };
         let body = AgentApprove {
@@ -262,16 +310,33 @@ impl Stage {
         loop {
             let tools = self.admin()?.discover(DiscoverTools::default()).await?;
             if !tools.is_empty() || tokio::time::Instant::now() > deadline {
-                return Ok(tools.iter().map(|found| found.tool.name.to_string()).collect());
+                return Ok(tools
+                    .iter()
+                    .map(|found| found.tool.name.to_string())
+                    .collect());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// How many calls have reached a tool of the files agent.
+    pub(super) async fn served(&mut self) -> Outcome<u64> {
+        match self.order(FILES, &Order::Served).await? {
+            Said::Answer(count) => count
+                .parse()
+                .map_err(|_| Failure::fault("that is no number")),
+            other => Err(Failure::fault(other.to_string())),
         }
     }
 
     /// The admin revokes the grant. When this returns it is durable and in force.
     pub(super) async fn revoke(&mut self) -> Outcome {
         let ids = self.grant.take().into_iter().collect();
-        let body = Revoke { ids, token: None, reason: Some("end of the demo".into()) };
+        let body = Revoke {
+            ids,
+            token: None,
+            reason: Some("end of the demo".into()),
+        };
         match request::act(self.admin()?, Kind::Revoke, &body).await? {
             Ack::Revoked { ids } if ids.len() == 1 => Ok(()),
             other => Err(unexpected(&other)),
@@ -296,7 +361,8 @@ fn name<T: std::str::FromStr>(text: &str) -> Outcome<T>
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|e: T::Err| Failure::fault(e.to_string()))
+    text.parse()
+        .map_err(|e: T::Err| Failure::fault(e.to_string()))
 }
 
 /// One process of ours, talked to by lines.
@@ -319,7 +385,11 @@ impl Process {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Failure::fault("a process without its pipes"));
         };
-        Ok(Self { child, input, lines: BufReader::new(output).lines() })
+        Ok(Self {
+            child,
+            input,
+            lines: BufReader::new(output).lines(),
+        })
     }
 
     fn id(&self) -> u32 {
@@ -335,7 +405,9 @@ impl Process {
     async fn line(&mut self) -> Outcome<String> {
         match tokio::time::timeout(PATIENCE, self.lines.next_line()).await {
             Ok(Ok(Some(line))) => Ok(line),
-            Ok(Ok(None)) => Err(Failure::fault("a process of the demo ended; what it said stands above")),
+            Ok(Ok(None)) => Err(Failure::fault(
+                "a process of the demo ended; what it said stands above",
+            )),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Failure::fault("a process of the demo does not answer")),
         }
@@ -346,7 +418,9 @@ impl Process {
         drop(self.input);
         match tokio::time::timeout(PATIENCE, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(Failure::fault(format!("a process of the demo ended with {status}"))),
+            Ok(Ok(status)) => Err(Failure::fault(format!(
+                "a process of the demo ended with {status}"
+            ))),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Failure::fault("a process of the demo does not end")),
         }

@@ -9,6 +9,7 @@ use proto_spec::Code;
 use super::stage::Said;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Paint, escape, print};
+use crate::programs;
 
 /// Tells the story, and counts what was proven.
 pub(super) struct Teller {
@@ -19,7 +20,11 @@ pub(super) struct Teller {
 
 impl Teller {
     pub(super) fn new() -> Self {
-        Self { paint: Paint::stdout(), step: Cell::new(0), proven: Cell::new(0) }
+        Self {
+            paint: Paint::stdout(),
+            step: Cell::new(0),
+            proven: Cell::new(0),
+        }
     }
 
     pub(super) fn begin(&self, dir: &Path) -> Outcome {
@@ -27,7 +32,8 @@ impl Teller {
             "{}\n\nEverything below happens now, on this machine: a broker and two agents in processes of\n\
              their own, TLS between them, real files in {}.\n\
              {} marks what was checked, {} what was refused as it should be.",
-            self.paint.strong("FEM: two agents, one broker, and who may do what"),
+            self.paint
+                .strong("FEM: two agents, one broker, and who may do what"),
             dir.display(),
             self.paint.good("✓"),
             self.paint.warn("⛔"),
@@ -37,7 +43,10 @@ impl Teller {
     /// Begins a step. `command` does the same by hand.
     pub(super) fn step(&self, title: &str, command: &str) -> Outcome {
         self.step.set(self.step.get() + 1);
-        print(&format!("\n{}", self.paint.strong(&format!("{}  {title}", self.step.get()))))?;
+        print(&format!(
+            "\n{}",
+            self.paint.strong(&format!("{}  {title}", self.step.get()))
+        ))?;
         self.command(command)
     }
 
@@ -64,24 +73,40 @@ impl Teller {
         match said {
             Said::Refused { code: got, .. } if *got == code.as_str() => {
                 self.proven.set(self.proven.get() + 1);
-                print(&format!("   {} {}  {claim}", self.paint.warn("⛔"), self.paint.strong(got)))
+                print(&format!(
+                    "   {} {}  {claim}",
+                    self.paint.warn("⛔"),
+                    self.paint.strong(got)
+                ))
             }
             other => self.broken(&format!("{code} was expected: {claim}"), &other.to_string()),
         }
     }
 
     fn broken(&self, claim: &str, seen: &str) -> Outcome {
-        print(&format!("   {} {claim}\n     instead: {}", self.paint.bad("✗"), escape(seen)))?;
-        Err(Failure::fault(format!("step {} did not go as it should: {claim}", self.step.get()))
-            .next("run it again with --keep and look at what was made; this is a bug worth reporting"))
+        print(&format!(
+            "   {} {claim}\n     instead: {}",
+            self.paint.bad("✗"),
+            escape(seen)
+        ))?;
+        Err(Failure::fault(format!(
+            "step {} did not go as it should: {claim}",
+            self.step.get()
+        ))
+        .next("run it again with --keep and look at what was made; this is a bug worth reporting"))
     }
 
     pub(super) fn end(&self) -> Outcome {
         print(&format!(
             "\n{}\n\nWhat holds here holds between people who do not know each other's code:\n\
              nobody acts without a key, a key does nothing without a grant, and a grant ends when you say so.\n\n\
-             Do it yourself:\n  fem-cli init acme\n  fem-broker acme/broker.toml",
-            self.paint.good(&format!("All {} expectations held. Everything is cleaned up.", self.proven.get())),
+             Do it yourself:\n  {} init acme\n  {} acme/broker.toml",
+            self.paint.good(&format!(
+                "All {} expectations held. Everything is cleaned up.",
+                self.proven.get()
+            )),
+            programs::cli(),
+            programs::broker(),
         ))
     }
 }

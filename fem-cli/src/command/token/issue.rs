@@ -54,26 +54,37 @@ pub(super) struct Conditions(Vec<Check>);
 
 /// Reads one `--where`.
 pub(super) fn condition(clause: &str) -> Result<Conditions, String> {
-    Check::where_clause(clause).map(Conditions).map_err(|e| e.to_string())
+    Check::where_clause(clause)
+        .map(Conditions)
+        .map_err(|e| e.to_string())
 }
 
 /// All checks, in the order in which they were given.
 pub(super) fn checks(conditions: Vec<Conditions>) -> Vec<Check> {
-    conditions.into_iter().flat_map(|conditions| conditions.0).collect()
+    conditions
+        .into_iter()
+        .flat_map(|conditions| conditions.0)
+        .collect()
 }
 
 pub(super) async fn run(args: Issue, chosen: &Chosen, output: Output) -> Outcome {
     let now = time::now();
     if let Some(out) = args.out.as_ref().filter(|out| out.exists()) {
-        return Err(Failure::fault(format!("{} exists, and is never overwritten", out.display()))
-            .next("name another file with --out; nothing was issued"));
+        return Err(Failure::fault(format!(
+            "{} exists, and is never overwritten",
+            out.display()
+        ))
+        .next("name another file with --out; nothing was issued"));
     }
     let body = TokenIssue {
         agent: args.name.clone(),
         capabilities: args.capabilities.clone(),
         expires: args.expires.map(|when| when.from(now)),
         not_before: args.not_before.map(|when| when.from(now)),
-        checks: checks(args.conditions).iter().map(ToString::to_string).collect(),
+        checks: checks(args.conditions)
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         sandbox: args.sandbox,
         record: args.out.is_none(),
     };
@@ -92,7 +103,8 @@ pub(super) async fn run(args: Issue, chosen: &Chosen, output: Output) -> Outcome
             )
         });
     };
-    let token = token.ok_or_else(|| Failure::fault("the broker issued the token but did not hand it out"))?;
+    let token = token
+        .ok_or_else(|| Failure::fault("the broker issued the token but did not hand it out"))?;
     token_file::write(&out, &token)?;
     output.give(&value, || {
         format!(

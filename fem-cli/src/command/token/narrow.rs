@@ -56,7 +56,8 @@ pub(super) fn run(args: Attenuate, chosen: &Chosen, output: Output) -> Outcome {
         checks: checks(args.conditions),
         calls: args.calls,
     };
-    let nothing = narrowing.only.is_empty() && narrowing.expires.is_none() && narrowing.checks.is_empty();
+    let nothing =
+        narrowing.only.is_empty() && narrowing.expires.is_none() && narrowing.checks.is_empty();
     let longer = match &args.to {
         None if nothing => {
             return Err(Failure::usage("nothing would be narrowed")
@@ -65,21 +66,30 @@ pub(super) fn run(args: Attenuate, chosen: &Chosen, output: Output) -> Outcome {
         None => issue::attenuate(&token, &narrowing, token_file::entropy()?),
         Some(next) => {
             let key = holder_key(args.key, chosen)?;
-            issue::delegate(&token, key.signing(), next, &narrowing, token_file::entropy()?)
+            issue::delegate(
+                &token,
+                key.signing(),
+                next,
+                &narrowing,
+                token_file::entropy()?,
+            )
         }
     };
     let longer = longer.map_err(|e: BadTerms| {
         Failure::fault(e.to_string()).next(format!("fem-cli token inspect {}", quoted(&args.file)))
     })?;
     token_file::write(&args.out, &encode_text(&longer))?;
-    output.give(&serde_json::json!({"file": args.out, "holder": args.to}), || {
-        let whose = match &args.to {
-            Some(next) => format!("\nOnly the key {} can use it.", next.fingerprint()),
-            None => String::new(),
-        };
-        let file = quoted(&args.out);
-        format!("Wrote {file}.{whose}\nRead it: fem-cli token inspect {file}")
-    })
+    output.give(
+        &serde_json::json!({"file": args.out, "holder": args.to}),
+        || {
+            let whose = match &args.to {
+                Some(next) => format!("\nOnly the key {} can use it.", next.fingerprint()),
+                None => String::new(),
+            };
+            let file = quoted(&args.out);
+            format!("Wrote {file}.{whose}\nRead it: fem-cli token inspect {file}")
+        },
+    )
 }
 
 fn holder_key(file: Option<PathBuf>, chosen: &Chosen) -> Outcome<Key> {

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use proto_spec::capability::{Arguments, Block, Capability, Proof, Question, Token};
 use proto_spec::identity::AgentId;
-use proto_spec::{Digest, Pattern, PublicKey, Timestamp};
+use proto_spec::{Digest, Pattern, PublicKey, Refusal, Timestamp};
 use serde_json::{Value, json};
 
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
+use crate::files::quoted;
 use crate::output::{Output, escape, join};
 use crate::time;
 use crate::token_file;
@@ -59,9 +60,14 @@ pub(crate) struct Verify {
 /// The root key that was named, or the one that `init` wrote beside the context.
 fn root(named: Option<&str>, chosen: &Chosen) -> Outcome<Option<PublicKey>> {
     if let Some(named) = named {
-        return token_file::root_key(named).map(Some).map_err(Failure::usage);
+        return token_file::root_key(named)
+            .map(Some)
+            .map_err(Failure::usage);
     }
-    let beside = chosen.file().ok().and_then(|file| Some(file.parent()?.join("keys/root.pub")));
+    let beside = chosen
+        .file()
+        .ok()
+        .and_then(|file| Some(file.parent()?.join("keys/root.pub")));
     Ok(beside.and_then(|file| token_file::root_key(file.to_str()?).ok()))
 }
 
@@ -75,8 +81,9 @@ pub(super) fn last_id(bytes: &[u8], root_key: Option<&str>, chosen: &Chosen) -> 
 /// The token, with its signatures checked.
 fn look(bytes: &[u8], root: Option<PublicKey>) -> Outcome<(Token, PublicKey)> {
     let root = root.ok_or_else(|| {
-        Failure::usage("a token is read with the organisation's root key")
-            .next("give --root-key; `init` writes it to ORG/keys/root.pub, and an admin can tell you")
+        Failure::usage("a token is read with the organisation's root key").next(
+            "give --root-key; `init` writes it to ORG/keys/root.pub, and an admin can tell you",
+        )
     })?;
     match token_file::open(bytes, &root) {
         Ok(token) => Ok((token, root)),
@@ -121,9 +128,13 @@ fn in_words(token: &Token, root: &PublicKey, now: Timestamp) -> String {
         "A {} of {}{}\n",
         token.kind().as_str(),
         token.org(),
-        token.agent().map(|agent| format!(", issued to {agent}")).unwrap_or_default(),
+        token
+            .agent()
+            .map(|agent| format!(", issued to {agent}"))
+            .unwrap_or_default(),
     );
-    let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<9} {}\n", escape(value)));
+    let mut line =
+        |name: &str, value: &str| text.push_str(&format!("  {name:<9} {}\n", escape(value)));
     line("issued", &time::show_from(token.issued(), now));
     if let Some(from) = token.not_before() {
         line("from", &time::show_from(from, now));
@@ -139,7 +150,10 @@ fn in_words(token: &Token, root: &PublicKey, now: Timestamp) -> String {
         text.push_str(&block_in_words(token, number, block));
     }
     text.push_str("\nChecked: the form and cost of every block, and that each delegation was made by the holder before it\n");
-    text.push_str(&format!("Checked: every signature, under the root key {}\n", root.fingerprint()));
+    text.push_str(&format!(
+        "Checked: every signature, under the root key {}\n",
+        root.fingerprint()
+    ));
     text.push_str("Not checked: whether it is revoked (only the broker knows), and what a call would make of its conditions (token verify)\n");
     text
 }
@@ -147,10 +161,14 @@ fn in_words(token: &Token, root: &PublicKey, now: Timestamp) -> String {
 fn block_in_words(token: &Token, number: usize, block: &Block) -> String {
     let mut text = match (number, block.signer()) {
         (0, _) => "\nBlock 0, what the organisation's root grants\n".to_owned(),
-        (_, Some(signer)) => format!("\nBlock {number}, a delegation by the key {}\n", signer.fingerprint()),
+        (_, Some(signer)) => format!(
+            "\nBlock {number}, a delegation by the key {}\n",
+            signer.fingerprint()
+        ),
         (_, None) => format!("\nBlock {number}, a narrowing\n"),
     };
-    let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<9} {}\n", escape(value)));
+    let mut line =
+        |name: &str, value: &str| text.push_str(&format!("  {name:<9} {}\n", escape(value)));
     line("id", &block.id().to_string());
     if number == 0 {
         line("grants", &join(token.capabilities()));
@@ -178,19 +196,32 @@ fn block_in_words(token: &Token, number: usize, block: &Block) -> String {
 
 pub(super) fn verify(args: &Verify, chosen: &Chosen, output: Output) -> Outcome {
     let bytes = token_file::read(&args.file)?;
-    let refused = |refusal: proto_spec::Refusal| Failure::refused(refusal.code(), refusal.to_string());
+    let refused = |refusal: Refusal| Failure::refused(refusal.code(), refusal.to_string());
     let (token, _) = look(&bytes, root(args.root_key.as_deref(), chosen)?)?;
     let now = args.at.map_or_else(time::now, |at| at.from(time::now()));
     let mut made = vec!["form and cost", "signatures", "chain of holders", "time"];
     if now >= token.expires() || token.not_before().is_some_and(|from| now < from) {
-        return Err(refused(proto_spec::Refusal::TokenExpired));
+        return Err(refused(Refusal::TokenExpired));
     }
     if let Some(holder) = &args.holder {
         token.presented_by(holder).map_err(refused)?;
         made.push("holder");
     }
     if let Some(capability) = &args.capability {
-        token.permits(&question(&token, capability, args)?.ask(args, now)).map_err(refused)?;
+        let asked = question(&token, capability, args)?;
+        token
+            .permits(&asked.ask(args, now))
+            .map_err(|refusal| match refusal {
+                Refusal::Denied(_) => Failure::refused(
+                    refusal.code(),
+                    format!("the token does not permit {capability} with these arguments"),
+                )
+                .next(format!(
+                    "fem-cli token inspect {} shows its conditions",
+                    quoted(&args.file)
+                )),
+                other => refused(other),
+            })?;
         made.push("permission");
     }
     let value = json!({"verified": true, "checked": made, "not_checked": ["revocation"]});
@@ -212,8 +243,13 @@ fn question(token: &Token, capability: &Capability, args: &Verify) -> Outcome<As
             .map_err(|e| Failure::usage(format!("--args-json is not a JSON object: {e}")))?;
     }
     let caller = token.agent().and_then(|speaker| speaker.agent().cloned());
-    let caller = caller.ok_or_else(|| Failure::usage("this token is not issued to an agent; it permits no call"))?;
-    Ok(Asked { required: Pattern::from(capability.clone()), caller })
+    let caller = caller.ok_or_else(|| {
+        Failure::usage("this token is not issued to an agent; it permits no call")
+    })?;
+    Ok(Asked {
+        required: Pattern::from(capability.clone()),
+        caller,
+    })
 }
 
 impl Asked {
@@ -226,7 +262,10 @@ impl Asked {
             now,
             trust: None,
             proof: Proof::Key,
-            arguments: args.args_json.as_deref().map_or(Arguments::None, Arguments::Json),
+            arguments: args
+                .args_json
+                .as_deref()
+                .map_or(Arguments::None, Arguments::Json),
         }
     }
 }

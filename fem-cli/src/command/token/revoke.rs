@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use proto_spec::capability::encode_text;
 use proto_spec::message::{self, Ack};
 use proto_spec::{Digest, Kind};
 
@@ -43,16 +42,23 @@ pub(super) async fn run(args: Revoke, chosen: &Chosen, output: Output) -> Outcom
             } else {
                 args.ids
             };
-            (ids, Some(encode_text(&bytes)))
+            (ids, Some(token_file::presentable(file)?))
         }
     };
-    let body = message::Revoke { ids, token, reason: args.reason };
+    let body = message::Revoke {
+        ids,
+        token,
+        reason: args.reason,
+    };
     match request::act(&chosen.agent()?, Kind::Revoke, &body).await? {
-        Ack::Revoked { ids } if ids.is_empty() => {
-            Err(Failure::not_found("nothing was revoked: all of it was revoked before"))
-        }
+        Ack::Revoked { ids } if ids.is_empty() => Err(Failure::not_found(
+            "nothing was revoked: all of it was revoked before",
+        )),
         Ack::Revoked { ids } => output.give(&serde_json::json!({"revoked": ids}), || {
-            format!("Revoked {}. It holds from the next message on, also on open connections.", join(&ids))
+            format!(
+                "Revoked {}. It holds from the next message on, also on open connections.",
+                join(&ids)
+            )
         }),
         other => Err(unexpected(&other)),
     }
