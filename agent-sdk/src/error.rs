@@ -101,6 +101,10 @@ pub enum Error {
     )]
     Answer(String),
 
+    /// So many of this agent's questions wait for their answers that no more are asked.
+    #[error("{0} questions of this agent wait for their answers already: wait for some of them")]
+    Busy(usize),
+
     /// What was to be sent cannot be written as JSON, or is not an object where it has to be.
     #[error("this cannot be sent: {0}")]
     Unsendable(String),
@@ -128,6 +132,7 @@ impl Error {
             Self::Refused { code, .. } => Some(*code),
             Self::OutcomeUnknown(_) | Self::Unproven { .. } => Some(Code::OutcomeUnknown),
             Self::Deadline(_) => Some(Code::Deadline),
+            Self::Busy(_) => Some(Code::Busy),
             _ => None,
         }
     }
@@ -137,7 +142,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Busy(_) => true,
             Self::Refused { retryable, .. } => *retryable,
             _ => false,
         }

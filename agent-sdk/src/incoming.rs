@@ -159,7 +159,7 @@ impl Reporter {
                 let _ = session.tell(envelope).await;
             }
             Ok(_) => {
-                tracing::warn!(%call, "progress is longer than the broker takes, and was not sent")
+                tracing::warn!(%call, "progress is longer than the broker takes, and was not sent");
             }
             Err(why) => tracing::warn!(%call, %why, "progress was not sent"),
         }

@@ -10,10 +10,12 @@
 //! revocation, for which it relies on its broker: a credential lives five minutes at most.
 
 mod agent;
+mod answer;
 mod call;
 mod clock;
 mod config;
 mod credentials;
+mod endpoint;
 mod error;
 mod events;
 mod incoming;
@@ -30,7 +32,8 @@ mod voice;
 pub use agent::{Agent, RegisterOptions, Registration};
 pub use call::{CallHandle, CallOptions};
 pub use clock::{Clock, SystemClock};
-pub use config::{Builder, CALLS_AT_ONCE, CONNECT_TIMEOUT, Config, Endpoint};
+pub use config::{Builder, CALLS_AT_ONCE, CONNECT_TIMEOUT, Config};
+pub use endpoint::Endpoint;
 pub use error::{Error, Result};
 pub use events::{Emitted, Event, Missed, Subscription};
 pub use incoming::{Call, Progress};
@@ -41,6 +44,27 @@ pub use proto_spec::{
     AgentId, Audience, Capability, Code, Digest, Kind, Pattern, PublicKey, Timestamp,
 };
 pub use tool::{
-    INVALID_ARGUMENTS, RESULT_TOO_LARGE, SANDBOX_REQUIRED, TOOL_FAILED, TOOL_PANICKED, Tool,
-    ToolError,
+    INVALID_ARGUMENTS, RESULT_TOO_LARGE, SANDBOX_REQUIRED, TOOL_FAILED, TOOL_PANICKED,
+    TOOL_STOPPED, Tool, ToolError,
 };
+
+/// The tutorial's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+#[cfg(test)]
+mod tests {
+    fn lines(program: &str) -> usize {
+        program
+            .lines()
+            .filter(|line| !line.trim().is_empty() && !line.starts_with("//!"))
+            .count()
+    }
+
+    #[test]
+    fn a_provider_is_under_15_lines_and_a_caller_under_10() {
+        assert!(lines(include_str!("../examples/hello.rs")) < 15);
+        assert!(lines(include_str!("../examples/call.rs")) < 10);
+    }
+}

@@ -12,21 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::FutureExt as _;
 use proto_spec::admission::{BrokerSaid, Judge, Me, Permit, Vouched};
 use proto_spec::limits::TOOLS_MAX;
-use proto_spec::message::{self, ToolCall, ToolInput, ToolResult};
+use proto_spec::message::{self, ToolCall, ToolInput};
 use proto_spec::refusal::ErrorBody;
-use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Received, Refusal,
-};
+use proto_spec::{AgentId, Authorized, Capability, Digest, Kind, Received, Refusal};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
+use crate::answer::Asker;
 use crate::error::{Error, Result};
 use crate::incoming::{Call, Reporter};
 use crate::seen::Seen;
 use crate::session::Session;
-use crate::tool::{RESULT_TOO_LARGE, SANDBOX_REQUIRED, TOOL_PANICKED, Tool, ToolError};
-use crate::voice::Header;
+use crate::tool::{SANDBOX_REQUIRED, TOOL_PANICKED, TOOL_STOPPED, Tool, ToolError};
 
 /// Inputs of one running call that wait for its tool; more are dropped with a warning.
 const INPUTS_WAITING: usize = 16;
@@ -138,12 +136,20 @@ impl Provider {
         }
     }
 
-    /// Stops everything that runs: the session to which it was delivered has ended, and nobody will
-    /// take its answers.
-    pub(crate) fn stop(&self) {
+    /// Stops everything that runs, and says so to those who wait, where there is still a session to
+    /// say it over.
+    pub(crate) fn stop(&self, session: Option<&Session>) {
         let all: Vec<_> = self.running().drain().collect();
-        for (_, running) in all {
+        for (call, running) in all {
             running.task.abort();
+            if let Some(session) = session {
+                let why = "the provider stopped in mid-call: it may or may not have acted";
+                let asker = Asker {
+                    call,
+                    caller: running.caller.into(),
+                };
+                asker.answer_at_once(session, &ToolError::new(TOOL_STOPPED, why));
+            }
         }
     }
 
@@ -336,74 +342,6 @@ struct Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         self.provider.running().remove(&self.call);
-    }
-}
-
-/// Who is to be answered, about what.
-struct Asker {
-    call: Digest,
-    caller: Audience,
-}
-
-impl Asker {
-    fn of(call: Digest, envelope: &Envelope) -> Self {
-        Self {
-            call,
-            caller: envelope.speaker().clone().into(),
-        }
-    }
-
-    async fn answer(&self, session: &Session, outcome: Result<Box<RawValue>, ToolError>) {
-        let body = body_of(&outcome);
-        let most = session.terms().envelope_bytes_max;
-        let mut said = self.say(session, &body);
-        if said
-            .as_ref()
-            .is_ok_and(|envelope| envelope.bytes.len() > most)
-        {
-            let error = ToolError::new(RESULT_TOO_LARGE, format!("the broker takes {most} bytes"));
-            said = self.say(session, &body_of(&Err(error)));
-        }
-        match said {
-            Ok(envelope) => {
-                let _ = session.tell(envelope).await;
-            }
-            Err(why) => tracing::error!(call = %self.call, %why, "no answer could be made"),
-        }
-    }
-
-    /// From the task that reads, which must not wait for the one that writes.
-    fn answer_at_once(&self, session: &Session, error: &ToolError) {
-        let said = self.say(session, &body_of(&Err(error.clone())));
-        if let Err(why) = said.and_then(|envelope| session.try_tell(envelope)) {
-            tracing::warn!(call = %self.call, %why, "a refusal could not be sent");
-        }
-    }
-
-    fn say(&self, session: &Session, body: &ToolResult<'_>) -> Result<proto_spec::Sealed> {
-        session.voice().say(
-            Kind::ToolResult,
-            &self.caller,
-            Header::about(self.call),
-            body,
-        )
-    }
-}
-
-fn body_of(outcome: &Result<Box<RawValue>, ToolError>) -> ToolResult<'_> {
-    match outcome {
-        Ok(result) => ToolResult {
-            result: Some(result),
-            error: None,
-        },
-        Err(error) => ToolResult {
-            result: None,
-            error: Some(message::ToolError {
-                code: error.code.as_str().into(),
-                message: error.message.as_str().into(),
-                data: error.data.as_deref(),
-            }),
-        },
     }
 }
 

@@ -204,6 +204,8 @@ pub const INVALID_ARGUMENTS: &str = "INVALID_ARGUMENTS";
 pub const TOOL_FAILED: &str = "TOOL_FAILED";
 /// The tool panicked. The agent goes on serving.
 pub const TOOL_PANICKED: &str = "TOOL_PANICKED";
+/// The agent stopped serving in mid-call: the tool may or may not have acted.
+pub const TOOL_STOPPED: &str = "TOOL_STOPPED";
 /// The result is longer than the broker takes.
 pub const RESULT_TOO_LARGE: &str = "RESULT_TOO_LARGE";
 /// The grant demands a sandbox in which the tool does not run.

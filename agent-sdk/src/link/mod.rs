@@ -13,7 +13,7 @@ use std::time::Duration;
 use proto_spec::Digest;
 use rustls_pki_types::CertificateDer;
 
-use crate::config::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use tls::{Protocols, TlsStream};
 
@@ -59,7 +59,7 @@ impl Link {
         }
     }
 
-    fn unreachable(&self, why: impl ToString) -> Error {
+    fn unreachable(&self, why: impl std::fmt::Display) -> Error {
         Error::Unreachable {
             broker: self.endpoint.to_string(),
             why: why.to_string(),

@@ -9,7 +9,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::config::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 
 pub(crate) type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;

@@ -12,25 +12,25 @@ use tokio::sync::watch;
 use crate::fake::{now, soon};
 
 /// Stands still at the real time of its making until it is moved.
-pub struct TestClock {
+pub(crate) struct TestClock {
     now: watch::Sender<Timestamp>,
     asleep: AtomicUsize,
 }
 
 impl TestClock {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             now: watch::Sender::new(now()),
             asleep: AtomicUsize::new(0),
         })
     }
 
-    pub fn advance(&self, by: Duration) {
+    pub(crate) fn advance(&self, by: Duration) {
         self.now.send_modify(|now| *now = now.later(by));
     }
 
     /// Waits until somebody sleeps.
-    pub async fn somebody_sleeps(&self) {
+    pub(crate) async fn somebody_sleeps(&self) {
         let asleep = async {
             while self.asleep.load(Ordering::SeqCst) == 0 {
                 tokio::task::yield_now().await;

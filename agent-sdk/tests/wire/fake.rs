@@ -33,43 +33,43 @@ use tokio_tungstenite::tungstenite::Message;
 /// No test waits longer than this for anything: a hang becomes a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(done) => done,
         Err(_) => panic!("{what} did not happen"),
     }
 }
 
-pub fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     use agent_sdk::Clock as _;
     agent_sdk::SystemClock.now()
 }
 
 /// Somebody with a key: an agent of `acme`, or its broker.
-pub struct Person {
-    pub speaker: Speaker,
-    pub key: SigningKey,
+pub(crate) struct Person {
+    pub(crate) speaker: Speaker,
+    pub(crate) key: SigningKey,
 }
 
 static NONCES: AtomicU64 = AtomicU64::new(0);
 
 impl Person {
-    pub fn new(name: &str, seed: u8) -> Self {
+    pub(crate) fn new(name: &str, seed: u8) -> Self {
         Self {
             speaker: name.parse().unwrap(),
             key: SigningKey::from_seed(&[seed; 32]),
         }
     }
 
-    pub fn id(&self) -> AgentId {
+    pub(crate) fn id(&self) -> AgentId {
         self.speaker.agent().unwrap().clone()
     }
 
-    pub fn to(&self) -> Audience {
+    pub(crate) fn to(&self) -> Audience {
         self.speaker.clone().into()
     }
 
-    pub fn say(
+    pub(crate) fn say(
         &self,
         kind: Kind,
         to: &Audience,
@@ -79,7 +79,7 @@ impl Person {
         self.say_at(now(), kind, Some(to), re, None, body)
     }
 
-    pub fn say_at(
+    pub(crate) fn say_at(
         &self,
         ts: Timestamp,
         kind: Kind,
@@ -106,18 +106,18 @@ impl Person {
 }
 
 /// A `toolCall` body.
-pub fn asking(tool: &str, arguments: &str) -> Box<RawValue> {
+pub(crate) fn asking(tool: &str, arguments: &str) -> Box<RawValue> {
     RawValue::from_string(format!(r#"{{"tool":"{tool}","arguments":{arguments}}}"#)).unwrap()
 }
 
-pub fn json(text: &str) -> Box<RawValue> {
+pub(crate) fn json(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap()
 }
 
-pub struct FakeBroker {
-    pub voice: Arc<Person>,
-    pub roots: Vec<PublicKey>,
-    pub channel: Digest,
+pub(crate) struct FakeBroker {
+    pub(crate) voice: Arc<Person>,
+    pub(crate) roots: Vec<PublicKey>,
+    pub(crate) channel: Digest,
     ca_pem: String,
     port: u16,
     sockets: mpsc::Receiver<Socket>,
@@ -127,21 +127,21 @@ pub struct FakeBroker {
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 /// A request that waits for its answer.
-pub struct Post {
-    pub envelope: Envelope,
-    pub answer: oneshot::Sender<http::Response<Full<Bytes>>>,
+pub(crate) struct Post {
+    pub(crate) envelope: Envelope,
+    pub(crate) answer: oneshot::Sender<http::Response<Full<Bytes>>>,
 }
 
 impl Post {
-    pub fn id(&self) -> Digest {
+    pub(crate) fn id(&self) -> Digest {
         Digest::of(&self.envelope.signed_bytes())
     }
 
-    pub fn from(&self) -> Audience {
+    pub(crate) fn from(&self) -> Audience {
         self.envelope.speaker().clone().into()
     }
 
-    pub fn answer(self, status: u16, credential: Option<&Sealed>, body: Bytes) {
+    pub(crate) fn answer(self, status: u16, credential: Option<&Sealed>, body: Bytes) {
         let mut response = http::Response::builder().status(status);
         if let Some(credential) = credential {
             response = response.header("FEM-Credential", URL_SAFE_NO_PAD.encode(&credential.bytes));
@@ -153,17 +153,17 @@ impl Post {
 
 /// What the server speaks over TLS.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Alpn {
+pub(crate) enum Alpn {
     Http2,
     Http1,
 }
 
 impl FakeBroker {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::speaking(Alpn::Http2).await
     }
 
-    pub async fn speaking(alpn: Alpn) -> Self {
+    pub(crate) async fn speaking(alpn: Alpn) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap();
@@ -202,7 +202,7 @@ impl FakeBroker {
         }
     }
 
-    pub fn config(&self, agent: &str, seed: u8) -> Builder {
+    pub(crate) fn config(&self, agent: &str, seed: u8) -> Builder {
         Config::builder()
             .agent(agent)
             .key(Key::from_seed(&[seed; 32]))
@@ -211,20 +211,20 @@ impl FakeBroker {
             .ca_pem(self.ca_pem.clone())
     }
 
-    pub fn agent(&self, name: &str, seed: u8) -> agent_sdk::Agent {
+    pub(crate) fn agent(&self, name: &str, seed: u8) -> agent_sdk::Agent {
         agent_sdk::Agent::new(self.config(name, seed).build().unwrap()).unwrap()
     }
 
-    pub async fn post(&mut self) -> Post {
+    pub(crate) async fn post(&mut self) -> Post {
         soon("a POST", self.posts.recv()).await.unwrap()
     }
 
-    pub fn has_post(&mut self) -> bool {
+    pub(crate) fn has_post(&mut self) -> bool {
         self.posts.try_recv().is_ok()
     }
 
     /// The next connection, before anything was said on it.
-    pub async fn connection(&mut self) -> Peer {
+    pub(crate) async fn connection(&mut self) -> Peer {
         let socket = soon("a connection", self.sockets.recv()).await.unwrap();
         Peer {
             socket,
@@ -234,7 +234,7 @@ impl FakeBroker {
     }
 
     /// The next connection, attached.
-    pub async fn attached(&mut self) -> Peer {
+    pub(crate) async fn attached(&mut self) -> Peer {
         let mut peer = self.connection().await;
         let (attach, body) = peer.challenged().await;
         assert_eq!(
@@ -245,7 +245,7 @@ impl FakeBroker {
         peer
     }
 
-    pub fn welcome(&self) -> Ack {
+    pub(crate) fn welcome(&self) -> Ack {
         Ack::Attached {
             roots: self.roots.clone(),
             envelope_bytes_max: 1 << 20,
@@ -255,7 +255,7 @@ impl FakeBroker {
     }
 
     /// The next connection, attached, and its offer taken.
-    pub async fn serving(&mut self) -> Peer {
+    pub(crate) async fn serving(&mut self) -> Peer {
         let mut peer = self.attached().await;
         let offer = peer.receive().await;
         assert_eq!(offer.kind(), Kind::OfferTools);
@@ -264,13 +264,13 @@ impl FakeBroker {
         peer
     }
 
-    pub fn credential(&self, to: &Audience, credential: &Credential) -> Sealed {
+    pub(crate) fn credential(&self, to: &Audience, credential: &Credential) -> Sealed {
         self.voice.say(Kind::Credential, to, None, credential)
     }
 }
 
 /// That `subject` speaks under its key, for five minutes.
-pub fn credential_of(subject: &Person) -> Credential {
+pub(crate) fn credential_of(subject: &Person) -> Credential {
     Credential {
         subject: subject.id(),
         key: subject.key.public(),
@@ -280,7 +280,7 @@ pub fn credential_of(subject: &Person) -> Credential {
 }
 
 /// … and may call `tool` of `provider`, by what is on record.
-pub fn permit_for(subject: &Person, provider: &AgentId, tool: &str) -> Credential {
+pub(crate) fn permit_for(subject: &Person, provider: &AgentId, tool: &str) -> Credential {
     let permit = CredentialPermit {
         provider: provider.clone(),
         tool: tool.parse().unwrap(),
@@ -340,18 +340,18 @@ async fn answered(
 }
 
 /// The broker's end of one connection.
-pub struct Peer {
+pub(crate) struct Peer {
     socket: Socket,
     broker: Arc<Person>,
     agent: Option<Audience>,
 }
 
 impl Peer {
-    pub async fn challenged(&mut self) -> (Envelope, Attach) {
+    pub(crate) async fn challenged(&mut self) -> (Envelope, Attach) {
         self.challenged_by(&Person::new("broker@acme", 1)).await
     }
 
-    pub async fn challenged_by(&mut self, voice: &Person) -> (Envelope, Attach) {
+    pub(crate) async fn challenged_by(&mut self, voice: &Person) -> (Envelope, Attach) {
         self.challenge(voice).await;
         let attach = self.receive().await;
         let body: Attach = attach.read_body().unwrap();
@@ -363,7 +363,7 @@ impl Peer {
         (attach, body)
     }
 
-    pub async fn challenge(&mut self, voice: &Person) {
+    pub(crate) async fn challenge(&mut self, voice: &Person) {
         let body = Challenge {
             challenge: Digest([9; 32]),
         };
@@ -375,23 +375,23 @@ impl Peer {
         .await;
     }
 
-    pub fn agent(&self) -> &Audience {
+    pub(crate) fn agent(&self) -> &Audience {
         self.agent.as_ref().unwrap()
     }
 
-    pub async fn send(&mut self, bytes: Bytes) {
+    pub(crate) async fn send(&mut self, bytes: Bytes) {
         self.socket.send(Message::Binary(bytes)).await.unwrap();
     }
 
     /// The agent's next envelope.
-    pub async fn receive(&mut self) -> Envelope {
+    pub(crate) async fn receive(&mut self) -> Envelope {
         soon("an envelope", self.next())
             .await
             .expect("the agent closed the connection")
     }
 
     /// Done when the agent has closed the connection.
-    pub async fn closed(&mut self) {
+    pub(crate) async fn closed(&mut self) {
         while soon("the end of the connection", self.next())
             .await
             .is_some()
@@ -410,11 +410,11 @@ impl Peer {
         }
     }
 
-    pub async fn ack(&mut self, to: &Envelope, ack: &Ack) {
+    pub(crate) async fn ack(&mut self, to: &Envelope, ack: &Ack) {
         self.word(Kind::Ack, to, ack).await;
     }
 
-    pub async fn refuse(&mut self, to: &Envelope, refusal: &Refusal) {
+    pub(crate) async fn refuse(&mut self, to: &Envelope, refusal: &Refusal) {
         self.word(Kind::Error, to, &ErrorBody::from(refusal)).await;
     }
 
@@ -427,7 +427,7 @@ impl Peer {
     }
 
     /// Delivers `envelope`, vouching for its sender in full.
-    pub async fn deliver(&mut self, credential: &Credential, envelope: &Sealed) {
+    pub(crate) async fn deliver(&mut self, credential: &Credential, envelope: &Sealed) {
         let word = self
             .broker
             .say(Kind::Credential, self.agent(), None, credential);
@@ -435,12 +435,12 @@ impl Peer {
             .await;
     }
 
-    pub async fn frame(&mut self, vouching: Vouching, envelope: Bytes) {
+    pub(crate) async fn frame(&mut self, vouching: Vouching, envelope: Bytes) {
         self.send(Frame { vouching, envelope }.encode()).await;
     }
 
     /// A call of `caller`, permitted; returns the call's identity.
-    pub async fn calls(&mut self, caller: &Person, tool: &str, arguments: &str) -> Digest {
+    pub(crate) async fn calls(&mut self, caller: &Person, tool: &str, arguments: &str) -> Digest {
         let provider = match self.agent() {
             Audience::Agent(agent) => agent.clone(),
             other => panic!("{other} serves nothing"),
@@ -453,7 +453,7 @@ impl Peer {
 }
 
 /// What an answer says: its result, or its error's code.
-pub fn said(answer: &Envelope) -> Result<String, String> {
+pub(crate) fn said(answer: &Envelope) -> Result<String, String> {
     assert_eq!(answer.kind(), Kind::ToolResult);
     let body: serde_json::Value = serde_json::from_str(answer.body()).unwrap();
     match body.get("error") {
@@ -463,12 +463,12 @@ pub fn said(answer: &Envelope) -> Result<String, String> {
 }
 
 /// The signature is the agent's, under the key of this seed.
-pub fn signed_by(envelope: &Envelope, seed: u8) -> bool {
+pub(crate) fn signed_by(envelope: &Envelope, seed: u8) -> bool {
     let key = SigningKey::from_seed(&[seed; 32]).public();
     key.verifies(&envelope.signed_bytes(), envelope.signature())
 }
 
 /// Parses for its code.
-pub fn code<T: std::fmt::Debug>(result: Result<T, agent_sdk::Error>) -> Option<Code> {
+pub(crate) fn code<T: std::fmt::Debug>(result: Result<T, agent_sdk::Error>) -> Option<Code> {
     result.unwrap_err().code()
 }

@@ -1,4 +1,10 @@
 //! What an agent believes and does on the wire, against a broker that may lie.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 
 mod calling;
 mod clock;

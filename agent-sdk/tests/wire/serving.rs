@@ -382,6 +382,24 @@ async fn stopping_takes_the_offer_back_and_lets_calls_finish() {
 }
 
 #[tokio::test]
+async fn a_provider_that_is_dropped_in_mid_call_says_so_and_takes_its_offer_back() {
+    let mut scene = Scene::new().await;
+    let call = scene.peer.calls(&scene.me, "fs.hold", "{}").await;
+    scene.lives().await;
+    scene.serving.abort();
+    let answer = scene.peer.receive().await;
+    assert_eq!(
+        (answer.re(), said(&answer)),
+        (Some(call), Err("TOOL_STOPPED".into()))
+    );
+    let back = scene.peer.receive().await;
+    assert_eq!(
+        (back.kind(), back.body()),
+        (Kind::OfferTools, r#"{"tools":[]}"#)
+    );
+}
+
+#[tokio::test]
 async fn a_grant_that_demands_a_sandbox_is_run_by_no_tool_outside_it() {
     let mut scene = Scene::new().await;
     let fs = "fs@acme".parse().unwrap();

@@ -5,15 +5,15 @@
 //! credential for that agent's key; only both together are believed. Answers are matched by the
 //! identity of what they answer, and each identity waits in one place.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+mod attach;
+mod waiting;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proto_spec::admission::{Answer, BrokerSaid, Vouched};
 use proto_spec::frame::{FRAME, Frame};
-use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
-use proto_spec::message::{Ack, Attach, Challenge};
+use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
     AgentId, Audience, Digest, Envelope, Kind, PublicKey, Received, Refusal, Sealed, Timestamp,
@@ -24,8 +24,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::link::Link;
-use crate::link::ws::{self, Queue, Sink, Source};
+use crate::link::ws::{self, Queue, Source};
 use crate::voice::{Header, Voice};
+pub(crate) use attach::Terms;
+use attach::shake_hands;
+use waiting::{Everybody, Outgoing, Turned, WAITING_MAX, Waiting};
 
 /// Progress of one call that waits for its caller to look. More is dropped; `seq` shows the gap.
 const PROGRESS_WAITING: usize = 64;
@@ -47,39 +50,13 @@ pub(crate) trait Receiver: Send + Sync {
     fn ended(&self);
 }
 
-/// What the broker said when it attached us.
-#[derive(Debug, Clone)]
-pub(crate) struct Terms {
-    /// The organisation's token roots.
-    pub(crate) roots: Vec<PublicKey>,
-    /// Bytes of one envelope.
-    pub(crate) envelope_bytes_max: usize,
-    /// How far clocks may differ; never more than the protocol's own bound.
-    pub(crate) skew: Duration,
-}
-
 /// A living connection that is this agent's.
 pub(crate) struct Session {
     core: Arc<Core>,
     queue: Queue,
     terms: Terms,
-    /// None when the session has ended: then nothing can wait any more.
-    waiting: Mutex<Option<HashMap<Digest, Waiting>>>,
+    waiting: Everybody,
     ended: watch::Sender<bool>,
-}
-
-/// Who waits for an answer.
-enum Waiting {
-    /// A question to the broker.
-    Question(oneshot::Sender<Result<Envelope>>),
-    /// A call.
-    Call(Outgoing),
-}
-
-struct Outgoing {
-    provider: AgentId,
-    progress: mpsc::Sender<Answer>,
-    result: oneshot::Sender<Result<Answer>>,
 }
 
 /// A call that was sent, from its caller's side.
@@ -105,7 +82,7 @@ impl Session {
             core: Arc::clone(core),
             queue: sink.into_queue(),
             terms,
-            waiting: Mutex::new(Some(HashMap::new())),
+            waiting: Everybody::new(),
             ended: watch::Sender::new(false),
         };
         Ok((Arc::new(session), source))
@@ -141,7 +118,7 @@ impl Session {
         // What answers something is for us by name; without that it could be another's answer.
         let re = envelope.re().filter(|_| envelope.to().is_some());
         let waiting = match (envelope.kind(), re) {
-            (Kind::Ack | Kind::Error | Kind::ToolsDiscovered, Some(re)) => self.stop_waiting(&re),
+            (Kind::Ack | Kind::Error | Kind::ToolsDiscovered, Some(re)) => self.waiting.take(&re),
             _ => None,
         };
         match waiting {
@@ -185,12 +162,7 @@ impl Session {
 
     fn take_progress(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<(), Refusal> {
         let answer = self.answer(bytes, vouched, call)?;
-        if let Some(Waiting::Call(outgoing)) =
-            self.waiting().as_ref().and_then(|all| all.get(&call))
-        {
-            // A caller that does not look loses progress, never the result.
-            let _ = outgoing.progress.try_send(answer);
-        }
+        self.waiting.progress(&call, answer);
         Ok(())
     }
 
@@ -198,7 +170,7 @@ impl Session {
     /// a forgery must not be able to end a call with it.
     fn take_result(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<(), Refusal> {
         let answer = self.answer(bytes, vouched, call)?;
-        if let Some(Waiting::Call(outgoing)) = self.stop_waiting(&call) {
+        if let Some(Waiting::Call(outgoing)) = self.waiting.take(&call) {
             let _ = outgoing.result.send(Ok(answer));
         }
         Ok(())
@@ -206,10 +178,7 @@ impl Session {
 
     /// Checks that this is an answer to `call`, by the agent that was called.
     fn answer(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<Answer, Refusal> {
-        let provider = match self.waiting().as_ref().and_then(|all| all.get(&call)) {
-            Some(Waiting::Call(outgoing)) => outgoing.provider.clone(),
-            _ => return Err(Refusal::NoSuchCall),
-        };
+        let provider = self.waiting.provider_of(&call).ok_or(Refusal::NoSuchCall)?;
         Answer::check(bytes, vouched, &provider, self.core.voice.id(), &call)
     }
 
@@ -286,10 +255,12 @@ impl Session {
                 self.terms.envelope_bytes_max,
             ));
         }
-        match self.waiting().as_mut() {
-            Some(all) => all.insert(envelope.id, waiting),
-            None => return Err(self.not_sent()),
-        };
+        self.waiting
+            .wait(envelope.id, waiting)
+            .map_err(|turned| match turned {
+                Turned::Ended => self.not_sent(),
+                Turned::Full => Error::Busy(WAITING_MAX),
+            })?;
         // Dropped before it was sent: nobody will answer, so nobody may wait.
         let mut unsent = Unsent {
             session: self,
@@ -303,14 +274,9 @@ impl Session {
         Ok(())
     }
 
-    /// Takes whoever waits for the answer to `id`.
-    fn stop_waiting(&self, id: &Digest) -> Option<Waiting> {
-        self.waiting().as_mut()?.remove(id)
-    }
-
     /// The caller of `id` no longer wants its answer.
     pub(crate) fn forget(&self, id: &Digest) {
-        drop(self.stop_waiting(id));
+        drop(self.waiting.take(id));
     }
 
     pub(crate) fn terms(&self) -> &Terms {
@@ -333,11 +299,6 @@ impl Session {
 
     fn not_sent(&self) -> Error {
         self.core.closed("the session has ended")
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Option<HashMap<Digest, Waiting>>> {
-        // Nothing that can panic runs under this lock.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -362,7 +323,7 @@ struct End<'a> {
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        let waiting = self.session.waiting().take();
+        let waiting = self.session.waiting.close();
         self.session.ended.send_replace(true);
         self.receiver.ended();
         // Dropping them tells those who wait.
@@ -380,54 +341,6 @@ impl Drop for Unsent<'_> {
         if let Some(id) = self.id {
             self.session.forget(&id);
         }
-    }
-}
-
-/// Challenge, `attach`, `ack`. The challenge is verified before we sign anything for this connection.
-async fn shake_hands(
-    core: &Core,
-    source: &mut Source,
-    sink: &mut Sink,
-    channel: Digest,
-) -> Result<Terms> {
-    let voice = &core.voice;
-    let closed = || core.closed("the broker closed the connection before it was attached");
-    let first = source.next().await.ok_or_else(closed)?;
-    let said =
-        BrokerSaid::check(first, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
-    if let Some(refused) = refusal_in(said.envelope()) {
-        return Err(refused);
-    }
-    let challenge: Challenge = expect(said.envelope(), Kind::Challenge)?;
-    let body = Attach {
-        challenge: challenge.challenge,
-        channel,
-    };
-    let attach = voice.say(Kind::Attach, voice.broker(), Header::default(), &body)?;
-    sink.send(&core.link, attach.bytes).await?;
-    let second = source.next().await.ok_or_else(closed)?;
-    let said =
-        BrokerSaid::check(second, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
-    if let Some(refused) = refusal_in(said.envelope()) {
-        return Err(refused);
-    }
-    if said.envelope().re() != Some(attach.id) || said.envelope().to().is_none() {
-        return Err(Error::Unexpected("something else than our `attach`".into()));
-    }
-    match expect(said.envelope(), Kind::Ack)? {
-        Ack::Attached {
-            roots,
-            envelope_bytes_max,
-            clock_skew_max_ms,
-            ..
-        } => Ok(Terms {
-            roots,
-            envelope_bytes_max: usize::try_from(envelope_bytes_max).unwrap_or(usize::MAX),
-            skew: Duration::from_millis(clock_skew_max_ms).min(CLOCK_SKEW_MAX),
-        }),
-        _ => Err(Error::Unexpected(
-            "an `ack` of another kind to our `attach`".into(),
-        )),
     }
 }
 

@@ -1,0 +1,72 @@
+//! Taking a connection as this agent's session: challenge, `attach`, `ack`.
+
+use std::time::Duration;
+
+use proto_spec::admission::BrokerSaid;
+use proto_spec::limits::CLOCK_SKEW_MAX;
+use proto_spec::message::{Ack, Attach, Challenge};
+use proto_spec::{Digest, Kind, PublicKey};
+
+use super::{Core, expect, refusal_in};
+use crate::error::{Error, Result};
+use crate::link::ws::{Sink, Source};
+use crate::voice::Header;
+
+/// What the broker said when it attached us.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// The organisation's token roots.
+    pub(crate) roots: Vec<PublicKey>,
+    /// Bytes of one envelope.
+    pub(crate) envelope_bytes_max: usize,
+    /// How far clocks may differ; never more than the protocol's own bound.
+    pub(crate) skew: Duration,
+}
+
+/// Challenge, `attach`, `ack`. The challenge is verified before we sign anything for this connection.
+pub(super) async fn shake_hands(
+    core: &Core,
+    source: &mut Source,
+    sink: &mut Sink,
+    channel: Digest,
+) -> Result<Terms> {
+    let voice = &core.voice;
+    let closed = || core.closed("the broker closed the connection before it was attached");
+    let first = source.next().await.ok_or_else(closed)?;
+    let said =
+        BrokerSaid::check(first, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
+    if let Some(refused) = refusal_in(said.envelope()) {
+        return Err(refused);
+    }
+    let challenge: Challenge = expect(said.envelope(), Kind::Challenge)?;
+    let body = Attach {
+        challenge: challenge.challenge,
+        channel,
+    };
+    let attach = voice.say(Kind::Attach, voice.broker(), Header::default(), &body)?;
+    sink.send(&core.link, attach.bytes).await?;
+    let second = source.next().await.ok_or_else(closed)?;
+    let said =
+        BrokerSaid::check(second, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
+    if let Some(refused) = refusal_in(said.envelope()) {
+        return Err(refused);
+    }
+    if said.envelope().re() != Some(attach.id) || said.envelope().to().is_none() {
+        return Err(Error::Unexpected("something else than our `attach`".into()));
+    }
+    match expect(said.envelope(), Kind::Ack)? {
+        Ack::Attached {
+            roots,
+            envelope_bytes_max,
+            clock_skew_max_ms,
+            ..
+        } => Ok(Terms {
+            roots,
+            envelope_bytes_max: usize::try_from(envelope_bytes_max).unwrap_or(usize::MAX),
+            skew: Duration::from_millis(clock_skew_max_ms).min(CLOCK_SKEW_MAX),
+        }),
+        _ => Err(Error::Unexpected(
+            "an `ack` of another kind to our `attach`".into(),
+        )),
+    }
+}
