@@ -8,7 +8,7 @@ use proto_spec::{AgentId, Code, Refusal};
 use serde_json::value::RawValue;
 
 /// What went wrong. The message says what to do next.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The configuration is incomplete or contradicts itself; every problem is listed.
@@ -118,6 +118,14 @@ pub enum Error {
         "the broker answered {0}, which does not answer what was asked: is it of this version?"
     )]
     Unexpected(String),
+}
+
+/// As [`std::fmt::Display`]: this is what `fn main() -> agent_sdk::Result<()>` prints, and people are to
+/// read what to do next.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
 }
 
 /// What the SDK's functions give back.

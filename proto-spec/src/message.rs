@@ -109,6 +109,7 @@ pub struct DiscoverTools {
 
 /// One tool as discovery shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "WrittenTool")]
 pub struct DiscoveredTool {
     /// Who serves it: the call's `to`.
     pub agent: AgentId,
@@ -120,6 +121,41 @@ pub struct DiscoveredTool {
     /// Argument checks that a call has to satisfy, as Datalog.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<String>,
+}
+
+/// How a [`DiscoveredTool`] is read: member by member, because raw JSON does not come through serde's
+/// flattening.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenTool {
+    agent: AgentId,
+    key: PublicKey,
+    name: Capability,
+    capability: Option<Capability>,
+    description: Option<String>,
+    input_schema: Option<Box<RawValue>>,
+    output_schema: Option<Box<RawValue>>,
+    annotations: Option<Box<RawValue>>,
+    #[serde(default)]
+    checks: Vec<String>,
+}
+
+impl From<WrittenTool> for DiscoveredTool {
+    fn from(written: WrittenTool) -> Self {
+        Self {
+            agent: written.agent,
+            key: written.key,
+            tool: Tool {
+                name: written.name,
+                capability: written.capability,
+                description: written.description,
+                input_schema: written.input_schema,
+                output_schema: written.output_schema,
+                annotations: written.annotations,
+            },
+            checks: written.checks,
+        }
+    }
 }
 
 /// `toolsDiscovered`, sorted by tool and agent.
@@ -612,4 +648,31 @@ pub struct WellKnown {
     pub clock_skew_max_ms: u64,
     /// The broker's time.
     pub now: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signature::SigningKey;
+
+    #[test]
+    fn a_discovered_tool_is_read_as_it_was_written() {
+        let raw = |text: &str| RawValue::from_string(text.into()).ok();
+        let tool = DiscoveredTool {
+            agent: "fs@acme".parse().unwrap(),
+            key: SigningKey::from_seed(&[1; 32]).public(),
+            tool: Tool {
+                name: "fs.read".parse().unwrap(),
+                capability: Some("file.read".parse().unwrap()),
+                description: Some("Reads".into()),
+                input_schema: raw(r#"{"type":"object"}"#),
+                output_schema: raw(r#"{"type":"string"}"#),
+                annotations: raw(r#"{"readOnlyHint":true}"#),
+            },
+            checks: vec!["check if true".into()],
+        };
+        let written = serde_json::to_string(&tool).unwrap();
+        let read: DiscoveredTool = serde_json::from_str(&written).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), written);
+    }
 }

@@ -1,6 +1,5 @@
 //! What goes by POST.
 
-use agent_sdk::proto_spec::message::ToolsDiscovered;
 use agent_sdk::proto_spec::refusal::ErrorBody;
 use agent_sdk::proto_spec::{Refusal, Sealed};
 use agent_sdk::{
@@ -248,23 +247,24 @@ async fn a_call_that_nobody_answers_ends_by_its_deadline() {
 async fn discovery_follows_every_page() {
     let mut broker = FakeBroker::start().await;
     let agent = broker.agent("me@acme", 10);
+    let key = agent.public_key();
     let asking = tokio::spawn(async move { agent.discover(DiscoverTools::default()).await });
     let mut afters = vec![];
-    for next in [Some("page2"), None] {
+    for (name, next) in [("fs.a", Some("page2")), ("fs.b", None)] {
         let post = broker.post().await;
         let wanted: DiscoverTools = post.envelope.read_body().unwrap();
         afters.push(wanted.after);
-        let page = ToolsDiscovered {
-            tools: vec![],
-            next: next.map(Into::into),
-        };
+        let tool = json!({"agent": "fs@acme", "key": key, "name": name, "inputSchema": {}});
+        let page = json!({"tools": [tool], "next": next});
         let word = broker
             .voice
             .say(Kind::ToolsDiscovered, &post.from(), Some(post.id()), &page);
         post.answer(200, None, word.bytes);
     }
     assert_eq!(afters, [None, Some("page2".to_owned())]);
-    assert!(asking.await.unwrap().unwrap().is_empty());
+    let found = asking.await.unwrap().unwrap();
+    let names: Vec<_> = found.iter().map(|found| found.tool.name.as_str()).collect();
+    assert_eq!(names, ["fs.a", "fs.b"]);
 }
 
 #[tokio::test]
