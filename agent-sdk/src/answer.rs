@@ -1,5 +1,7 @@
 //! The provider's answer to one call: its result, its error, or why it was refused.
 
+use std::sync::Arc;
+
 use proto_spec::message::{self, ToolResult};
 use proto_spec::{Audience, Digest, Envelope, Kind, Sealed};
 use serde_json::value::RawValue;
@@ -47,9 +49,9 @@ impl Asker {
     }
 
     /// From the task that reads, which must not wait for the one that writes.
-    pub(crate) fn answer_at_once(&self, session: &Session, error: &ToolError) {
+    pub(crate) fn answer_at_once(&self, session: &Arc<Session>, error: &ToolError) {
         let said = self.say(session, &body_of(&Err(error.clone())));
-        if let Err(why) = said.and_then(|envelope| session.try_tell(envelope)) {
+        if let Err(why) = said.and_then(|envelope| session.tell_soon(envelope)) {
             tracing::warn!(call = %self.call, %why, "a refusal could not be sent");
         }
     }

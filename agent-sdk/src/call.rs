@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto_spec::admission::Answer;
-use proto_spec::limits::DEADLINE_DEFAULT;
+use proto_spec::limits::{DEADLINE_DEFAULT, DEADLINE_MAX};
 use proto_spec::message::{ToolCall, ToolCancel, ToolInput, ToolProgress, ToolResult};
 use proto_spec::{AgentId, Audience, Code, Digest, Kind, Sealed};
 use serde::Serialize;
@@ -79,6 +79,11 @@ impl Question {
     }
 
     pub(crate) fn sign(&self, voice: &Voice, options: &CallOptions) -> Result<Sealed> {
+        if options.deadline() > DEADLINE_MAX {
+            return Err(Error::Unsendable(
+                "a call's deadline is 24 hours at most".into(),
+            ));
+        }
         let body = ToolCall {
             tool: self.tool.as_str().into(),
             arguments: self.arguments.as_deref(),

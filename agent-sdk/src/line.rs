@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, Result};
-use crate::link::backoff::Backoff;
+use crate::link::backoff::{self, Backoff};
 use crate::session::{Core, Receiver, Session};
 
 /// The agent's session, whether it lives or not.
@@ -156,16 +156,22 @@ impl Drop for Hold {
 impl Keeper {
     /// Attaches, reads until the session ends, and begins again while somebody holds the line.
     async fn keep(&self) {
+        let _gone = Gone(self);
+        let clock = self.core.voice.clock();
         let mut backoff = Backoff::default();
         let mut was_up = false;
         loop {
+            let since = clock.now();
             let why = match Session::attach(&self.core).await {
                 Ok((session, source)) => {
                     tracing::info!(agent = %self.core.voice.id(), "attached");
-                    backoff.reset();
                     was_up = true;
                     self.state.send_replace(State::Up(Arc::clone(&session)));
                     session.read(source, &*self.receiver).await;
+                    // A broker that attaches us and hangs up at once is not to be hurried.
+                    if clock.now().distance(since) >= backoff::LONGEST {
+                        backoff.reset();
+                    }
                     self.core.closed("the session has ended")
                 }
                 Err(why) => why,
@@ -177,8 +183,24 @@ impl Keeper {
             let wait = backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
             tracing::warn!(agent = %self.core.voice.id(), %why, wait_ms = wait.as_millis() as u64, "attaching again");
             self.state.send_replace(State::Down(why));
-            self.core.voice.clock().sleep(wait).await;
+            clock.sleep(wait).await;
         }
+    }
+}
+
+/// Tells that nobody keeps the session any more, whichever way that came about: nobody may wait for
+/// somebody who is gone.
+struct Gone<'a>(&'a Keeper);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.state.send_if_modified(|state| {
+            let is_told = matches!(state, State::Over(_));
+            if !is_told {
+                *state = State::Over(self.0.core.closed("the session is no longer kept"));
+            }
+            !is_told
+        });
     }
 }
 

@@ -138,7 +138,7 @@ impl Provider {
 
     /// Stops everything that runs, and says so to those who wait, where there is still a session to
     /// say it over.
-    pub(crate) fn stop(&self, session: Option<&Session>) {
+    pub(crate) fn stop(&self, session: Option<&Arc<Session>>) {
         let all: Vec<_> = self.running().drain().collect();
         for (call, running) in all {
             running.task.abort();

@@ -69,7 +69,11 @@ impl Agent {
             core, poster, line, ..
         } = &*self.inner;
         if let Some(session) = line.living() {
-            return question.ask(line, &session, options).await?.raw().await;
+            match question.ask(line, &session, options).await {
+                // The session ended before anything was sent.
+                Err(Error::Unreachable { .. }) => {}
+                asked => return asked?.raw().await,
+            }
         }
         let call = question.sign(&core.voice, options)?;
         let posted = Box::pin(exchange(core, poster, call, Some(&question.provider)));

@@ -55,16 +55,14 @@ impl Agent {
     pub fn new(config: Config) -> Result<Self> {
         let link = Link::new(config.broker, &config.roots, config.connect_timeout)?;
         let voice = Voice::new(config.agent, config.key, config.clock);
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret)
-            .map_err(|why| Error::Config(vec![format!("no randomness from the system: {why}")]))?;
-        let seen = Arc::new(Seen::new(secret, voice.now(), NONCES_MAX));
         let core = Arc::new(Core {
             link,
             voice,
             broker_key: config.broker_key,
         });
-        let receivers = Arc::new(Receivers::new(seen));
+        let start = core.now();
+        let window = || Ok::<_, Error>(Seen::new(random()?, start, NONCES_MAX));
+        let receivers = Arc::new(Receivers::new(window()?, window()?));
         let line = Arc::new(Line::new(
             Arc::clone(&core),
             Arc::clone(&receivers) as Arc<dyn Receiver>,
@@ -213,4 +211,11 @@ fn unexpected(ack: &Ack) -> Error {
         .and_then(|ack| ack["status"].as_str())
         .unwrap_or("something else");
     Error::Unexpected(format!("`ack` with status {status:?}"))
+}
+
+fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|why| Error::Config(vec![format!("no randomness from the system: {why}")]))?;
+    Ok(bytes)
 }

@@ -14,15 +14,19 @@ use crate::session::{Receiver, Session};
 pub(super) struct Receivers {
     pub(super) provider: RwLock<Option<Arc<Provider>>>,
     pub(super) hearers: Arc<Hearers>,
+    /// Calls, and what concerns them.
     pub(super) seen: Arc<Seen>,
+    /// Events, apart from calls: whoever may emit must not be able to crowd calls out.
+    heard: Seen,
 }
 
 impl Receivers {
-    pub(super) fn new(seen: Arc<Seen>) -> Self {
+    pub(super) fn new(seen: Seen, heard: Seen) -> Self {
         Self {
             provider: RwLock::new(None),
             hearers: Arc::default(),
-            seen,
+            seen: Arc::new(seen),
+            heard,
         }
     }
 
@@ -39,7 +43,7 @@ impl Receiver for Receivers {
         if received.envelope().kind() == Kind::EmitEvent {
             let heard = self
                 .hearers
-                .delivered(session, vouched, received, &self.seen);
+                .delivered(session, vouched, received, &self.heard);
             if let Err(why) = heard {
                 tracing::warn!(emitter = %vouched.credential().subject, code = %why.code(), %why, "event refused");
             }

@@ -106,8 +106,11 @@ async fn drain(session: &Session, provider: &Provider) {
         }
         provider.drained().await;
     };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
-        tracing::warn!("calls were still running, and are stopped");
+    tokio::select! {
+        () = drained => {}
+        () = session.voice().clock().sleep(DRAIN) => {
+            tracing::warn!("calls were still running, and are stopped");
+        }
     }
 }
 
@@ -152,7 +155,7 @@ impl Drop for Serving<'_> {
             .take();
         let session = self.line.living();
         if let Some(provider) = provider {
-            provider.stop(session.as_deref());
+            provider.stop(session.as_ref());
         }
         if let Some(session) = session.filter(|_| self.offers) {
             let voice = session.voice();

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::keyfile::{Key, Passphrase};
 
 /// What somebody wrote. Nothing in it is checked.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Written {
     pub(super) agent: Option<String>,

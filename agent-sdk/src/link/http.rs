@@ -1,6 +1,7 @@
 //! One envelope out, one back: `POST /fem`, over a shared HTTP/2 connection or an HTTP/1.1 one.
 
 use std::future::Future;
+use std::time::{Duration, Instant};
 
 use ::http::header::{CONTENT_TYPE, HOST, HeaderValue};
 use ::http::{Method, Request, Response, Version};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use tokio::sync::Mutex;
 
@@ -30,7 +31,18 @@ pub(crate) struct Posted {
 }
 
 type Outgoing = Request<Full<Bytes>>;
-type Shared = http2::SendRequest<Full<Bytes>>;
+
+/// A connection that has been idle for longer is not used again: it may be dead without anybody having
+/// noticed, and what is sent over a dead connection has an unknown outcome.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// How often a broker that owes us an answer is asked for a sign of life, and how long it may take.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
+
+/// An HTTP/2 connection, for many requests at once.
+struct Shared {
+    sender: http2::SendRequest<Full<Bytes>>,
+    used: Instant,
+}
 
 /// Posts envelopes, and keeps an HTTP/2 connection for the next.
 #[derive(Default)]
@@ -86,19 +98,27 @@ impl Poster {
     /// The shared connection if it lives, or a new one.
     async fn connection(&self, link: &Link) -> Result<Connection> {
         let mut shared = self.shared.lock().await;
-        if let Some(sender) = shared.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(Connection::Shared(sender.clone()));
+        let fit = |it: &&mut Shared| !it.sender.is_closed() && it.used.elapsed() < IDLE_MAX;
+        if let Some(shared) = shared.as_mut().filter(fit) {
+            shared.used = Instant::now();
+            return Ok(Connection::Shared(shared.sender.clone()));
         }
         let (stream, _) = link.connect(Protocols::Any).await?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let io = TokioIo::new(stream);
         if is_http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(SIGN_OF_LIFE)
+                .keep_alive_timeout(SIGN_OF_LIFE)
                 .handshake(io)
                 .await
                 .map_err(|why| link.unreachable(why))?;
             drive(connection);
-            *shared = Some(sender.clone());
+            *shared = Some(Shared {
+                sender: sender.clone(),
+                used: Instant::now(),
+            });
             return Ok(Connection::Shared(sender));
         }
         let (sender, connection) = http1::handshake(io)
@@ -110,7 +130,7 @@ impl Poster {
 }
 
 enum Connection {
-    Shared(Shared),
+    Shared(http2::SendRequest<Full<Bytes>>),
     Single(http1::SendRequest<Full<Bytes>>),
 }
 

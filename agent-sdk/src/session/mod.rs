@@ -19,7 +19,7 @@ use proto_spec::{
     AgentId, Audience, Digest, Envelope, Kind, PublicKey, Received, Refusal, Sealed, Timestamp,
 };
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
@@ -32,6 +32,9 @@ use waiting::{Everybody, Outgoing, Turned, WAITING_MAX, Waiting};
 
 /// Progress of one call that waits for its caller to look. More is dropped; `seq` shows the gap.
 const PROGRESS_WAITING: usize = 64;
+
+/// Refusals that wait for a place in a full queue.
+const SOON_MAX: usize = 1_024;
 
 /// The broker that this agent believes, and who the agent is.
 pub(crate) struct Core {
@@ -57,6 +60,8 @@ pub(crate) struct Session {
     terms: Terms,
     waiting: Everybody,
     ended: watch::Sender<bool>,
+    /// Places for what is said by [`Session::tell_soon`].
+    soon: Arc<Semaphore>,
 }
 
 /// A call that was sent, from its caller's side.
@@ -84,6 +89,7 @@ impl Session {
             terms,
             waiting: Everybody::new(),
             ended: watch::Sender::new(false),
+            soon: Arc::new(Semaphore::new(SOON_MAX)),
         };
         Ok((Arc::new(session), source))
     }
@@ -246,6 +252,26 @@ impl Session {
         self.queue
             .try_send(envelope.bytes)
             .map_err(|_| self.not_sent())
+    }
+
+    /// Says something from where waiting is not possible: at once, or in a task where the queue is
+    /// full. There is a bound to those tasks too; at it, what was to be said is not said.
+    pub(crate) fn tell_soon(self: &Arc<Self>, envelope: Sealed) -> Result<()> {
+        let Err(_) = self.queue.try_send(envelope.bytes.clone()) else {
+            return Ok(());
+        };
+        let place = Arc::clone(&self.soon).try_acquire_owned();
+        match (tokio::runtime::Handle::try_current(), place) {
+            (Ok(runtime), Ok(place)) => {
+                let queue = self.queue.clone();
+                runtime.spawn(async move {
+                    let _ = queue.send(envelope.bytes).await;
+                    drop(place);
+                });
+                Ok(())
+            }
+            _ => Err(self.not_sent()),
+        }
     }
 
     async fn send_waiting(&self, envelope: Sealed, waiting: Waiting) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_sdk::proto_spec::frame::Vouching;
 use agent_sdk::proto_spec::message::{Credential, ToolCall};
 use agent_sdk::proto_spec::{Envelope, Refusal, Sealed};
 use agent_sdk::{Agent, CallHandle, CallOptions, Code, Digest, Error, Kind};
@@ -112,7 +113,7 @@ async fn a_caller_takes_a_result_only_from_the_agent_it_called() {
             ..fs.clone()
         },
     );
-    let vouching = proto_spec::frame::Vouching::Full(forged.bytes);
+    let vouching = Vouching::Full(forged.bytes);
     scene.peer.frame(vouching, by_impostor.bytes.clone()).await;
     // A credential of the past.
     let expired = Credential {
@@ -122,7 +123,7 @@ async fn a_caller_takes_a_result_only_from_the_agent_it_called() {
     scene.peer.deliver(&expired, &scene.answers(id, 666)).await;
     // A credential for another agent to rely on.
     let for_other = scene.broker.credential(&other_caller.to(), &fs);
-    let vouching = proto_spec::frame::Vouching::Full(for_other.bytes);
+    let vouching = Vouching::Full(for_other.bytes);
     scene
         .peer
         .frame(vouching, scene.answers(id, 666).bytes)
@@ -156,6 +157,38 @@ async fn a_caller_takes_a_result_only_from_the_agent_it_called() {
 
     scene.peer.deliver(&fs, &scene.answers(id, 7)).await;
     assert_eq!(handle.result::<u32>().await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn a_credential_that_has_expired_since_vouches_for_nothing() {
+    let mut scene = Scene::new().await;
+    let me = scene.peer.agent().clone();
+    let word = scene.broker.credential(&me, &credential_of(&scene.fs));
+    let (first, _) = scene.call().await;
+    let answer = scene.answers(first.id(), 1);
+    scene
+        .peer
+        .frame(Vouching::Full(word.bytes), answer.bytes)
+        .await;
+    assert_eq!(first.result::<u32>().await.unwrap(), 1);
+
+    let (second, _) = scene.call().await;
+    scene.clock.advance(Duration::from_secs(301));
+    let answer = scene.answers(second.id(), 2);
+    scene
+        .peer
+        .frame(Vouching::Known(word.id), answer.bytes)
+        .await;
+    let later = now().later(Duration::from_secs(900));
+    let fresh = Credential {
+        expires: later,
+        ..credential_of(&scene.fs)
+    };
+    scene
+        .peer
+        .deliver(&fresh, &scene.answers(second.id(), 3))
+        .await;
+    assert_eq!(second.result::<u32>().await.unwrap(), 3);
 }
 
 #[tokio::test]

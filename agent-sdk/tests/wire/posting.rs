@@ -208,14 +208,29 @@ async fn a_posted_call_whose_connection_is_lost_is_not_repeated() {
 
 #[tokio::test]
 async fn giving_up_a_posted_call_closes_its_request() {
-    let mut broker = FakeBroker::start().await;
+    for alpn in [Alpn::Http2, Alpn::Http1] {
+        let mut broker = FakeBroker::speaking(alpn).await;
+        let agent = broker.agent("me@acme", 10);
+        let answer =
+            tokio::spawn(async move { agent.call::<u32>("fs@acme", "fs.count", &json!({})).await });
+        let mut post = broker.post().await;
+        answer.abort();
+        soon("the end of the request", post.answer.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_beyond_a_day_is_not_sent() {
+    let broker = FakeBroker::start().await;
+    let options = agent_sdk::CallOptions {
+        deadline: Some(std::time::Duration::from_secs(86_401)),
+        ..Default::default()
+    };
     let agent = broker.agent("me@acme", 10);
-    let calling = agent.clone();
-    let answer =
-        tokio::spawn(async move { calling.call::<u32>("fs@acme", "fs.count", &json!({})).await });
-    let mut post = broker.post().await;
-    answer.abort();
-    soon("the end of the request", post.answer.closed()).await;
+    let refused = agent
+        .call_raw("fs@acme", "fs.count", &json!({}), &options)
+        .await;
+    assert!(matches!(refused, Err(Error::Unsendable(_))));
 }
 
 #[tokio::test]

@@ -382,6 +382,41 @@ async fn stopping_takes_the_offer_back_and_lets_calls_finish() {
 }
 
 #[tokio::test]
+async fn stopping_does_not_wait_for_ever() {
+    let mut scene = Scene::new().await;
+    let call = scene.peer.calls(&scene.me, "fs.hold", "{}").await;
+    scene.lives().await;
+    scene.stop.notify_one();
+    let back = scene.peer.receive().await;
+    scene
+        .peer
+        .ack(&back, &agent_sdk::Ack::Offered { tools: 0 })
+        .await;
+    scene.clock.somebody_sleeps().await;
+    scene.clock.advance(Duration::from_secs(30));
+    let answer = scene.peer.receive().await;
+    assert_eq!(
+        (answer.re(), said(&answer)),
+        (Some(call), Err("TOOL_STOPPED".into()))
+    );
+    soon("the end", scene.serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn every_call_beyond_the_places_is_told_so_however_many_come_at_once() {
+    let mut scene = Scene::new().await;
+    for _ in 0..3 {
+        scene.peer.calls(&scene.me, "fs.hold", "{}").await;
+    }
+    for _ in 0..500 {
+        scene.peer.calls(&scene.me, "fs.hold", "{}").await;
+    }
+    for _ in 0..500 {
+        assert_eq!(said(&scene.peer.receive().await), Err("BUSY".into()));
+    }
+}
+
+#[tokio::test]
 async fn a_provider_that_is_dropped_in_mid_call_says_so_and_takes_its_offer_back() {
     let mut scene = Scene::new().await;
     let call = scene.peer.calls(&scene.me, "fs.hold", "{}").await;
