@@ -33,7 +33,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 const CALLS: usize = 30_000;
 const ROUNDS: usize = 3;
 /// So many connections of callers, with so many calls in flight on each.
-const SHAPES: [(usize, usize); 2] = [(64, 1), (8, 16)];
+const SHAPES: [(usize, usize); 2] = [(8, 16), (64, 1)];
 
 fn now() -> Timestamp {
     let since = std::time::SystemTime::now()

@@ -439,3 +439,36 @@ async fn progress_and_input_reach_only_the_call_they_belong_to() {
         &input.bytes
     );
 }
+
+#[tokio::test]
+async fn a_burst_of_calls_loses_none() {
+    let lab = Lab::start().await.unwrap();
+    let fs = lab.agent("fs", 2, &[]).await.unwrap();
+    let caller = lab.agent("caller", 3, &["fs.*"]).await.unwrap();
+    let mut provider = lab.provide(&fs, &["fs.read"]).await.unwrap();
+    let mut session = lab.attach(&caller).await.unwrap();
+    let calls: Vec<_> = (0..500)
+        .map(|n| {
+            caller
+                .call("fs", "fs.read", &json!({"n": n}), lab.now())
+                .unwrap()
+        })
+        .collect();
+    session
+        .send_together(calls.iter().map(|call| call.bytes.clone()))
+        .await
+        .unwrap();
+    let mut results = Vec::new();
+    for call in &calls {
+        let delivered = provider.hear().await.unwrap().delivered().unwrap();
+        assert_eq!(delivered.bytes(), &call.bytes, "in order");
+        results.push(lab.result(&fs, &delivered, &json!(1)).unwrap().bytes);
+    }
+    provider.send_together(results).await.unwrap();
+    for call in &calls {
+        assert_eq!(
+            session.hear().await.unwrap().delivered().unwrap().re(),
+            Some(call.id)
+        );
+    }
+}

@@ -2,7 +2,10 @@
 
 mod admission;
 mod calls;
+mod events;
 mod registration;
+mod restart;
+mod transport;
 
 use proto_spec::{Code, Envelope};
 use tests::lab::code_of;

@@ -8,12 +8,16 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 
-/// The path of one of the project's binaries, built in the profile that this test was built in.
+/// The path of one of the project's binaries, built in the profile that this test was built in; or in
+/// the folder that `FEM_BINARIES` names, where somebody built them before.
 ///
 /// # Errors
 ///
 /// When it cannot be built.
 pub fn path(name: &str) -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("FEM_BINARIES") {
+        return Ok(PathBuf::from(folder).join(name));
+    }
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let folder = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
     match folder {
@@ -75,7 +79,10 @@ impl Process {
     pub fn start(config: &Path) -> Result<Self> {
         let mut child = Command::new(path("fem-broker")?)
             .arg(config)
-            .env("FEM_LOG", std::env::var("FEM_LOG").unwrap_or_else(|_| "warn".into()))
+            .env(
+                "FEM_LOG",
+                std::env::var("FEM_LOG").unwrap_or_else(|_| "warn".into()),
+            )
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();

@@ -209,6 +209,18 @@ impl Socket {
         Ok(timeout(PATIENCE, self.socket.send(Message::Binary(bytes.into()))).await??)
     }
 
+    /// Sends several messages in one go.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone.
+    pub async fn send_together(&mut self, messages: impl IntoIterator<Item = Bytes>) -> Result<()> {
+        for message in messages {
+            timeout(PATIENCE, self.socket.feed(Message::Binary(message))).await??;
+        }
+        Ok(timeout(PATIENCE, self.socket.flush()).await??)
+    }
+
     /// The next thing that the broker says or delivers.
     ///
     /// # Errors

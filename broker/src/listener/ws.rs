@@ -279,7 +279,8 @@ async fn read(
     first: Option<Result<Message, Error>>,
 ) -> Result<(), Ended> {
     let mut message = first;
-    for _ in 0..BATCH {
+    let mut handled = 0;
+    loop {
         let bytes = match message {
             Some(Ok(message)) if message.is_text() || message.is_binary() => message.into_data(),
             Some(Ok(message)) if message.is_close() => return Err(Ended::ByClient),
@@ -300,12 +301,16 @@ async fn read(
                 feed_message(socket, Message::Binary(envelope)).await?;
             }
         }
+        // What is taken off the socket is handled: at the end of a batch nothing more is taken.
+        handled += 1;
+        if handled == BATCH {
+            return Ok(());
+        }
         match socket.next().now_or_never() {
             Some(next) => message = next,
             None => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// Feeds what waits for this session, as much as is ready.
