@@ -504,3 +504,204 @@ impl From<&Refusal> for ErrorBody {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each variant, in the order of the enum. Every variant names the one after it, so that
+    /// whoever adds one has to place it here too.
+    fn after(refusal: &Refusal) -> Option<Refusal> {
+        let x = || String::from("x");
+        Some(match refusal {
+            Refusal::TooLarge(..) => Refusal::NotStrictJson(x()),
+            Refusal::NotStrictJson(_) => Refusal::UnknownMember(x()),
+            Refusal::UnknownMember(_) => Refusal::DuplicateMember("x"),
+            Refusal::DuplicateMember(_) => Refusal::MissingMember("x"),
+            Refusal::MissingMember(_) => Refusal::BadMember("x", "y"),
+            Refusal::BadMember(..) => Refusal::BadSigMember,
+            Refusal::BadSigMember => Refusal::UnsupportedVersion(2),
+            Refusal::UnsupportedVersion(_) => Refusal::UnknownType(x()),
+            Refusal::UnknownType(_) => Refusal::BadName(BadName::Name),
+            Refusal::BadName(_) => Refusal::UnknownAgent("bob@acme".parse().unwrap()),
+            Refusal::UnknownAgent(_) => Refusal::BadSignature,
+            Refusal::BadSignature => Refusal::NotThisSession("bob@acme".parse().unwrap()),
+            Refusal::NotThisSession(_) => Refusal::WrongAudience(None),
+            Refusal::WrongAudience(_) => Refusal::BadKey(BadKey::SmallOrder),
+            Refusal::BadKey(_) => Refusal::Stale(Duration::from_secs(2), Duration::from_secs(1)),
+            Refusal::Stale(..) => Refusal::BelowFloor,
+            Refusal::BelowFloor => Refusal::Replayed,
+            Refusal::Replayed => Refusal::InvalidBody(x()),
+            Refusal::InvalidBody(_) => Refusal::SessionRequired("x"),
+            Refusal::SessionRequired(_) => Refusal::Denied(x()),
+            Refusal::Denied(_) => Refusal::RequestDenied(x()),
+            Refusal::RequestDenied(_) => Refusal::OfferDenied(x(), "y"),
+            Refusal::OfferDenied(..) => Refusal::NoSuchCall,
+            Refusal::NoSuchCall => Refusal::TokenMalformed(x()),
+            Refusal::TokenMalformed(_) => Refusal::TokenTooCostly(2, 1),
+            Refusal::TokenTooCostly(..) => Refusal::TokenUnsealed,
+            Refusal::TokenUnsealed => Refusal::TokenInvalid(x()),
+            Refusal::TokenInvalid(_) => Refusal::TokenExpired,
+            Refusal::TokenExpired => Refusal::TokenRevoked(x()),
+            Refusal::TokenRevoked(_) => Refusal::NotHolder("x"),
+            Refusal::NotHolder(_) => Refusal::ArgsUncheckable("x"),
+            Refusal::ArgsUncheckable(_) => Refusal::TokenUndecided,
+            Refusal::TokenUndecided => Refusal::Busy("x"),
+            Refusal::Busy(_) => Refusal::Unavailable(x()),
+            Refusal::Unavailable(_) => Refusal::Deadline(Duration::from_secs(1)),
+            Refusal::Deadline(_) => Refusal::Cancelled,
+            Refusal::Cancelled => Refusal::OutcomeUnknown,
+            Refusal::OutcomeUnknown => Refusal::NotFound(x()),
+            Refusal::NotFound(_) => Refusal::Conflict(x()),
+            Refusal::Conflict(_) => Refusal::Clock(x()),
+            Refusal::Clock(_) => Refusal::StorageFull(x()),
+            Refusal::StorageFull(_) => Refusal::Internal,
+            Refusal::Internal => return None,
+        })
+    }
+
+    /// The name of a refusal's variant.
+    fn variant(refusal: &Refusal) -> String {
+        let shown = format!("{refusal:?}");
+        shown
+            .chars()
+            .take_while(char::is_ascii_alphabetic)
+            .collect()
+    }
+
+    const CODES: &str = "\
+MALFORMED           400 retry=false
+TOO_LARGE           413 retry=false
+UNSUPPORTED_VERSION 400 retry=false
+UNKNOWN_TYPE        400 retry=false
+WRONG_AUDIENCE      421 retry=false
+NOT_AUTHENTIC       401 retry=false
+STALE               401 retry=true
+REPLAYED            409 retry=false
+INVALID_BODY        422 retry=false
+BAD_KEY             400 retry=false
+SESSION_REQUIRED    426 retry=false
+DENIED              403 retry=false
+OFFER_DENIED        403 retry=false
+NO_SUCH_CALL        404 retry=false
+TOKEN_MALFORMED     403 retry=false
+TOKEN_TOO_COSTLY    403 retry=false
+TOKEN_UNSEALED      403 retry=false
+TOKEN_INVALID       403 retry=false
+TOKEN_EXPIRED       403 retry=false
+TOKEN_REVOKED       403 retry=false
+NOT_HOLDER          403 retry=false
+ARGS_UNCHECKABLE    403 retry=false
+TOKEN_UNDECIDED     503 retry=true
+BUSY                503 retry=true
+UNAVAILABLE         503 retry=true
+DEADLINE            504 retry=true
+CANCELLED           409 retry=false
+OUTCOME_UNKNOWN     502 retry=false
+NOT_FOUND           404 retry=false
+CONFLICT            409 retry=false
+CLOCK               503 retry=true
+STORAGE_FULL        507 retry=true
+INTERNAL            500 retry=true
+";
+
+    const REFUSALS: &str = "\
+TooLarge            TOO_LARGE
+NotStrictJson       MALFORMED
+UnknownMember       MALFORMED
+DuplicateMember     MALFORMED
+MissingMember       MALFORMED
+BadMember           MALFORMED
+BadSigMember        MALFORMED
+UnsupportedVersion  UNSUPPORTED_VERSION
+UnknownType         UNKNOWN_TYPE
+BadName             MALFORMED
+UnknownAgent        NOT_AUTHENTIC
+BadSignature        NOT_AUTHENTIC
+NotThisSession      NOT_AUTHENTIC
+WrongAudience       WRONG_AUDIENCE
+BadKey              BAD_KEY
+Stale               STALE
+BelowFloor          STALE
+Replayed            REPLAYED
+InvalidBody         INVALID_BODY
+SessionRequired     SESSION_REQUIRED
+Denied              DENIED
+RequestDenied       DENIED
+OfferDenied         OFFER_DENIED
+NoSuchCall          NO_SUCH_CALL
+TokenMalformed      TOKEN_MALFORMED
+TokenTooCostly      TOKEN_TOO_COSTLY
+TokenUnsealed       TOKEN_UNSEALED
+TokenInvalid        TOKEN_INVALID
+TokenExpired        TOKEN_EXPIRED
+TokenRevoked        TOKEN_REVOKED
+NotHolder           NOT_HOLDER
+ArgsUncheckable     ARGS_UNCHECKABLE
+TokenUndecided      TOKEN_UNDECIDED
+Busy                BUSY
+Unavailable         UNAVAILABLE
+Deadline            DEADLINE
+Cancelled           CANCELLED
+OutcomeUnknown      OUTCOME_UNKNOWN
+NotFound            NOT_FOUND
+Conflict            CONFLICT
+Clock               CLOCK
+StorageFull         STORAGE_FULL
+Internal            INTERNAL
+";
+
+    #[test]
+    fn wire_codes_never_change() {
+        let codes: String = Code::ALL
+            .iter()
+            .map(|code| {
+                let (status, retry) = (code.http_status(), code.is_retryable());
+                format!("{:<20}{status} retry={retry}\n", code.as_str())
+            })
+            .collect();
+        assert_eq!(codes, CODES, "the codes are:\n{codes}");
+        let first = Refusal::TooLarge(2, 1);
+        let refusals: String = std::iter::successors(Some(first), after)
+            .map(|refusal| format!("{:<20}{}\n", variant(&refusal), refusal.code()))
+            .collect();
+        assert_eq!(refusals, REFUSALS, "the refusals are:\n{refusals}");
+    }
+
+    #[test]
+    fn a_code_reads_back_and_travels_under_one_name() {
+        for code in Code::ALL {
+            assert_eq!(code.as_str().parse(), Ok(code));
+            let json = serde_json::to_string(&code).unwrap();
+            assert_eq!(json, format!("\"{code}\""));
+        }
+        assert_eq!("malformed".parse::<Code>(), Err(UnknownCode));
+    }
+
+    #[test]
+    fn the_specification_prints_exactly_these_codes() {
+        let rows: String = Code::ALL
+            .iter()
+            .map(|code| {
+                let retryable = if code.is_retryable() { "yes" } else { "no" };
+                let (status, meaning) = (code.http_status(), code.meaning());
+                format!("| `{code}` | {status} | {retryable} | {meaning} |\n")
+            })
+            .collect();
+        let table = format!("| code | HTTP | retryable | meaning |\n|---|---|---|---|\n{rows}");
+        let spec = include_str!("../SPEC.md");
+        assert!(
+            spec.contains(&format!("\n\n{table}\n")),
+            "SPEC.md, *Refusals*, should print:\n{table}"
+        );
+    }
+
+    #[test]
+    fn a_stranger_is_told_the_same_of_a_name_and_of_a_signature() {
+        let unknown = Refusal::UnknownAgent("bob@acme".parse().unwrap());
+        let session = Refusal::NotThisSession("bob@acme".parse().unwrap());
+        let said = ErrorBody::from(&Refusal::BadSignature);
+        assert_eq!(ErrorBody::from(&unknown), said);
+        assert_eq!(ErrorBody::from(&session), said);
+    }
+}
