@@ -1,6 +1,9 @@
 //! The command line as a whole. Each noun's own arguments stand with what it does, in `command/`.
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
+use proto_spec::Digest;
 
 use crate::command::{
     agent, call, completions, context, doctor, enrol, event, explain, init, token, tools,
@@ -46,6 +49,26 @@ pub(crate) enum Command {
     Internal(demo::role::Internal),
 }
 
+/// Put before a revocation id that begins with a hyphen, so that it is not read as an option.
+pub(crate) const MARK: &str = "id:";
+
+impl Cli {
+    /// The command line of this process. One id in 64 begins with a hyphen, and nothing else looks
+    /// like one.
+    pub(crate) fn of_process() -> Self {
+        Self::parse_from(std::env::args_os().map(marked))
+    }
+}
+
+fn marked(word: OsString) -> OsString {
+    match word.to_str() {
+        Some(text) if text.starts_with('-') && text.parse::<Digest>().is_ok() => {
+            format!("{MARK}{text}").into()
+        }
+        _ => word,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -53,7 +76,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
+        Cli::try_parse_from(line.split_whitespace().map(|word| marked(word.into())))
     }
 
     #[test]
@@ -128,5 +151,16 @@ mod tests {
     fn a_wrong_time_is_told_before_anything_is_sent() {
         assert!(parse("fem-cli token issue fs --capability x --expires 7d").is_ok());
         assert!(parse("fem-cli token issue fs --capability x --expires tomorrow").is_err());
+    }
+
+    #[test]
+    fn an_id_that_begins_with_a_hyphen_is_an_id() {
+        for start in ["-h", "--", "-x"] {
+            let id = format!("{start}{}", "A".repeat(41));
+            assert!(
+                parse(&format!("fem-cli token revoke {id} --reason r")).is_ok(),
+                "{id}"
+            );
+        }
     }
 }

@@ -22,13 +22,11 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use crate::args::Cli;
 use crate::failure::{Exit, Failure};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     let json = cli.json;
     match command::run(cli) {
         Ok(()) => ExitCode::from(Exit::Done as u8),

@@ -1,5 +1,10 @@
 //! The commands as people type them, against a broker of their own.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on has failed, and says where"
+)]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -88,10 +93,10 @@ impl Org {
         }
     }
 
-    /// Runs one command line; words are split at spaces, `_` in a word stands for a space.
+    /// Runs one command line; words are split at spaces, `·` in a word stands for a space.
     #[track_caller]
     fn run(&self, exit: i32, line: &str) -> String {
-        let words: Vec<String> = line.split(' ').map(|word| word.replace('_', " ")).collect();
+        let words: Vec<String> = line.split(' ').map(|word| word.replace('·', " ")).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let done = fem(self.dir.path(), &words).output().unwrap();
         assert_eq!(done.status.code(), Some(exit), "{line}\n{}", told(&done));
@@ -101,6 +106,13 @@ impl Org {
     #[track_caller]
     fn json(&self, line: &str) -> Value {
         serde_json::from_str(&self.run(0, &format!("{line} --json"))).unwrap()
+    }
+
+    /// Repeats a call until somebody serves its tool: the offer is on its way.
+    fn wait_for_provider(&self, call: &str) {
+        let words: Vec<&str> = call.split(' ').collect();
+        let is_missing = || fem(self.dir.path(), &words).output().unwrap().status.code() == Some(5);
+        assert!((0..500).any(|_| !is_missing()), "nobody serves: {call}");
     }
 
     /// Registers and approves an agent.
@@ -192,12 +204,11 @@ fn a_grant_on_record_permits_what_it_says_until_it_is_revoked() {
     org.run(0, "context use acme");
     let reports = srv.join("reports").display().to_string();
     let issue =
-        format!("token issue researcher --capability files.read --where path_under_{reports}");
+        format!("token issue researcher --capability files.read --where path·under·{reports}");
     let id = org.json(&issue)["id"].as_str().unwrap().to_owned();
     let read = |path: &str| {
         format!("--context researcher.toml call files@acme files.read --arg path={reports}/{path}")
     };
-    // Until the provider's offer is taken, the call waits for somebody who serves it.
     while fem(
         org.dir.path(),
         &read("a.txt").split(' ').collect::<Vec<_>>(),
@@ -218,7 +229,12 @@ fn a_grant_on_record_permits_what_it_says_until_it_is_revoked() {
         org.run(0, "token list")
             .contains(&format!("path under {reports}"))
     );
+    assert_eq!(
+        org.run(0, "token list --to researcher --ids"),
+        format!("{id}\n")
+    );
     org.run(0, &format!("token revoke {id}"));
+    assert_eq!(org.run(0, "token list --to researcher --ids"), "\n");
     org.run(3, &read("a.txt"));
 }
 

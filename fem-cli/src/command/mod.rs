@@ -9,7 +9,6 @@ pub(crate) mod enrol;
 pub(crate) mod event;
 pub(crate) mod explain;
 pub(crate) mod init;
-pub(crate) mod register;
 pub(crate) mod token;
 pub(crate) mod tools;
 

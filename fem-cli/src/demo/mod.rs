@@ -4,6 +4,7 @@
 //! gone afterwards. Every line with a mark is an expectation that was checked: one that fails ends the
 //! demo with an exit code of its own.
 
+mod process;
 pub(crate) mod role;
 mod stage;
 mod tell;
@@ -14,7 +15,8 @@ use proto_spec::identity::AgentId;
 use crate::failure::Outcome;
 use crate::probe;
 use crate::time;
-use stage::{Order, Said, Stage};
+use process::{Order, Said};
+use stage::Stage;
 use tell::Teller;
 
 /// Shows what FEM does, for real: a broker, two agents, calls allowed and refused, a revocation

@@ -11,7 +11,8 @@ use agent_sdk::{Agent, Call, Error, RegisterOptions, Registration, Tool, ToolErr
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use super::stage::{FILES, Order, Said};
+use super::process::{Order, Said};
+use super::stage::FILES;
 use crate::connect::configure;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use proto_spec::Code;
 
-use super::stage::Said;
+use super::process::Said;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Paint, escape, print};
 use crate::programs;

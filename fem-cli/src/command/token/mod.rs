@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::command::wait_for;
 use crate::connect::Chosen;
 use crate::failure::Outcome;
-use crate::output::{Output, Table, join};
+use crate::output::{self, Output, Table, join};
 use crate::request;
 use crate::time;
 use crate::words;
@@ -28,9 +28,19 @@ enum Act {
     Inspect(read::Inspect),
     Attenuate(narrow::Attenuate),
     Verify(read::Verify),
-    /// Lists what was issued, by whom, to whom, and whether it is revoked
-    List,
+    List(List),
     Revoke(revoke::Revoke),
+}
+
+/// Lists what was issued, to whom, and whether it is revoked
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Only what was issued to this agent, or for these names
+    #[arg(long, value_name = "NAME")]
+    to: Option<String>,
+    /// Only the ids of what is in force, one a line: for `token revoke`
+    #[arg(long, conflicts_with = "json")]
+    ids: bool,
 }
 
 pub(crate) fn run(args: Token, chosen: &Chosen, output: Output) -> Outcome {
@@ -39,14 +49,22 @@ pub(crate) fn run(args: Token, chosen: &Chosen, output: Output) -> Outcome {
         Act::Inspect(args) => read::inspect(&args, chosen, output),
         Act::Attenuate(args) => narrow::run(args, chosen, output),
         Act::Verify(args) => read::verify(&args, chosen, output),
-        Act::List => wait_for(list(chosen, output)),
+        Act::List(args) => wait_for(list(args, chosen, output)),
         Act::Revoke(args) => wait_for(revoke::run(args, chosen, output)),
     }
 }
 
-async fn list(chosen: &Chosen, output: Output) -> Outcome {
-    let tokens = request::tokens(&chosen.agent()?).await?;
+async fn list(args: List, chosen: &Chosen, output: Output) -> Outcome {
+    let mut tokens = request::tokens(&chosen.agent()?).await?;
     let now = time::now();
+    if let Some(to) = &args.to {
+        tokens.retain(|token| token.subject == *to);
+    }
+    if args.ids {
+        tokens.retain(|token| !token.revoked && token.expires > now);
+        let ids: Vec<String> = tokens.iter().map(|token| token.id.to_string()).collect();
+        return output::print(&ids.join("\n"));
+    }
     output.list(&json!(tokens), || {
         let mut table = Table::new(
             &["id", "to", "may do", "only if", "until", "state"],

@@ -6,6 +6,7 @@ use proto_spec::message::{self, Ack};
 use proto_spec::{Digest, Kind};
 
 use super::read;
+use crate::args::MARK;
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, join};
@@ -14,12 +15,19 @@ use crate::token_file;
 
 /// Revokes grants and tokens: in force for the next message, also on open connections
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    after_help = "\
 An admin revokes by id: see `fem-cli token list` and `token inspect`.
-Whoever holds a token revokes it, and all that was delegated from it, with --token FILE.")]
+Whoever holds a token revokes it, and all that was delegated from it, with --token FILE.",
+    disable_help_flag = true
+)]
 pub(crate) struct Revoke {
     /// Revocation ids
-    #[arg(value_name = "ID", required_unless_present = "token")]
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "token",
+        value_parser = revocation_id
+    )]
     ids: Vec<Digest>,
     /// The token that shows that you hold, or held, what you revoke
     #[arg(long, value_name = "FILE")]
@@ -30,6 +38,13 @@ pub(crate) struct Revoke {
     /// The organisation's root key: base64, did:key, or a file such as ORG/keys/root.pub
     #[arg(long, value_name = "KEY-or-FILE")]
     root_key: Option<String>,
+}
+
+/// An id as it is typed, or as [`crate::args`] marked it.
+fn revocation_id(text: &str) -> Result<Digest, String> {
+    let id = text.strip_prefix(MARK).unwrap_or(text);
+    id.parse()
+        .map_err(|e: proto_spec::signature::BadDigest| e.to_string())
 }
 
 pub(super) async fn run(args: Revoke, chosen: &Chosen, output: Output) -> Outcome {

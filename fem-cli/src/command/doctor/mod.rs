@@ -1,19 +1,21 @@
 //! `doctor`: looks at everything that a working set-up needs, and says what to do about the rest.
 
+mod findings;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_sdk::Agent;
 use proto_spec::message::DiscoverTools;
 use proto_spec::{Timestamp, limits};
-use serde::Serialize;
 
+use self::findings::{Findings, Health, told};
 use crate::certificate;
 use crate::connect::{Chosen, configure};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::files::{self, quoted};
-use crate::output::{Output, Paint, escape};
+use crate::output::Output;
 use crate::probe::{self, Seen, Trouble};
 use crate::programs;
 use crate::time;
@@ -24,55 +26,6 @@ pub(crate) struct Doctor {
     /// Also look at a broker's configuration on this machine
     #[arg(long, value_name = "broker.toml")]
     config: Option<PathBuf>,
-}
-
-/// How a look at one thing went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Health {
-    Ok,
-    Warn,
-    Fail,
-}
-
-/// One line.
-#[derive(Debug, Serialize)]
-struct Finding {
-    health: Health,
-    what: &'static str,
-    seen: String,
-    /// What to do; empty where nothing is.
-    next: String,
-}
-
-/// All lines so far.
-#[derive(Default)]
-struct Findings(Vec<Finding>);
-
-impl Findings {
-    fn ok(&mut self, what: &'static str, seen: impl Into<String>) {
-        self.add(Health::Ok, what, seen, "");
-    }
-    fn warn(&mut self, what: &'static str, seen: impl Into<String>, next: impl Into<String>) {
-        self.add(Health::Warn, what, seen, next);
-    }
-    fn fail(&mut self, what: &'static str, seen: impl Into<String>, next: impl Into<String>) {
-        self.add(Health::Fail, what, seen, next);
-    }
-    fn add(
-        &mut self,
-        health: Health,
-        what: &'static str,
-        seen: impl Into<String>,
-        next: impl Into<String>,
-    ) {
-        self.0.push(Finding {
-            health,
-            what,
-            seen: seen.into(),
-            next: next.into(),
-        });
-    }
 }
 
 /// A certificate that ends sooner is worth a warning.
@@ -103,27 +56,6 @@ pub(crate) async fn run(args: &Doctor, chosen: &Chosen, output: Output) -> Outco
             found.0.len()
         ))),
     }
-}
-
-fn told(lines: &[Finding]) -> String {
-    let paint = Paint::stdout();
-    let mut text = String::new();
-    for line in lines {
-        let mark = match line.health {
-            Health::Ok => paint.good("ok  "),
-            Health::Warn => paint.warn("warn"),
-            Health::Fail => paint.bad("fail"),
-        };
-        text.push_str(&format!(
-            "{mark}  {:<15}  {}\n",
-            line.what,
-            escape(&line.seen)
-        ));
-        if !line.next.is_empty() {
-            text.push_str(&format!("      {:<15}  → {}\n", "", escape(&line.next)));
-        }
-    }
-    text
 }
 
 /// What lies on the broker's own machine.

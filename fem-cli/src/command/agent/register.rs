@@ -25,7 +25,7 @@ Run it again to see what was decided; with --wait it does that itself.
 
 Example:
   fem-cli agent register files --context acme/join.toml --want 'report.*' --wait")]
-pub(crate) struct Register {
+pub(super) struct Register {
     /// How the agent is to be called
     name: Name,
     /// What it would like to be granted; may be repeated
@@ -54,7 +54,7 @@ pub(crate) struct Register {
     context_out: Option<PathBuf>,
 }
 
-pub(crate) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outcome {
+pub(super) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outcome {
     let broker = chosen.context()?;
     let id = AgentId::new(args.name.clone(), broker.org()?.clone());
     let key_file = args

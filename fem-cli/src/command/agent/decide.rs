@@ -1,62 +1,22 @@
-//! `agent`: asks to become one, and decides who does.
+//! `agent approve`, `deny`, `revoke`: what an admin decides about agents.
 
-use proto_spec::message::{
-    Ack, AgentApprove, AgentDeny, AgentRecord, AgentRevoke, AgentShow, PendingRecord,
-};
+use proto_spec::message::{Ack, AgentApprove, AgentDeny, AgentRecord, AgentRevoke, PendingRecord};
 use proto_spec::{Kind, Name, Pattern, PublicKey};
 use serde_json::json;
 
-use crate::command::register;
+use super::{fetch, in_words};
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Output, Table, escape, join};
+use crate::output::Output;
 use crate::request::{self, unexpected};
 use crate::time::{self, When};
-
-/// Registers agents, and decides about them
-#[derive(Debug, clap::Args)]
-pub(crate) struct Agent {
-    #[command(subcommand)]
-    act: Act,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Act {
-    Register(register::Register),
-    /// Lists agents, and requests that wait for a decision
-    List,
-    /// Shows one agent, and requests under its name
-    Show {
-        /// Whom
-        name: Name,
-    },
-    Approve(Approve),
-    /// Denies a request; nothing becomes of it
-    Deny {
-        /// Whom
-        name: Name,
-        #[command(flatten)]
-        which: Which,
-        /// What the agent is told
-        #[arg(long)]
-        reason: Option<String>,
-    },
-    /// Revokes an agent: its key, its grants and its sessions, at once and for good
-    Revoke {
-        /// Whom
-        name: Name,
-        /// For the record
-        #[arg(long)]
-        reason: Option<String>,
-    },
-}
 
 /// Approves a request, with what you choose to grant; what was asked for is only shown
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   fem-cli agent approve files --fingerprint 9f2c:… --capability 'report.*'")]
-struct Approve {
+pub(super) struct Approve {
     /// Whom
     name: Name,
     #[command(flatten)]
@@ -79,139 +39,13 @@ struct Approve {
 /// tells you, not with what the request says.
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
-struct Which {
+pub(super) struct Which {
     /// The key's fingerprint, as `agent register` printed it for the developer
     #[arg(long, value_name = "HEX")]
     fingerprint: Option<String>,
     /// The key itself: base64 or did:key
     #[arg(long)]
     key: Option<PublicKey>,
-}
-
-pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome {
-    match args.act {
-        Act::Register(args) => register::run(args, chosen, output).await,
-        Act::List => list(chosen, output).await,
-        Act::Show { name } => show(chosen, output, name).await,
-        Act::Approve(args) => approve(chosen, output, args).await,
-        Act::Deny {
-            name,
-            which,
-            reason,
-        } => deny(chosen, output, name, &which, reason).await,
-        Act::Revoke { name, reason } => revoke(chosen, output, name, reason).await,
-    }
-}
-
-async fn list(chosen: &Chosen, output: Output) -> Outcome {
-    let (agents, pending) = request::agents(&chosen.agent()?).await?;
-    let value = json!({"agents": agents, "pending": pending});
-    output.give(&value, || {
-        format!("{}{}", agent_table(&agents), pending_table(&pending))
-    })
-}
-
-fn agent_table(agents: &[AgentRecord]) -> Table {
-    let mut table = Table::new(
-        &["agent", "sessions", "may do", "may offer", "fingerprint"],
-        "No agents.\n",
-    );
-    for agent in agents {
-        table.row([
-            agent.name.as_str(),
-            &agent.sessions.to_string(),
-            &join(&agent.capabilities),
-            &join(&agent.prefixes),
-            &agent.fingerprint,
-        ]);
-    }
-    table
-}
-
-fn pending_table(pending: &[PendingRecord]) -> String {
-    if pending.is_empty() {
-        return String::new();
-    }
-    let mut table = Table::new(
-        &[
-            "pending",
-            "asks to do",
-            "asks to offer",
-            "from",
-            "fingerprint",
-            "note",
-        ],
-        "",
-    );
-    for request in pending {
-        let change = if request.key_change {
-            " (another key)"
-        } else {
-            ""
-        };
-        table.row([
-            &format!("{}{change}", request.name),
-            &join(&request.capabilities),
-            &join(&request.prefixes),
-            &request.from,
-            &request.fingerprint,
-            request.note.as_deref().unwrap_or_default(),
-        ]);
-    }
-    format!(
-        "\n{table}\nDecide: fem-cli agent approve NAME --fingerprint HEX --capability PATTERN, or agent deny NAME\n"
-    )
-}
-
-async fn fetch(
-    agent: &agent_sdk::Agent,
-    name: &Name,
-) -> Outcome<(Option<AgentRecord>, Vec<PendingRecord>)> {
-    match request::act(
-        agent,
-        Kind::AdminAgentShow,
-        &AgentShow { name: name.clone() },
-    )
-    .await?
-    {
-        Ack::Agent { agent, pending } => Ok((agent, pending)),
-        other => Err(unexpected(&other)),
-    }
-}
-
-async fn show(chosen: &Chosen, output: Output, name: Name) -> Outcome {
-    let (agent, pending) = fetch(&chosen.agent()?, &name).await?;
-    if agent.is_none() && pending.is_empty() {
-        return Err(
-            Failure::not_found(format!("nobody is called {name}, and nobody asks to be"))
-                .next("see `fem-cli agent list`"),
-        );
-    }
-    let value = json!({"agent": agent, "pending": pending});
-    output.give(&value, || {
-        let agent = agent.as_ref().map(in_words).unwrap_or_default();
-        format!("{agent}{}", pending_table(&pending))
-    })
-}
-
-fn in_words(agent: &AgentRecord) -> String {
-    let admin = agent.admin.as_ref().map_or(String::new(), |scope| {
-        format!(
-            "may grant    {}\nto           {}\n",
-            join(&scope.grantable),
-            join(&scope.names)
-        )
-    });
-    format!(
-        "agent        {}\nkey          {}\nfingerprint  {}\nmay do       {}\nmay offer    {}\n{admin}sessions     {}\nsince        {}\n",
-        agent.name,
-        agent.key,
-        escape(&agent.fingerprint),
-        join(&agent.capabilities),
-        join(&agent.prefixes),
-        agent.sessions,
-        time::show_from(agent.since, time::now()),
-    )
 }
 
 /// The one request that is meant. A key is never picked for the admin where there are several.
@@ -244,7 +78,7 @@ fn chosen_request<'a>(
     }
 }
 
-async fn approve(chosen: &Chosen, output: Output, args: Approve) -> Outcome {
+pub(super) async fn approve(chosen: &Chosen, output: Output, args: Approve) -> Outcome {
     let admin = chosen.agent()?;
     let (existing, pending) = fetch(&admin, &args.name).await?;
     let key = match (&existing, pending.is_empty()) {
@@ -289,7 +123,7 @@ fn known_key(agent: &AgentRecord, which: &Which) -> Outcome<PublicKey> {
     .next(format!("see `fem-cli agent show {}`", agent.name)))
 }
 
-async fn deny(
+pub(super) async fn deny(
     chosen: &Chosen,
     output: Output,
     name: Name,
@@ -312,7 +146,12 @@ async fn deny(
     }
 }
 
-async fn revoke(chosen: &Chosen, output: Output, name: Name, reason: Option<String>) -> Outcome {
+pub(super) async fn revoke(
+    chosen: &Chosen,
+    output: Output,
+    name: Name,
+    reason: Option<String>,
+) -> Outcome {
     let body = AgentRevoke {
         name: name.clone(),
         reason,
@@ -369,14 +208,5 @@ mod tests {
         let one = [request(1)];
         assert!(chosen_request(&one, &which(None, None), &name).is_ok());
         assert!(chosen_request(&one, &which(None, Some(two[1].key)), &name).is_err());
-    }
-
-    #[test]
-    fn a_strangers_note_cannot_write_to_the_admins_terminal() {
-        let shown = pending_table(&[request(2)]);
-        assert!(
-            shown.contains(r"approve me\u{1b}[2J") && shown.contains("(another key)"),
-            "{shown}"
-        );
     }
 }

@@ -1,0 +1,86 @@
+//! What `doctor` finds: one line for each thing it looked at.
+
+use serde::Serialize;
+
+use crate::output::{Paint, escape};
+
+/// How a look at one thing went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Health {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One line.
+#[derive(Debug, Serialize)]
+pub(super) struct Finding {
+    pub(super) health: Health,
+    what: &'static str,
+    seen: String,
+    /// What to do; empty where nothing is.
+    next: String,
+}
+
+/// All lines so far.
+#[derive(Default)]
+pub(super) struct Findings(pub(super) Vec<Finding>);
+
+impl Findings {
+    pub(super) fn ok(&mut self, what: &'static str, seen: impl Into<String>) {
+        self.add(Health::Ok, what, seen, "");
+    }
+    pub(super) fn warn(
+        &mut self,
+        what: &'static str,
+        seen: impl Into<String>,
+        next: impl Into<String>,
+    ) {
+        self.add(Health::Warn, what, seen, next);
+    }
+    pub(super) fn fail(
+        &mut self,
+        what: &'static str,
+        seen: impl Into<String>,
+        next: impl Into<String>,
+    ) {
+        self.add(Health::Fail, what, seen, next);
+    }
+    fn add(
+        &mut self,
+        health: Health,
+        what: &'static str,
+        seen: impl Into<String>,
+        next: impl Into<String>,
+    ) {
+        self.0.push(Finding {
+            health,
+            what,
+            seen: seen.into(),
+            next: next.into(),
+        });
+    }
+}
+
+/// The lines as people read them.
+pub(super) fn told(lines: &[Finding]) -> String {
+    let paint = Paint::stdout();
+    let mut text = String::new();
+    for line in lines {
+        let mark = match line.health {
+            Health::Ok => paint.good("ok  "),
+            Health::Warn => paint.warn("warn"),
+            Health::Fail => paint.bad("fail"),
+        };
+        text.push_str(&format!(
+            "{mark}  {:<15}  {}\n",
+            line.what,
+            escape(&line.seen)
+        ));
+        if !line.next.is_empty() {
+            text.push_str(&format!("      {:<15}  → {}\n", "", escape(&line.next)));
+        }
+    }
+    text
+}
