@@ -63,6 +63,7 @@ pub struct Limits {
     pub outbox_max: usize,
     pub nonces_max: usize,
     pub nonces_per_sender_max: usize,
+    pub nonces_per_network_max: usize,
     pub pending_max: usize,
     pub token_lifetime_max_s: u64,
     pub token_lifetime_s: u64,
@@ -82,6 +83,7 @@ impl Default for Limits {
             outbox_max: 2_048,
             nonces_max: 4_000_000,
             nonces_per_sender_max: 1_000_000,
+            nonces_per_network_max: 4_096,
             pending_max: 1_024,
             token_lifetime_max_s: 90 * 86_400,
             token_lifetime_s: 30 * 86_400,
@@ -148,6 +150,11 @@ impl Limits {
         bound(
             "nonces_per_sender_max",
             self.nonces_per_sender_max as u64,
+            1..=self.nonces_max as u64,
+        );
+        bound(
+            "nonces_per_network_max",
+            self.nonces_per_network_max as u64,
             1..=self.nonces_max as u64,
         );
         bound("pending_max", self.pending_max as u64, 1..=1_000_000);

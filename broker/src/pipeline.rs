@@ -214,7 +214,10 @@ impl Core {
             return Err(Refused { refusal, ..stopped });
         }
         if let (Kind::RegisterAgent, Door::Post { network, .. }) = (kind, door) {
-            let nonces = self.state.replay.newcomers(*network);
+            let nonces = self
+                .state
+                .replay
+                .newcomers(*network, self.config.limits.nonces_per_network_max);
             let newcomer = received.introduce(&judge, &nonces);
             let newcomer = newcomer.map_err(|refusal| Refused { refusal, ..stopped })?;
             return Ok(Decided::Newcomer(Box::new(newcomer)));

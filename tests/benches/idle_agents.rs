@@ -36,7 +36,7 @@ fn main() -> Result<()> {
 async fn run(agents: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let admin = Actor::new("root-admin", 1)?;
-    organisation(folder.path(), &admin, "")?;
+    organisation(folder.path(), &admin, "nonces_per_network_max = 65536")?;
     let broker = Process::start(&folder.path().join("broker.toml"))?;
     let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem"))?;
     let line = Line::new(broker.address, &authority)?;

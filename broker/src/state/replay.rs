@@ -24,8 +24,6 @@ const SEGMENT: usize = 128;
 const RECORD_BYTES: usize = 32;
 const HEADER_BYTES: u64 = 4_096;
 const MAGIC: &[u8; 8] = b"FEMWIN\x00\x01";
-/// Nonces that all newcomers of one network share: registering is rare.
-const NEWCOMERS_MAX: usize = 256;
 
 /// Every nonce once, for as long as it could be replayed.
 #[derive(Debug)]
@@ -390,10 +388,11 @@ impl Replay {
 
     /// The part of the window that strangers from one network share.
     #[must_use]
-    pub fn newcomers(&self, network: u64) -> Newcomers<'_> {
+    pub fn newcomers(&self, network: u64, share_max: usize) -> Newcomers<'_> {
         Newcomers {
             replay: self,
             network,
+            share_max,
         }
     }
 }
@@ -416,6 +415,7 @@ impl Nonces for Replay {
 pub struct Newcomers<'a> {
     replay: &'a Replay,
     network: u64,
+    share_max: usize,
 }
 
 impl Nonces for Newcomers<'_> {
@@ -427,7 +427,7 @@ impl Nonces for Newcomers<'_> {
         _: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.replay.secret, key, nonce);
-        self.replay.remember(self.network, NEWCOMERS_MAX, tag, ts)
+        self.replay.remember(self.network, self.share_max, tag, ts)
     }
 }
 
