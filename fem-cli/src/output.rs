@@ -37,8 +37,12 @@ pub(crate) fn json(value: &impl Serialize) -> Outcome {
     print(&serde_json::to_string(value)?)
 }
 
-/// Writes one text and a line end. A reader that went away (`| head`) is no failure of ours.
+/// Writes one text and a line end; nothing for no text. A reader that went away (`| head`) is no
+/// failure of ours.
 pub(crate) fn print(text: &str) -> Outcome {
+    if text.is_empty() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

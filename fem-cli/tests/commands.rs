@@ -209,16 +209,7 @@ fn a_grant_on_record_permits_what_it_says_until_it_is_revoked() {
     let read = |path: &str| {
         format!("--context researcher.toml call files@acme files.read --arg path={reports}/{path}")
     };
-    while fem(
-        org.dir.path(),
-        &read("a.txt").split(' ').collect::<Vec<_>>(),
-    )
-    .output()
-    .unwrap()
-    .status
-    .code()
-        == Some(5)
-    {}
+    org.wait_for_provider(&read("a.txt"));
     assert_eq!(org.run(0, &read("a.txt")), "hello\n");
     assert_eq!(org.json(&read("a.txt")), "hello");
     org.run(7, &read("missing.txt"));
@@ -234,7 +225,7 @@ fn a_grant_on_record_permits_what_it_says_until_it_is_revoked() {
         format!("{id}\n")
     );
     org.run(0, &format!("token revoke {id}"));
-    assert_eq!(org.run(0, "token list --to researcher --ids"), "\n");
+    assert_eq!(org.run(0, "token list --to researcher --ids"), "");
     org.run(3, &read("a.txt"));
 }
 
@@ -274,16 +265,7 @@ fn a_token_is_narrowed_offline_and_revoked_by_its_holder() {
             "--context researcher.toml call files@acme files.read --arg path=/none --token {token}"
         )
     };
-    while fem(
-        org.dir.path(),
-        &call("n.token").split(' ').collect::<Vec<_>>(),
-    )
-    .output()
-    .unwrap()
-    .status
-    .code()
-        == Some(5)
-    {}
+    org.wait_for_provider(&call("n.token"));
     org.run(7, &call("n.token"));
     org.run(
         3,

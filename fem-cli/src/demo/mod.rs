@@ -38,7 +38,7 @@ pub(crate) async fn run(args: &Demo) -> Outcome {
         _ = tokio::signal::ctrl_c() => Err(crate::failure::Failure::fault("stopped; everything is cleaned up")),
     };
     told?;
-    teller.end()
+    teller.end(args.keep)
 }
 
 async fn story(teller: &Teller, keep: bool) -> Outcome {

@@ -96,13 +96,17 @@ impl Teller {
         .next("run it again with --keep and look at what was made; this is a bug worth reporting"))
     }
 
-    pub(super) fn end(&self) -> Outcome {
+    pub(super) fn end(&self, kept: bool) -> Outcome {
+        let left = match kept {
+            true => "The directory is kept, the processes have ended.",
+            false => "Everything is cleaned up.",
+        };
         print(&format!(
             "\n{}\n\nWhat holds here holds between people who do not know each other's code:\n\
              nobody acts without a key, a key does nothing without a grant, and a grant ends when you say so.\n\n\
              Do it yourself:\n  {} init acme\n  {} acme/broker.toml",
             self.paint.good(&format!(
-                "All {} expectations held. Everything is cleaned up.",
+                "All {} expectations held. {left}",
                 self.proven.get()
             )),
             programs::cli(),
