@@ -784,6 +784,9 @@ impl Vouched {
         if said.envelope.kind() != Kind::Credential {
             return Err(Refusal::UnknownType(said.envelope.kind().to_string()));
         }
+        if said.envelope.to().is_none() {
+            return Err(Refusal::WrongAudience(None));
+        }
         let credential: Credential = said.envelope.read_body()?;
         if credential.expires < now {
             return Err(Refusal::Stale(

@@ -112,6 +112,12 @@ fn the_readmes_steps_work_as_written() {
                 kept.push(background(script, folder.path(), ""));
                 wait_for_tool(folder.path());
             }
+            "pending" => {
+                for line in script.lines() {
+                    let status = shell(line, folder.path()).output().unwrap().status;
+                    assert_eq!(status.code(), Some(6), "{line}");
+                }
+            }
             "refused" => {
                 let output = shell(script, folder.path()).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
