@@ -67,10 +67,7 @@ impl Place<'_> {
             deadline: self.now.later(patience),
             progress: route.progress,
         };
-        core.state
-            .calls
-            .begin(call.id(), in_flight)
-            .map_err(|(refusal, _)| refusal)?;
+        core.state.calls.begin(call.id(), in_flight)?;
         let permit = || permit_of(call, &route, &core.state);
         let about = about_call(call, &route);
         let bytes = call.envelope().bytes();
@@ -375,9 +372,12 @@ fn hearing<'a>(required: &'a Pattern, agent: &'a AgentId, now: Timestamp) -> Que
     }
 }
 
+/// The caller, the provider, and the provider's key.
+type WordFor = (AgentId, AgentId, PublicKey);
+
 /// The broker's words for providers to callers by POST, so that not every answer is signed anew.
 pub struct PostCredentials {
-    known: Mutex<LruCache<(AgentId, AgentId, PublicKey), (Bytes, Timestamp)>>,
+    known: Mutex<LruCache<WordFor, (Bytes, Timestamp)>>,
 }
 
 impl std::fmt::Debug for PostCredentials {

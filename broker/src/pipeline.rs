@@ -195,7 +195,12 @@ impl Core {
     /// # Errors
     ///
     /// [`Refused`] says at which stage it stopped, and why.
-    pub fn decide(&self, bytes: Bytes, door: &Door, now: Timestamp) -> Result<Decided, Refused> {
+    pub fn decide(
+        &self,
+        bytes: Bytes,
+        door: &Door,
+        now: Timestamp,
+    ) -> Result<Decided, Box<Refused>> {
         let judge = self.judge(now);
         let mut stopped = Refused {
             refusal: Refusal::Internal,
@@ -205,13 +210,13 @@ impl Core {
         };
         let received = match Received::parse(bytes, self.config.limits.envelope_bytes_max) {
             Ok(received) => received,
-            Err(refusal) => return Err(Refused { refusal, ..stopped }),
+            Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),
         };
         let kind = received.envelope().kind();
         stopped.kind = Some(kind);
         stopped.stage = "verify";
         if let Err(refusal) = fits_door(&received, door) {
-            return Err(Refused { refusal, ..stopped });
+            return Err(Box::new(Refused { refusal, ..stopped }));
         }
         if let (Kind::RegisterAgent, Door::Post { network, .. }) = (kind, door) {
             let nonces = self
@@ -219,12 +224,12 @@ impl Core {
                 .replay
                 .newcomers(*network, self.config.limits.nonces_per_network_max);
             let newcomer = received.introduce(&judge, &nonces);
-            let newcomer = newcomer.map_err(|refusal| Refused { refusal, ..stopped })?;
+            let newcomer = newcomer.map_err(|refusal| Box::new(Refused { refusal, ..stopped }))?;
             return Ok(Decided::Newcomer(Box::new(newcomer)));
         }
         let verified = match received.verify(&*self.state) {
             Ok(verified) => verified,
-            Err(refusal) => return Err(Refused { refusal, ..stopped }),
+            Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),
         };
         stopped.sender = verified
             .envelope()
@@ -234,12 +239,12 @@ impl Core {
         stopped.stage = "admit";
         let fresh = match verified.admit(&judge, &self.state.replay) {
             Ok(fresh) => fresh,
-            Err(refusal) => return Err(Refused { refusal, ..stopped }),
+            Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),
         };
         stopped.stage = "authorize";
         match fresh.authorize(&self.standing(door), &judge) {
             Ok(authorized) => Ok(Decided::Authorized(Box::new(authorized))),
-            Err(refusal) => Err(Refused { refusal, ..stopped }),
+            Err(refusal) => Err(Box::new(Refused { refusal, ..stopped })),
         }
     }
 
@@ -438,9 +443,12 @@ impl Core {
     ) -> Result<(Arc<Session>, Bytes), Answer> {
         let (begun, now) = (Instant::now(), self.clock.now());
         let door = Door::Threshold { challenge };
-        let refuse = |refused: Refused| self.refuse(&refused, begun);
-        let Decided::Authorized(act) = self.decide(bytes, &door, now).map_err(refuse)? else {
-            return Err(refuse(Refused {
+        let refuse = |refused: &Refused| self.refuse(refused, begun);
+        let Decided::Authorized(act) = self
+            .decide(bytes, &door, now)
+            .map_err(|refused| refuse(&refused))?
+        else {
+            return Err(refuse(&Refused {
                 refusal: Refusal::Internal,
                 stage: "attach",
                 sender: None,
@@ -451,7 +459,7 @@ impl Core {
         let attached = self
             .admit_session(&act, challenge, outbox)
             .map_err(|refusal| {
-                refuse(Refused {
+                refuse(&Refused {
                     refusal,
                     stage: "attach",
                     sender: Some(sender),

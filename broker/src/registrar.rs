@@ -573,7 +573,7 @@ impl Desk {
             uses,
         };
         let sealed = issue::enrolment(&self.root, &self.state.org, &terms, at, expires, entropy()?)
-            .map_err(bad_terms)?;
+            .map_err(|error| bad_terms(&error))?;
         let id = self.id_of(&sealed)?;
         self.commit(&Change::EnrolmentIssued {
             id,
@@ -716,7 +716,8 @@ impl Desk {
     // --- minting ---------------------------------------------------------------------------------
 
     fn mint(&self, terms: &Terms) -> Result<Vec<u8>, Refusal> {
-        issue::grant(&self.root, &self.state.org, terms, entropy()?).map_err(bad_terms)
+        issue::grant(&self.root, &self.state.org, terms, entropy()?)
+            .map_err(|error| bad_terms(&error))
     }
 
     fn mint_record(
@@ -798,7 +799,8 @@ pub(crate) fn first_admin(
         sandbox: None,
         calls: None,
     };
-    let unsealed = issue::grant(root, admin.org(), &terms, entropy()?).map_err(bad_terms)?;
+    let unsealed =
+        issue::grant(root, admin.org(), &terms, entropy()?).map_err(|error| bad_terms(&error))?;
     Ok(Change::Approved {
         name: admin.name().clone(),
         key,
@@ -852,10 +854,10 @@ fn reissue_terms(token: &Token, agent: &AgentId, holder: PublicKey) -> Result<Te
 }
 
 fn sealed(unsealed: &[u8]) -> Result<Vec<u8>, Refusal> {
-    issue::seal(unsealed).map_err(bad_terms)
+    issue::seal(unsealed).map_err(|error| bad_terms(&error))
 }
 
-fn bad_terms(error: BadTerms) -> Refusal {
+fn bad_terms(error: &BadTerms) -> Refusal {
     Refusal::InvalidBody(error.to_string())
 }
 

@@ -1,6 +1,10 @@
 //! What tokens cost: opening, deciding by table, deciding with the engine, and the worst that the gate
 //! lets through. The gate's promise is that the last stays under 1 ms beyond its signatures.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests read files and measure; the core does neither"
+)]
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::hint::black_box;

@@ -20,7 +20,7 @@ use crate::capability::{
 };
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{AgentId, Audience, Org, Speaker};
-use crate::limits::{ENVELOPE_BYTES_MAX, TOOL_SEGMENTS_MAX};
+use crate::limits::{CREDENTIAL_VALIDITY, ENVELOPE_BYTES_MAX, TOOL_SEGMENTS_MAX};
 use crate::message::{self, Basis, Credential};
 use crate::refusal::Refusal;
 use crate::signature::{Digest, PublicKey};
@@ -788,6 +788,11 @@ impl Vouched {
             return Err(Refusal::WrongAudience(None));
         }
         let credential: Credential = said.envelope.read_body()?;
+        if credential.expires > said.envelope.ts().later(CREDENTIAL_VALIDITY) {
+            return Err(Refusal::InvalidBody(
+                "a credential that holds for longer than five minutes".into(),
+            ));
+        }
         if credential.expires < now {
             return Err(Refusal::Stale(
                 now.distance(credential.expires),

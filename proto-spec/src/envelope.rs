@@ -390,8 +390,8 @@ impl<'a> Slots<'a> {
             .strip_prefix('"')
             .and_then(|rest| rest.strip_suffix('"'))
             .ok_or(Refusal::BadMember(name, "a string"))?;
-        let plain = |b: u8| b >= 0x20 && b != b'\\' && b != 0x7f;
-        if !inner.bytes().all(plain) {
+        let plain = |c: char| !c.is_control() && c != '\\';
+        if !inner.chars().all(plain) {
             return Err(Refusal::BadMember(
                 name,
                 "no backslash and no control character",

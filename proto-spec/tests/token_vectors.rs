@@ -4,6 +4,10 @@
 //! `FEM_BLESS=1` rewrites it; without, a difference fails.
 
 #![expect(
+    clippy::disallowed_methods,
+    reason = "tests read files and measure; the core does neither"
+)]
+#![expect(
     clippy::expect_used,
     clippy::unwrap_used,
     reason = "a failing test panics"

@@ -1,6 +1,10 @@
 //! What tokens promise, attack by attack. Where an attacker's token is needed that our own issuer will
 //! not make, it is made with the engine's builder, or byte by byte.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests read files and measure; the core does neither"
+)]
 #![expect(clippy::expect_used, reason = "a failing test panics")]
 
 use biscuit_auth::builder::BlockBuilder;

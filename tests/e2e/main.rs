@@ -1,4 +1,10 @@
 //! Promises to users, each shown on a broker that listens. One file a promise.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that is surprised fails"
+)]
 
 mod admission;
 mod calls;

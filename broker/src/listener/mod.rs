@@ -97,7 +97,7 @@ async fn serve(
     match tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
         Ok(Ok(stream)) => http::serve(core, stream, client, stop, place).await,
         Ok(Err(error)) => {
-            tracing::debug!(client = %client.address(), error = ?error.to_string(), "no TLS handshake")
+            tracing::debug!(client = %client.address(), error = ?error.to_string(), "no TLS handshake");
         }
         Err(_) => tracing::debug!(client = %client.address(), "no TLS handshake in time"),
     }

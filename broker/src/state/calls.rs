@@ -71,15 +71,14 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Busy`] when as many are in flight as there may be; the reply goes back to the
-    /// caller of this function.
-    pub fn begin(&self, id: Digest, call: InFlight) -> Result<(), (Refusal, InFlight)> {
+    /// [`Refusal::Busy`] when as many are in flight as there may be.
+    pub fn begin(&self, id: Digest, call: InFlight) -> Result<(), Refusal> {
         if self.count.load(Ordering::Relaxed) >= self.max {
-            return Err((Refusal::Busy("the broker's table of calls"), call));
+            return Err(Refusal::Busy("the broker's table of calls"));
         }
         match self.by_id.entry(id) {
             // The nonce window makes this impossible; a second answer path must not replace the first.
-            Entry::Occupied(_) => Err((Refusal::Replayed, call)),
+            Entry::Occupied(_) => Err(Refusal::Replayed),
             Entry::Vacant(slot) => {
                 call.session.outstanding().fetch_add(1, Ordering::Relaxed);
                 if let Reply::Session(caller) = &call.reply {
