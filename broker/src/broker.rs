@@ -144,6 +144,7 @@ impl Broker {
         getrandom::fill(&mut run)?;
         let mut channels = config.channels.clone();
         channels.push(channel);
+        let bodies_kib = config.limits.bodies_bytes_max / 1_024;
         let core = Arc::new(Core {
             voice: Voice::new(broker_key, config.org.clone(), u64::from_be_bytes(run)),
             config,
@@ -153,6 +154,7 @@ impl Broker {
             metrics: Metrics::default(),
             channels,
             post_credentials: crate::calls::PostCredentials::default(),
+            bodies: tokio::sync::Semaphore::new(bodies_kib),
         });
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();

@@ -1,5 +1,6 @@
 //! The life of a call: delivered, fed, answered once, or ended by deadline, cancellation or loss.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -295,10 +296,12 @@ impl Place<'_> {
         let Some(Audience::Topic(_, topic)) = event.envelope().to() else {
             return Err(Refusal::WrongAudience(event.envelope().to().cloned()));
         };
+        let mut served = HashSet::new();
         for (session, subscription) in self.core.state.sessions.subscribers(topic) {
-            if !self.may_hear(&session, &subscription) {
+            if served.contains(&session.id()) || !self.may_hear(&session, &subscription) {
                 continue;
             }
+            served.insert(session.id());
             self.report_missed(&session);
             let bytes = event.envelope().bytes();
             let voice = &self.core.voice;
@@ -351,10 +354,9 @@ impl Place<'_> {
         let standing = Standing::of(&self.core.state);
         match &subscription.token {
             Some(token) => standing.alive(token).is_ok() && token.permits(&question).is_ok(),
-            None => standing
-                .granted(session.agent())
-                .iter()
-                .any(|token| token.permits(&question).is_ok()),
+            None => standing.granted(session.agent()).iter().any(|token| {
+                token.holder() == Some(session.key()) && token.permits(&question).is_ok()
+            }),
         }
     }
 }

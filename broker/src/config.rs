@@ -61,6 +61,8 @@ pub struct Limits {
     pub calls_max: usize,
     pub calls_per_session_max: usize,
     pub outbox_max: usize,
+    pub outbox_bytes_max: usize,
+    pub bodies_bytes_max: usize,
     pub nonces_max: usize,
     pub nonces_per_sender_max: usize,
     pub nonces_per_network_max: usize,
@@ -81,6 +83,8 @@ impl Default for Limits {
             calls_max: 65_536,
             calls_per_session_max: 1_024,
             outbox_max: 2_048,
+            outbox_bytes_max: 16 << 20,
+            bodies_bytes_max: 256 << 20,
             nonces_max: 4_000_000,
             nonces_per_sender_max: 1_000_000,
             nonces_per_network_max: 4_096,
@@ -144,6 +148,16 @@ impl Limits {
             "calls_per_session_max",
             self.calls_per_session_max as u64,
             1..=self.outbox_max as u64,
+        );
+        bound(
+            "outbox_bytes_max",
+            self.outbox_bytes_max as u64,
+            self.envelope_bytes_max as u64..=1 << 30,
+        );
+        bound(
+            "bodies_bytes_max",
+            self.bodies_bytes_max as u64,
+            self.envelope_bytes_max as u64..=1 << 40,
         );
         bound("outbox_max", self.outbox_max as u64, 1..=65_536);
         bound("nonces_max", self.nonces_max as u64, 1_024..=1_000_000_000);

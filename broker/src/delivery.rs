@@ -94,7 +94,12 @@ pub fn about_call(call: &Authorized, route: &Route) -> CredentialKey {
     CredentialKey {
         subject: call.agent().clone(),
         key: *call.key(),
-        call: Some((route.tool.name.clone(), basis, grant)),
+        call: Some((
+            route.tool.name.clone(),
+            route.tool.required().clone(),
+            basis,
+            grant,
+        )),
     }
 }
 

@@ -29,6 +29,9 @@ use crate::state::calls::Answer;
 use crate::state::sessions::{Session, Subscription};
 use crate::voice::Voice;
 
+/// Bytes of a `registerAgent`: it is kept until an admin decides, and anybody may send one.
+const REGISTER_BYTES_MAX: usize = 16 << 10;
+
 /// By which door an envelope came.
 #[derive(Debug, Clone)]
 pub enum Door {
@@ -76,6 +79,8 @@ pub struct Core {
     pub channels: Vec<Digest>,
     /// The broker's credentials for providers, for callers by POST.
     pub post_credentials: crate::calls::PostCredentials,
+    /// KiB of request bodies that may be in memory at once.
+    pub bodies: tokio::sync::Semaphore,
 }
 
 /// What passed admission.
@@ -566,6 +571,9 @@ fn fits_door(received: &Received, door: &Door) -> Result<(), Refusal> {
             _ => Ok(()),
         },
         Door::Post { .. } => match kind {
+            Kind::RegisterAgent if envelope.bytes().len() > REGISTER_BYTES_MAX => Err(
+                Refusal::TooLarge(envelope.bytes().len(), REGISTER_BYTES_MAX),
+            ),
             Kind::Attach
             | Kind::OfferTools
             | Kind::ToolResult

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto_spec::admission::{Judge, Me};
+use proto_spec::admission::{Judge, Me, Permit};
 use proto_spec::capability::{
     BadTerms, Check, Enrolment, Terms, Token, TokenKind, encode_text, issue,
 };
@@ -117,6 +117,12 @@ impl Desk {
     }
 
     fn act(&mut self, act: &Authorized) -> Result<Ack, Refusal> {
+        // Decided before it waited here: the key, and what it may, can have changed meanwhile.
+        let agent = self.state.registry.agent(act.agent().name());
+        if agent.is_none_or(|agent| agent.key != *act.key()) {
+            return Err(Refusal::UnknownAgent(act.agent().clone()));
+        }
+        self.check_still_holds(act)?;
         match act.envelope().kind() {
             Kind::Revoke => self.revoke(act),
             Kind::RotateKey => self.rotate(act),
@@ -130,6 +136,20 @@ impl Desk {
             Kind::AdminEnrolIssue => self.issue_enrolment(act),
             kind => Err(Refusal::UnknownType(kind.to_string())),
         }
+    }
+
+    /// Asks again what permitted an act that is done by a grant on record.
+    fn check_still_holds(&self, act: &Authorized) -> Result<(), Refusal> {
+        let Permit::Held {
+            token: Some(token), ..
+        } = act.permit()
+        else {
+            return Ok(());
+        };
+        self.state
+            .revocations
+            .alive(token)
+            .map_err(|_| Refusal::Denied(act.envelope().kind().to_string()))
     }
 
     /// Makes a change durable, then takes it over. In this order: what is in force is on disk.
@@ -162,6 +182,8 @@ impl Desk {
         let key = self.state.registry.agent(name).map(|agent| agent.key);
         for session in self.state.sessions.of(name) {
             if Some(*session.key()) != key {
+                // Out of every list first: nothing is routed to it while its connection closes.
+                self.state.sessions.detach(&session);
                 session.close();
             }
         }
@@ -401,6 +423,14 @@ impl Desk {
                 .filter(|_| is_agents)
                 .and_then(|agent| agent.admin.clone())
         });
+        let stays_full = admin.as_ref().is_some_and(is_full)
+            && body
+                .capabilities
+                .iter()
+                .any(|one| one.as_str() == "admin.*");
+        if let (false, Some(before)) = (stays_full, self.state.registry.agent(&body.name)) {
+            self.check_is_not_the_last_admin(&before)?;
+        }
         self.commit(&Change::Approved {
             name: body.name.clone(),
             key: body.key,
@@ -456,15 +486,7 @@ impl Desk {
             .registry
             .agent(&body.name)
             .ok_or_else(|| Refusal::NotFound(format!("agent {}", body.name)))?;
-        let full = |agent: &Agent| agent.admin.as_ref().is_some_and(is_full);
-        let others = self.state.registry.agents();
-        if full(&agent)
-            && !others
-                .iter()
-                .any(|other| other.name != agent.name && full(other))
-        {
-            return Err(Refusal::Conflict("this is the last full admin".into()));
-        }
+        self.check_is_not_the_last_admin(&agent)?;
         self.commit(&Change::AgentRevoked {
             name: body.name,
             key: agent.key,
@@ -475,6 +497,17 @@ impl Desk {
         Ok(Ack::Revoked {
             ids: agent.grants.iter().map(|token| grant_id(token)).collect(),
         })
+    }
+
+    /// The organisation keeps at least one admin who may do everything.
+    fn check_is_not_the_last_admin(&self, agent: &Agent) -> Result<(), Refusal> {
+        let full = |agent: &Agent| agent.admin.as_ref().is_some_and(is_full);
+        let others = self.state.registry.agents();
+        let remains = |other: &Arc<Agent>| other.name != agent.name && full(other);
+        if full(agent) && !others.iter().any(remains) {
+            return Err(Refusal::Conflict("this is the last full admin".into()));
+        }
+        Ok(())
     }
 
     // --- tokens ----------------------------------------------------------------------------------
@@ -616,13 +649,15 @@ impl Desk {
         if body.token.is_none() {
             self.check_may_revoke(act, &body.ids)?;
         }
+        // A grant that was issued anew to a rotated key is revoked under either id.
+        let ids = self.state.registry.with_successors(&body.ids);
         self.commit(&Change::Revoked {
-            ids: body.ids.clone(),
+            ids: ids.clone(),
             reason: body.reason,
             by: act.agent().name().clone(),
             at: self.clock.now(),
         })?;
-        Ok(Ack::Revoked { ids: body.ids })
+        Ok(Ack::Revoked { ids })
     }
 
     /// An admin revokes what was issued to the agents it may act on; only a full admin revokes ids
@@ -630,7 +665,13 @@ impl Desk {
     fn check_may_revoke(&self, act: &Authorized, ids: &[Digest]) -> Result<(), Refusal> {
         let scope = self.scope(act)?;
         for id in ids {
-            let issued = self.state.registry.issued_by_id(id);
+            let current = self
+                .state
+                .registry
+                .with_successors(std::slice::from_ref(id));
+            let issued = current
+                .iter()
+                .find_map(|id| self.state.registry.issued_by_id(id));
             let name = issued.and_then(|record| record.subject.parse::<Name>().ok());
             let may = match name {
                 Some(name) => scope.names.iter().any(|pattern| pattern.matches(&name)),
@@ -654,7 +695,16 @@ impl Desk {
         admin.ok_or_else(|| Refusal::Denied("an agent without an admin's scope".into()))
     }
 
+    /// An admin acts on the agents that its patterns name, and on no admin of a wider scope.
     fn check_name(&self, act: &Authorized, name: &Name) -> Result<(), Refusal> {
+        if let Some(scope) = self
+            .state
+            .registry
+            .agent(name)
+            .and_then(|agent| agent.admin.clone())
+        {
+            self.check_scope(act, &scope)?;
+        }
         let may = self
             .scope(act)?
             .names

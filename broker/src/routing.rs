@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proto_spec::admission::Permit;
 use proto_spec::message::{Tool, ToolCall};
 use proto_spec::{Audience, Authorized, Capability, Pattern, Refusal};
 
@@ -39,12 +40,21 @@ pub fn choose(call: &Authorized, state: &State) -> Result<Route, Refusal> {
         .map_err(|_| Refusal::InvalidBody("`tool` is not a tool's name".into()))?;
     let denied = || Refusal::Denied(format!("{name} of {to}"));
     let provider = state.registry.agent(to.name()).ok_or_else(denied)?;
+    let Permit::Held { capability, .. } = call.permit() else {
+        return Err(denied());
+    };
     if !may_offer(&provider, &name) {
         return Err(denied());
     }
+    // Only a session that asks for exactly what was permitted: instances may differ in that.
+    let serves = |session: &Session, tool: &Tool| {
+        *session.key() == provider.key
+            && Pattern::from(tool.required().clone()) == *capability
+            && may_offer(&provider, tool.required())
+    };
     let (session, tool) = state
         .sessions
-        .least_loaded(to.name(), &name)
+        .least_loaded(to.name(), &name, serves)
         .ok_or_else(|| Refusal::Unavailable(name.to_string()))?;
     Ok(Route {
         provider,

@@ -20,7 +20,7 @@ use crate::capability::{
 };
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{AgentId, Audience, Org, Speaker};
-use crate::limits::{CREDENTIAL_VALIDITY, ENVELOPE_BYTES_MAX, TOOL_SEGMENTS_MAX};
+use crate::limits::{CLOCK_SKEW_MAX, CREDENTIAL_VALIDITY, ENVELOPE_BYTES_MAX, TOOL_SEGMENTS_MAX};
 use crate::message::{self, Basis, Credential};
 use crate::refusal::Refusal;
 use crate::signature::{Digest, PublicKey};
@@ -163,7 +163,8 @@ impl Received {
     ///
     /// # Errors
     ///
-    /// [`Refusal::UnknownType`] for any other type, [`Refusal::InvalidBody`] and
+    /// [`Refusal::UnknownType`] for any other type, [`Refusal::WrongAudience`] where it is another
+    /// organisation's agent or not for the broker, [`Refusal::InvalidBody`] and
     /// [`Refusal::BadSignature`].
     pub fn introduce(self, judge: &Judge<'_>, nonces: &impl Nonces) -> Result<Newcomer, Refusal> {
         if self.envelope.kind() != Kind::RegisterAgent {
@@ -175,6 +176,10 @@ impl Received {
                 "an agent registers, not a broker",
             ));
         };
+        let here = matches!(judge.me, Me::Broker(org) if agent.org() == org);
+        if !here || !matches!(self.envelope.to(), Some(Audience::Broker(_))) {
+            return Err(Refusal::WrongAudience(self.envelope.to().cloned()));
+        }
         let request: message::RegisterAgent = self.envelope.read_body()?;
         let id = self.verify_with(request.pubkey)?;
         let verified = Verified {
@@ -788,7 +793,7 @@ impl Vouched {
             return Err(Refusal::WrongAudience(None));
         }
         let credential: Credential = said.envelope.read_body()?;
-        if credential.expires > said.envelope.ts().later(CREDENTIAL_VALIDITY) {
+        if credential.expires > now.later(CREDENTIAL_VALIDITY + CLOCK_SKEW_MAX) {
             return Err(Refusal::InvalidBody(
                 "a credential that holds for longer than five minutes".into(),
             ));

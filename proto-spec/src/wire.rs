@@ -29,6 +29,9 @@ const SIG_CHARS: usize = 88;
 /// What is cut out: `,"sig":"`, 88 characters, `"`.
 pub const SIG_MEMBER_BYTES: usize = SIG_PREFIX.len() + SIG_CHARS + 1;
 
+/// Members of an outermost object that are looked at: a few more than the header has names.
+const MEMBERS_MAX: usize = 32;
+
 /// One member of the outermost object: where its name (without quotes) and its value lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -67,6 +70,9 @@ pub fn members(bytes: &[u8]) -> Result<Vec<Member>, Refusal> {
             value: start..walk.at,
         });
         walk.whitespace();
+        if found.len() > MEMBERS_MAX {
+            return Err(broken("more members than a header has"));
+        }
         match walk.next() {
             Some(b',') => {}
             Some(b'}') => return walk.end(found),

@@ -472,3 +472,34 @@ async fn a_burst_of_calls_loses_none() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_call_goes_only_to_an_instance_that_requires_what_was_permitted() {
+    let lab = Lab::start().await.unwrap();
+    let fs = lab.agent("fs", 2, &[]).await.unwrap();
+    let caller = lab.agent("caller", 3, &["fs.low"]).await.unwrap();
+    let mut instances = Vec::new();
+    for required in ["fs.low", "fs.high"] {
+        let mut socket = lab.attach(&fs).await.unwrap();
+        let body = json!({"tools": [{"name": "fs.read", "capability": required}]});
+        let to = tests::lab::to_broker().unwrap();
+        let offer = fs.seal(Kind::OfferTools, &to, lab.now(), &body).unwrap();
+        socket.send(offer.bytes).await.unwrap();
+        assert_eq!(
+            socket.hear().await.unwrap().said().unwrap().kind(),
+            Kind::Ack
+        );
+        instances.push(socket);
+    }
+    let mut session = lab.attach(&caller).await.unwrap();
+    // Unanswered calls pile up on the first instance; the second stays idle all the same.
+    for _ in 0..4 {
+        let call = caller.call("fs", "fs.read", &json!({}), lab.now()).unwrap();
+        session.send(call.bytes).await.unwrap();
+        let Heard::Delivered { credential, .. } = instances[0].hear().await.unwrap() else {
+            panic!()
+        };
+        let word: Credential = credential.read_body().unwrap();
+        assert_eq!(word.permit.unwrap().capability.as_str(), "fs.low");
+    }
+}

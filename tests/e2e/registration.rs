@@ -321,3 +321,82 @@ async fn agents_grants_and_revocations_survive_a_restart() {
     });
     assert_eq!(reply.unwrap().status, 200);
 }
+
+#[tokio::test]
+async fn a_grant_is_revoked_under_its_old_id_after_its_key_was_rotated() {
+    let lab = Lab::start().await.unwrap();
+    let old = lab.agent("caller", 2, &[]).await.unwrap();
+    let fs = lab.agent("fs", 3, &[]).await.unwrap();
+    let _provider = lab.provide(&fs, &["fs.read"]).await.unwrap();
+    let body =
+        json!({"agent": "caller", "capabilities": ["fs.read"], "checks": [], "record": true});
+    let issued = lab
+        .ask(&lab.admin, Kind::AdminTokenIssue, &body)
+        .await
+        .unwrap();
+    let Ack::Issued { id, .. } = issued else {
+        panic!()
+    };
+    let new = Actor::new("caller", 9).unwrap();
+    let consent = json!({"pubkey": new.key.public(), "follows": old.key.public()});
+    let accept = new
+        .seal(Kind::AcceptKey, &to_broker().unwrap(), lab.now(), &consent)
+        .unwrap();
+    let body = json!({"accept": String::from_utf8(accept.bytes.to_vec()).unwrap()});
+    lab.ask(&old, Kind::RotateKey, &body).await.unwrap();
+    lab.ask(&lab.admin, Kind::Revoke, &json!({"ids": [id]}))
+        .await
+        .unwrap();
+    let call = new.call("fs", "fs.read", &json!({}), lab.now()).unwrap();
+    assert_eq!(refused(&lab.post(call.bytes).await.unwrap()), Code::Denied);
+}
+
+#[tokio::test]
+async fn an_admin_is_not_disarmed_by_one_of_a_narrower_scope_nor_the_last_one_by_an_approval() {
+    let lab = Lab::start().await.unwrap();
+    let limited = Actor::new("limited", 2).unwrap();
+    lab.register(&limited).await.unwrap();
+    let body = json!({
+        "name": "limited", "key": limited.key.public(), "capabilities": ["admin.agent.*"],
+        "admin": {"grantable": ["code.*"], "names": ["*"]},
+    });
+    lab.ask(&lab.admin, Kind::AdminAgentApprove, &body)
+        .await
+        .unwrap();
+    let disarm = json!({
+        "name": "root-admin", "key": lab.admin.key.public(), "capabilities": [],
+        "admin": {"grantable": [], "names": []},
+    });
+    let error = lab
+        .ask(&limited, Kind::AdminAgentApprove, &disarm)
+        .await
+        .unwrap_err();
+    assert!(code_of_failure(&error).contains("DENIED"), "{error}");
+    let error = lab
+        .ask(
+            &limited,
+            Kind::AdminAgentRevoke,
+            &json!({"name": "root-admin"}),
+        )
+        .await;
+    assert!(code_of_failure(&error.unwrap_err()).contains("DENIED"));
+    let error = lab
+        .ask(&lab.admin, Kind::AdminAgentApprove, &disarm)
+        .await
+        .unwrap_err();
+    assert!(code_of_failure(&error).contains("CONFLICT"), "{error}");
+}
+
+#[tokio::test]
+async fn another_organisations_agent_is_not_registered_here() {
+    let lab = Lab::start().await.unwrap();
+    let actor = Actor {
+        id: "fs@globex".parse().unwrap(),
+        key: SigningKey::from_seed(&[7; 32]),
+    };
+    let error = lab.register(&actor).await.unwrap_err();
+    assert!(
+        code_of_failure(&error).contains("WRONG_AUDIENCE"),
+        "{error}"
+    );
+}

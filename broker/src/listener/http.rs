@@ -31,7 +31,7 @@ const BODY_MAX: Duration = Duration::from_secs(30);
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Requests that one HTTP/2 connection may have open.
-const STREAMS_MAX: u32 = 256;
+const STREAMS_MAX: u32 = 64;
 
 /// A connection's place among those that there may be. A session keeps it beyond the HTTP exchange.
 pub(super) type Seat = Arc<OwnedSemaphorePermit>;
@@ -195,6 +195,13 @@ async fn read_body(core: &Core, request: Request<Incoming>) -> Result<Bytes, Ref
             max,
         ));
     }
+    // Strangers' bodies share one budget of memory: what is being read counts as if it were there.
+    let bytes = body.size_hint().exact().unwrap_or(max as u64);
+    let kib = u32::try_from(bytes.div_ceil(1_024)).unwrap_or(u32::MAX);
+    let _share = core
+        .bodies
+        .try_acquire_many(kib)
+        .map_err(|_| Refusal::Busy("the memory for request bodies"))?;
     let read = Limited::new(body, max).collect();
     match tokio::time::timeout(BODY_MAX, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

@@ -248,7 +248,7 @@ async fn converse(
                 read(core, socket, &door, message).await
             }
             Some(first) = queue.recv() => {
-                feed(socket, first, &mut queue).await
+                feed(socket, session, first, &mut queue).await
             }
             _ = ping.tick() => {
                 if !std::mem::take(&mut heard) {
@@ -316,15 +316,21 @@ async fn read(
 /// Feeds what waits for this session, as much as is ready.
 async fn feed(
     socket: &mut Socket,
+    session: &Session,
     first: Bytes,
     queue: &mut mpsc::Receiver<Bytes>,
 ) -> Result<(), Ended> {
-    feed_message(socket, Message::Binary(first)).await?;
-    for _ in 1..BATCH {
-        match queue.try_recv() {
-            Ok(next) => feed_message(socket, Message::Binary(next)).await?,
-            Err(_) => break,
-        }
+    let mut next = Some(first);
+    for _ in 0..BATCH {
+        let Some(message) = next else { break };
+        session.taken(&message);
+        feed_message(socket, Message::Binary(message)).await?;
+        next = queue.try_recv().ok();
+    }
+    // What was taken off the queue is written, also at the end of a batch.
+    if let Some(message) = next {
+        session.taken(&message);
+        feed_message(socket, Message::Binary(message)).await?;
     }
     Ok(())
 }

@@ -63,7 +63,10 @@ impl State {
             revocations: Revocations::default(),
             tokens: Tokens::default(),
             pending: Pending::new(config.limits.pending_max),
-            sessions: Sessions::new(config.limits.sessions_per_agent_max),
+            sessions: Sessions::new(
+                config.limits.sessions_per_agent_max,
+                config.limits.outbox_bytes_max,
+            ),
             calls: Calls::new(config.limits.calls_max),
             replay,
         }

@@ -9,6 +9,9 @@ use proto_spec::{Name, PublicKey, Refusal, Timestamp};
 
 use crate::change::Change;
 
+/// Requests that one network address may have waiting, so that no stranger fills the list.
+const PER_ADDRESS_MAX: usize = 128;
+
 /// What was asked, by (name, key); and what was turned down.
 #[derive(Debug)]
 pub struct Pending {
@@ -50,6 +53,14 @@ impl Pending {
         let slot = (name.clone(), request.pubkey);
         if inner.waiting.len() >= self.max && !inner.waiting.contains_key(&slot) {
             return Err(Refusal::Busy("the list of pending requests"));
+        }
+        let from_there = inner
+            .waiting
+            .values()
+            .filter(|one| one.from == from)
+            .count();
+        if from_there >= PER_ADDRESS_MAX && !inner.waiting.contains_key(&slot) {
+            return Err(Refusal::Busy("this address's share of pending requests"));
         }
         inner.waiting.insert(
             slot,

@@ -54,6 +54,8 @@ pub struct Registry {
     issued: RwLock<BTreeMap<(Timestamp, Digest), TokenRecord>>,
     /// Sealed grants on record that have conditions of their own: their providers check them again.
     texts: DashMap<Digest, Arc<str>>,
+    /// Of grants that were issued anew to a rotated key: the id before, and the one after.
+    successors: DashMap<Digest, Digest>,
 }
 
 /// The revocation id of a token's authority block: what a grant is listed and revoked by.
@@ -84,6 +86,19 @@ impl Registry {
     #[must_use]
     pub fn grant_text(&self, id: &Digest) -> Option<Arc<str>> {
         self.texts.get(id).map(|text| Arc::clone(&text))
+    }
+
+    /// These ids, and those under which they were issued anew to rotated keys.
+    #[must_use]
+    pub fn with_successors(&self, ids: &[Digest]) -> Vec<Digest> {
+        let mut all = ids.to_vec();
+        let mut at = 0;
+        while let Some(id) = all.get(at).copied() {
+            let next = self.successors.get(&id).map(|next| *next);
+            all.extend(next.filter(|next| !all.contains(next)));
+            at += 1;
+        }
+        all
     }
 
     /// The agent that this key belongs to.
@@ -342,6 +357,7 @@ impl Registry {
         }
         let mut issued = self.issued.write().unwrap_or_else(PoisonError::into_inner);
         for one in reissued {
+            self.successors.insert(one.old, one.new);
             for record in issued.values_mut().filter(|record| record.id == one.old) {
                 record.id = one.new;
             }

@@ -21,8 +21,8 @@ pub struct CredentialKey {
     pub subject: AgentId,
     /// Under which key.
     pub key: PublicKey,
-    /// For a call: the tool, and what permitted it.
-    pub call: Option<(Capability, Basis, Option<Digest>)>,
+    /// For a call: the tool, the capability it requires, and what permitted it.
+    pub call: Option<(Capability, Capability, Basis, Option<Digest>)>,
 }
 
 /// Credentials that one connection has carried: identity and expiry.
@@ -46,6 +46,8 @@ pub struct Session {
     agent: AgentId,
     key: PublicKey,
     outbox: mpsc::Sender<Bytes>,
+    queued_bytes: AtomicUsize,
+    queued_bytes_max: usize,
     offers: ArcSwap<HashMap<Capability, Arc<Tool>>>,
     subscriptions: ArcSwap<Vec<Subscription>>,
     outstanding: AtomicUsize,
@@ -114,11 +116,24 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Busy`] when the queue is full or the session is closing.
+    /// [`Refusal::Busy`] when the queue is full, by messages or by bytes, or the session is closing.
     pub fn send(&self, message: Bytes) -> Result<(), Refusal> {
-        self.outbox
-            .try_send(message)
-            .map_err(|_| Refusal::Busy("the recipient's queue"))
+        let busy = || Refusal::Busy("the recipient's queue");
+        let bytes = message.len();
+        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // One message always fits, whatever its size: an empty queue is never full.
+        let fits = before == 0 || before + bytes <= self.queued_bytes_max;
+        if !fits || self.outbox.try_send(message).is_err() {
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(busy());
+        }
+        Ok(())
+    }
+
+    /// Notes that a message was taken out of the queue.
+    pub fn taken(&self, message: &Bytes) {
+        self.queued_bytes
+            .fetch_sub(message.len(), Ordering::Relaxed);
     }
 
     /// Does something with the credentials that this connection has carried. What is decided and
@@ -148,15 +163,17 @@ pub struct Sessions {
     /// Who is subscribed to exactly this pattern. A topic looks up the few patterns that cover it.
     by_topic: DashMap<Pattern, Vec<Arc<Session>>>,
     per_agent_max: usize,
+    queued_bytes_max: usize,
     next: AtomicU64,
 }
 
 impl Sessions {
-    pub(super) fn new(per_agent_max: usize) -> Self {
+    pub(super) fn new(per_agent_max: usize, queued_bytes_max: usize) -> Self {
         Self {
             by_name: DashMap::new(),
             by_topic: DashMap::new(),
             per_agent_max,
+            queued_bytes_max,
             next: AtomicU64::new(1),
         }
     }
@@ -181,6 +198,8 @@ impl Sessions {
             agent,
             key,
             outbox,
+            queued_bytes: AtomicUsize::new(0),
+            queued_bytes_max: self.queued_bytes_max,
             offers: ArcSwap::default(),
             subscriptions: ArcSwap::default(),
             outstanding: AtomicUsize::new(0),
@@ -213,20 +232,18 @@ impl Sessions {
         session.subscriptions.store(Arc::new(subscriptions));
     }
 
-    /// The sessions that are subscribed to a topic, each once, with the subscription that says so.
+    /// Every subscription that covers a topic, with its session. A session may have several: whoever
+    /// serves them gives each session one copy.
     #[must_use]
     pub fn subscribers(&self, topic: &Capability) -> Vec<(Arc<Session>, Subscription)> {
-        let mut found: Vec<(Arc<Session>, Subscription)> = Vec::new();
+        let mut found = Vec::new();
         for pattern in Pattern::from(topic.clone()).covered_by() {
             let Some(entry) = self.by_topic.get(&pattern) else {
                 continue;
             };
             for session in entry.iter() {
                 let subscriptions = session.subscriptions();
-                let Some(one) = subscriptions.iter().find(|one| one.topics == pattern) else {
-                    continue;
-                };
-                if !found.iter().any(|(other, _)| other.id == session.id) {
+                if let Some(one) = subscriptions.iter().find(|one| one.topics == pattern) {
                     found.push((Arc::clone(session), one.clone()));
                 }
             }
@@ -254,17 +271,19 @@ impl Sessions {
             .unwrap_or_default()
     }
 
-    /// Of the agent's sessions that offer the tool, the one with the fewest calls outstanding.
+    /// Of the agent's sessions that offer the tool and `serves` takes, the one with the fewest calls outstanding.
     #[must_use]
     pub fn least_loaded(
         &self,
         name: &Name,
         tool: &Capability,
+        serves: impl Fn(&Session, &Tool) -> bool,
     ) -> Option<(Arc<Session>, Arc<Tool>)> {
         let sessions = self.by_name.get(name)?;
         sessions
             .iter()
             .filter_map(|session| Some((session, session.offer(tool)?)))
+            .filter(|(session, tool)| serves(session, tool))
             .min_by_key(|(session, _)| session.outstanding.load(Ordering::Relaxed))
             .map(|(session, tool)| (Arc::clone(session), tool))
     }
