@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use lru::LruCache;
 use proto_spec::admission::Authority as _;
-use proto_spec::capability::{Arguments, Pattern, Proof, Question};
+use proto_spec::capability::Question;
 use proto_spec::limits::CREDENTIAL_VALIDITY;
 use proto_spec::message::{EmitEvent, Event, ToolCancel};
 use proto_spec::refusal::ErrorBody;
@@ -350,7 +350,7 @@ impl Place<'_> {
         let Ok(required) = subscription.topics.under("event.subscribe") else {
             return false;
         };
-        let question = hearing(&required, session.agent(), self.now);
+        let question = Question::plain(&required, session.agent(), self.now);
         let standing = Standing::of(&self.core.state);
         match &subscription.token {
             Some(token) => standing.alive(token).is_ok() && token.permits(&question).is_ok(),
@@ -358,19 +358,6 @@ impl Place<'_> {
                 token.holder() == Some(session.key()) && token.permits(&question).is_ok()
             }),
         }
-    }
-}
-
-fn hearing<'a>(required: &'a Pattern, agent: &'a AgentId, now: Timestamp) -> Question<'a> {
-    Question {
-        required,
-        tool: None,
-        caller: agent,
-        provider: None,
-        now,
-        trust: None,
-        proof: Proof::Key,
-        arguments: Arguments::None,
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use proto_spec::admission::Authority as _;
-use proto_spec::capability::{Arguments, Capability, Pattern, Proof, Question, Token};
+use proto_spec::capability::{Arguments, Pattern, Question, Token};
 use proto_spec::message::{DiscoverTools, DiscoveredTool, ToolsDiscovered};
-use proto_spec::{AgentId, Authorized, Refusal, Timestamp};
+use proto_spec::{Authorized, Refusal, Timestamp};
 
 use crate::pipeline::Standing;
 
@@ -44,7 +44,12 @@ pub fn discover(
                 continue;
             }
             let required = Pattern::from(tool.required().clone());
-            let question = question(&required, &tool.name, asker.agent(), provider, now);
+            let question = Question {
+                tool: Some(tool.name.as_str()),
+                provider: Some(provider),
+                arguments: Arguments::Unknown,
+                ..Question::plain(&required, asker.agent(), now)
+            };
             let Some(token) = held.iter().find(|token| token.permits(&question).is_ok()) else {
                 continue;
             };
@@ -71,25 +76,6 @@ pub fn discover(
     }
     let next = rest.peek().is_some().then_some(last);
     Ok(ToolsDiscovered { tools, next })
-}
-
-fn question<'a>(
-    required: &'a Pattern,
-    tool: &'a Capability,
-    caller: &'a AgentId,
-    provider: &'a AgentId,
-    now: Timestamp,
-) -> Question<'a> {
-    Question {
-        required,
-        tool: Some(tool.as_str()),
-        caller,
-        provider: Some(provider),
-        now,
-        trust: None,
-        proof: Proof::Key,
-        arguments: Arguments::Unknown,
-    }
 }
 
 /// What a call will have to satisfy that discovery could not ask.

@@ -42,11 +42,8 @@ pub enum Door {
         /// Shown to admins.
         address: String,
     },
-    /// A WebSocket connection that is not attached yet: only an `attach` that answers this challenge.
-    Threshold {
-        /// What it was challenged with.
-        challenge: Digest,
-    },
+    /// A WebSocket connection that is not attached yet: only an `attach` may come.
+    Threshold,
     /// An attached session.
     Session(Arc<Session>),
 }
@@ -447,7 +444,7 @@ impl Core {
         outbox: mpsc::Sender<Bytes>,
     ) -> Result<(Arc<Session>, Bytes), Answer> {
         let (begun, now) = (Instant::now(), self.clock.now());
-        let door = Door::Threshold { challenge };
+        let door = Door::Threshold;
         let refuse = |refused: &Refused| self.refuse(refused, begun);
         let Decided::Authorized(act) = self
             .decide(bytes, &door, now)
@@ -559,8 +556,8 @@ fn fits_door(received: &Received, door: &Door) -> Result<(), Refusal> {
         return Err(Refusal::UnknownType(kind.to_string()));
     }
     match door {
-        Door::Threshold { .. } if kind == Kind::Attach => Ok(()),
-        Door::Threshold { .. } => Err(Refusal::SessionRequired(kind.as_str())),
+        Door::Threshold if kind == Kind::Attach => Ok(()),
+        Door::Threshold => Err(Refusal::SessionRequired(kind.as_str())),
         Door::Session(session) => match envelope.speaker() {
             Speaker::Agent(agent) if agent != session.agent() => {
                 Err(Refusal::NotThisSession(agent.clone()))

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::capability::{
-    Arguments, Capability, Pattern, Proof, Question, RevocationId, Token, TokenKind, decode_text,
+    Arguments, Capability, Pattern, Question, RevocationId, Token, TokenKind, decode_text,
 };
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{AgentId, Audience, Org, Speaker};
@@ -442,14 +442,10 @@ impl<'a> Call<'a> {
         now: Timestamp,
     ) -> Question<'q> {
         Question {
-            required,
             tool: Some(self.tool.as_str()),
-            caller,
             provider: Some(provider),
-            now,
-            trust: None,
-            proof: Proof::Key,
             arguments: self.arguments,
+            ..Question::plain(required, caller, now)
         }
     }
 }
@@ -582,16 +578,7 @@ impl<A: Authority> Asked<'_, A> {
     }
 
     fn holds(&self, required: &Pattern) -> Result<Permit, Refusal> {
-        self.ask(&Question {
-            required,
-            tool: None,
-            caller: self.agent,
-            provider: None,
-            now: self.now,
-            trust: None,
-            proof: Proof::Key,
-            arguments: Arguments::None,
-        })
+        self.ask(&Question::plain(required, self.agent, self.now))
     }
 
     /// A presented token replaces what is on record; it never adds to it.

@@ -17,13 +17,13 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use proto_spec::frame::Frame;
-use proto_spec::message::{Attach, Challenge, OfferTools, RegisterAgent};
-use proto_spec::{Digest, Envelope, Kind, Timestamp};
+use proto_spec::message::{OfferTools, RegisterAgent};
+use proto_spec::{Digest, Envelope, Kind};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tests::binaries::Process;
-use tests::lab::{Actor, Extra, nonce, organisation, to_broker, tool};
+use tests::lab::{Actor, Extra, nonce, organisation, to_broker, tool, wall_clock as now};
 use tests::measure::{cpu, median};
 use tests::wire::{Line, Socket};
 use tokio_tungstenite::tungstenite::Message;
@@ -34,13 +34,6 @@ const CALLS: usize = 30_000;
 const ROUNDS: usize = 3;
 /// So many connections of callers, with so many calls in flight on each.
 const SHAPES: [(usize, usize); 2] = [(8, 16), (64, 1)];
-
-fn now() -> Timestamp {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_ms(since.as_millis() as u64)
-}
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
@@ -68,7 +61,7 @@ async fn run() -> Result<()> {
     let echo_line = Line::new(echo.address, &authority)?;
     let fs = agent(&line, &admin, "fs", 2, &[]).await?;
     let caller = Arc::new(agent(&line, &admin, "caller", 3, &["fs.*"]).await?);
-    let mut provider = attach(&line, &fs).await?;
+    let mut provider = fs.attach(&line, now()).await?;
     let offer = OfferTools {
         tools: vec![tool("fs.read")?],
     };
@@ -213,20 +206,6 @@ async fn agent(
     Ok(actor)
 }
 
-async fn attach(line: &Line, actor: &Actor) -> Result<Socket> {
-    let (mut socket, channel) = line.websocket().await?;
-    let challenge: Challenge = socket.hear().await?.said()?.read_body()?;
-    let body = Attach {
-        challenge: challenge.challenge,
-        channel,
-    };
-    socket
-        .send(actor.seal(Kind::Attach, &to_broker()?, now(), &body)?.bytes)
-        .await?;
-    socket.hear().await?.said()?;
-    Ok(socket)
-}
-
 /// The provider: answers every call; answers that are ready together go out together.
 async fn serve(provider: Socket, fs: Actor) -> Result<()> {
     let mut socket = provider.into_inner();
@@ -269,7 +248,7 @@ async fn calls(
     let left = Arc::new(AtomicUsize::new(CALLS));
     let mut sockets = Vec::new();
     for _ in 0..connections {
-        sockets.push(attach(line, caller).await?.into_inner());
+        sockets.push(caller.attach(line, now()).await?.into_inner());
     }
     let (before, begun) = (cpu(pid)?, Instant::now());
     let arguments = padding();

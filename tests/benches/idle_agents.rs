@@ -7,22 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use proto_spec::message::{Attach, Challenge, OfferTools};
-use proto_spec::{Kind, SigningKey, Timestamp};
+use proto_spec::message::OfferTools;
+use proto_spec::{Kind, SigningKey};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
 use tests::binaries::Process;
-use tests::lab::{Actor, organisation, to_broker, tool};
+use tests::lab::{Actor, organisation, to_broker, tool, wall_clock as now};
 use tests::measure::resident_kib;
 use tests::wire::{Line, Socket};
-
-fn now() -> Timestamp {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_ms(since.as_millis() as u64)
-}
 
 fn main() -> Result<()> {
     let agents = std::env::args()
@@ -96,16 +89,7 @@ async fn register(line: Line, n: usize, token: Arc<String>) -> Result<Actor> {
 }
 
 async fn attach(line: &Line, actor: &Actor) -> Result<Socket> {
-    let (mut socket, channel) = line.websocket().await?;
-    let challenge: Challenge = socket.hear().await?.said()?.read_body()?;
-    let body = Attach {
-        challenge: challenge.challenge,
-        channel,
-    };
-    socket
-        .send(actor.seal(Kind::Attach, &to_broker()?, now(), &body)?.bytes)
-        .await?;
-    socket.hear().await?.said()?;
+    let mut socket = actor.attach(line, now()).await?;
     let tools = vec![tool(&format!("{}.work", actor.id.name()))?];
     socket
         .send(

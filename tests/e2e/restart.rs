@@ -1,19 +1,12 @@
 //! What survives `kill -9`, with the real binary.
 
-use proto_spec::{Code, Kind, Timestamp};
+use proto_spec::{Code, Kind};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
 use tests::binaries::Process;
-use tests::lab::{Actor, code_of, organisation, to_broker};
+use tests::lab::{Actor, code_of, organisation, to_broker, wall_clock as now};
 use tests::wire::Line;
-
-fn now() -> Timestamp {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
-    Timestamp::from_ms(since.as_millis() as u64)
-}
 
 #[tokio::test]
 async fn a_nonce_stays_used_after_kill_9() {

@@ -54,6 +54,12 @@ pub fn nonce() -> String {
     format!("lab-nonce-{:012}", NONCE.fetch_add(1, Ordering::Relaxed))
 }
 
+/// The machine's time, for brokers that are processes of their own.
+#[must_use]
+pub fn wall_clock() -> Timestamp {
+    Clock::machine().now()
+}
+
 /// The organisation of every lab.
 ///
 /// # Errors
@@ -126,6 +132,27 @@ impl Actor {
             body,
         };
         Ok(draft.seal(&self.key)?)
+    }
+
+    /// Attaches a session at a broker whose clock says `now`.
+    ///
+    /// # Errors
+    ///
+    /// When it is refused.
+    pub async fn attach(&self, line: &Line, now: Timestamp) -> Result<Socket> {
+        let (mut socket, channel) = line.websocket().await?;
+        let challenge: Challenge = socket.hear().await?.said()?.read_body()?;
+        let body = Attach {
+            challenge: challenge.challenge,
+            channel,
+        };
+        let sealed = self.seal(Kind::Attach, &to_broker()?, now, &body)?;
+        socket.send(sealed.bytes).await?;
+        let said = socket.hear().await?.said()?;
+        if said.kind() != Kind::Ack {
+            bail!("{}", said.body());
+        }
+        Ok(socket)
     }
 
     /// A signed `toolCall`.
@@ -336,24 +363,7 @@ impl Lab {
     ///
     /// When it is refused.
     pub async fn attach(&self, actor: &Actor) -> Result<Socket> {
-        let (mut socket, channel) = self.line.websocket().await?;
-        let challenge: Challenge = socket.hear().await?.said()?.read_body()?;
-        let body = Attach {
-            challenge: challenge.challenge,
-            channel,
-        };
-        socket
-            .send(
-                actor
-                    .seal(Kind::Attach, &to_broker()?, self.now(), &body)?
-                    .bytes,
-            )
-            .await?;
-        let said = socket.hear().await?.said()?;
-        if said.kind() != Kind::Ack {
-            bail!("{}", said.body());
-        }
-        Ok(socket)
+        actor.attach(&self.line, self.now()).await
     }
 
     /// Attaches a session and offers tools of these names.

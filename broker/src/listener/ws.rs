@@ -320,17 +320,17 @@ async fn feed(
     first: Bytes,
     queue: &mut mpsc::Receiver<Bytes>,
 ) -> Result<(), Ended> {
-    let mut next = Some(first);
-    for _ in 0..BATCH {
-        let Some(message) = next else { break };
+    let (mut next, mut fed) = (Some(first), 0);
+    while let Some(message) = next {
         session.taken(&message);
         feed_message(socket, Message::Binary(message)).await?;
-        next = queue.try_recv().ok();
-    }
-    // What was taken off the queue is written, also at the end of a batch.
-    if let Some(message) = next {
-        session.taken(&message);
-        feed_message(socket, Message::Binary(message)).await?;
+        fed += 1;
+        // At the end of a batch nothing more is taken off the queue.
+        next = if fed < BATCH {
+            queue.try_recv().ok()
+        } else {
+            None
+        };
     }
     Ok(())
 }

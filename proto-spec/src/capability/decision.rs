@@ -55,6 +55,23 @@ pub struct Question<'a> {
     pub arguments: Arguments<'a>,
 }
 
+impl<'a> Question<'a> {
+    /// A question that no call is part of, by an agent that signed with its own key.
+    #[must_use]
+    pub fn plain(required: &'a Pattern, caller: &'a AgentId, now: Timestamp) -> Self {
+        Self {
+            required,
+            tool: None,
+            caller,
+            provider: None,
+            now,
+            trust: None,
+            proof: Proof::Key,
+            arguments: Arguments::None,
+        }
+    }
+}
+
 /// The conditions of a token or grant that a table answers, gathered from all its checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Standing {
