@@ -17,7 +17,7 @@ use crate::change::Change;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{Embedded, Journal};
-use crate::listener::{self, tls};
+use crate::listener::{self, Phase, Room, tls};
 use crate::metrics::Metrics;
 use crate::pipeline::Core;
 use crate::registrar::{Registrar, first_admin};
@@ -27,6 +27,8 @@ use crate::voice::Voice;
 
 /// How often deadlines are looked at: how late a `DEADLINE` may come.
 const DEADLINE_TICK: Duration = Duration::from_millis(50);
+/// How long connections have to close once they are told.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// How often nonces are dropped that can no longer be replayed.
 const WINDOW_TICK: Duration = Duration::from_secs(10);
 
@@ -36,7 +38,8 @@ pub struct Broker {
     core: Arc<Core>,
     address: SocketAddr,
     ops_address: SocketAddr,
-    stop: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+    room: Arc<Room>,
     tasks: JoinSet<()>,
     registrar: std::thread::JoinHandle<()>,
 }
@@ -79,7 +82,7 @@ pub fn found(data: &Path, founding: &Founding, now: Timestamp) -> anyhow::Result
         admin,
         admin_key,
     } = founding.clone();
-    journal.append(&[Change::Founded {
+    journal.append(&[&Change::Founded {
         org,
         broker,
         root,
@@ -156,16 +159,23 @@ impl Broker {
             post_credentials: crate::calls::PostCredentials::default(),
             bodies: tokio::sync::Semaphore::new(bodies_kib),
         });
-        let (stop, stopped) = watch::channel(false);
+        let phase = watch::Sender::new(Phase::Serving);
+        let limits = &core.config.limits;
+        let room = Room::new(limits.connections_max, limits.connections_per_network_max);
         let mut tasks = JoinSet::new();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         tasks.spawn(listener::accept(
             Arc::clone(&core),
             listener,
             acceptor,
-            stopped.clone(),
+            Arc::clone(&room),
+            phase.subscribe(),
         ));
-        tasks.spawn(listener::ops::accept(Arc::clone(&core), ops, stopped));
+        tasks.spawn(listener::ops::accept(
+            Arc::clone(&core),
+            ops,
+            phase.subscribe(),
+        ));
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(keep_window(Arc::clone(&core)));
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
@@ -173,7 +183,8 @@ impl Broker {
             core,
             address,
             ops_address,
-            stop,
+            phase,
+            room,
             tasks,
             registrar: thread,
         })
@@ -197,22 +208,33 @@ impl Broker {
         &self.core
     }
 
-    /// Stops: takes no more connections, lets calls in flight finish within `drain_ms`, and marks the
-    /// replay window complete.
+    /// Stops: takes no more connections, lets calls in flight finish within `drain_ms`, closes what is
+    /// connected, and marks the replay window complete when nothing can be accepted any more.
     pub async fn stop(mut self) {
-        let drain = Duration::from_millis(self.core.config.limits.drain_ms);
-        tracing::info!(calls = self.core.state.calls.len(), "stopping");
+        let core = Arc::clone(&self.core);
+        let drain = Duration::from_millis(core.config.limits.drain_ms);
+        tracing::info!(calls = core.state.calls.len(), "stopping");
+        self.phase.send_replace(Phase::Draining);
         let drained = tokio::time::timeout(drain, async {
-            while !self.core.state.calls.is_empty() {
+            while !core.state.calls.is_empty() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
         let _ = drained.await;
-        let _ = self.stop.send(true);
+        self.phase.send_replace(Phase::Stopping);
+        let closed = tokio::time::timeout(CLOSE_MAX, self.room.empty()).await;
         self.tasks.shutdown().await;
-        self.core.state.replay.close();
+        match closed {
+            Ok(()) => core.state.replay.close(),
+            // What still runs could use a nonce after the mark. Without it a start after a reboot waits.
+            Err(_) => {
+                tracing::warn!(
+                    "connections did not close: the replay window is not marked complete"
+                );
+            }
+        }
         let thread = self.registrar;
-        drop(self.core);
+        drop((core, self.core));
         // The registrar ends when the last connection that could order something is gone.
         let _ = tokio::time::timeout(
             Duration::from_secs(1),
@@ -286,7 +308,7 @@ fn restore(
     if !has_admin {
         let admin = AgentId::new(admin, org);
         let change = first_admin(root, &admin, admin_key, now)?;
-        journal.append(std::slice::from_ref(&change))?;
+        journal.append(&[&change])?;
         state.apply(&change)?;
     }
     Ok(state)

@@ -111,6 +111,15 @@ pub struct Reissued {
 }
 
 impl Change {
+    /// Whether taking it over gives the same before and after others of which this is true.
+    #[must_use]
+    pub fn commutes(&self) -> bool {
+        matches!(
+            self,
+            Self::Issued { .. } | Self::EnrolmentIssued { .. } | Self::Revoked { .. }
+        )
+    }
+
     /// When it happened, by the broker's clock.
     #[must_use]
     pub fn at(&self) -> Timestamp {

@@ -57,6 +57,7 @@ pub struct Limits {
     pub clock_skew_max_ms: u64,
     pub deadline_ms: u64,
     pub connections_max: usize,
+    pub connections_per_network_max: usize,
     pub sessions_per_agent_max: usize,
     pub calls_max: usize,
     pub calls_per_session_max: usize,
@@ -79,6 +80,7 @@ impl Default for Limits {
             clock_skew_max_ms: limits::CLOCK_SKEW_MAX.as_millis() as u64,
             deadline_ms: limits::DEADLINE_DEFAULT.as_millis() as u64,
             connections_max: 16_384,
+            connections_per_network_max: 12_288,
             sessions_per_agent_max: 256,
             calls_max: 65_536,
             calls_per_session_max: 1_024,
@@ -137,6 +139,11 @@ impl Limits {
             "connections_max",
             self.connections_max as u64,
             1..=1_000_000,
+        );
+        bound(
+            "connections_per_network_max",
+            self.connections_per_network_max as u64,
+            1..=self.connections_max as u64,
         );
         bound(
             "sessions_per_agent_max",

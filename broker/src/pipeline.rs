@@ -29,6 +29,8 @@ use crate::state::calls::Answer;
 use crate::state::sessions::{Session, Subscription};
 use crate::voice::Voice;
 
+/// Bytes of an `offerTools`: it is kept for as long as its session lives.
+const OFFER_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a `registerAgent`: it is kept until an admin decides, and anybody may send one.
 const REGISTER_BYTES_MAX: usize = 16 << 10;
 
@@ -301,6 +303,10 @@ impl Core {
         let count = body.tools.len();
         if count > TOOLS_MAX {
             return Err(Refusal::InvalidBody(format!("more than {TOOLS_MAX} tools")));
+        }
+        let bytes = act.envelope().bytes().len();
+        if bytes > OFFER_BYTES_MAX {
+            return Err(Refusal::TooLarge(bytes, OFFER_BYTES_MAX));
         }
         let agent = self
             .state

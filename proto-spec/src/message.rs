@@ -282,7 +282,7 @@ pub struct Event {
 pub struct Revoke {
     /// At most 64.
     pub ids: Vec<Digest>,
-    /// The token in which they occur, base64url, sealed or not. An admin needs none.
+    /// The sealed token in which they occur, base64url. An admin needs none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// For the record; at most 256 characters.

@@ -6,6 +6,7 @@
 )]
 
 mod admission;
+mod bounds;
 mod calls;
 mod events;
 mod registration;

@@ -57,7 +57,7 @@ impl Embedded {
 }
 
 impl Journal for Embedded {
-    fn append(&mut self, changes: &[Change]) -> Result<(), JournalError> {
+    fn append(&mut self, changes: &[&Change]) -> Result<(), JournalError> {
         // redb's default durability syncs on commit: when this returns, the records are on disk.
         let transaction = self.database.begin_write().map_err(write)?;
         let mut head = self.head;
@@ -101,7 +101,7 @@ mod tests {
         what_was_appended_replays_in_order(&mut journal);
         drop(journal);
         let mut journal = Embedded::open(data.path()).unwrap();
-        journal.append(&[change(5)]).unwrap();
+        journal.append(&[&change(5)]).unwrap();
         assert_eq!(times(&mut journal), [1, 2, 3, 4, 5]);
     }
 
@@ -110,7 +110,9 @@ mod tests {
         for spoil in [0, 1] {
             let data = tempfile::tempdir().unwrap();
             let mut journal = Embedded::open(data.path()).unwrap();
-            journal.append(&[change(1), change(2), change(3)]).unwrap();
+            journal
+                .append(&[&change(1), &change(2), &change(3)])
+                .unwrap();
             let transaction = journal.database.begin_write().unwrap();
             {
                 let mut table = transaction.open_table(RECORDS).unwrap();

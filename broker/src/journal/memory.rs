@@ -19,7 +19,7 @@ impl Default for Memory {
 }
 
 impl Journal for Memory {
-    fn append(&mut self, changes: &[Change]) -> Result<(), JournalError> {
+    fn append(&mut self, changes: &[&Change]) -> Result<(), JournalError> {
         for change in changes {
             let (record, head) = self
                 .head

@@ -49,7 +49,7 @@ pub trait Journal: Send {
     /// # Errors
     ///
     /// [`JournalError::Write`]: nothing was appended.
-    fn append(&mut self, changes: &[Change]) -> Result<(), JournalError>;
+    fn append(&mut self, changes: &[&Change]) -> Result<(), JournalError>;
 
     /// Gives every change in order.
     ///
@@ -140,11 +140,11 @@ pub(crate) mod conformance {
 
     pub(crate) fn what_was_appended_replays_in_order(journal: &mut dyn Journal) {
         assert_eq!(times(journal), Vec::<u64>::new());
-        journal.append(&[change(1), change(2)]).unwrap();
+        journal.append(&[&change(1), &change(2)]).unwrap();
         journal.append(&[]).unwrap();
-        journal.append(&[change(3)]).unwrap();
+        journal.append(&[&change(3)]).unwrap();
         assert_eq!(times(journal), [1, 2, 3]);
-        journal.append(&[change(4)]).unwrap();
+        journal.append(&[&change(4)]).unwrap();
         assert_eq!(times(journal), [1, 2, 3, 4]);
     }
 }

@@ -17,10 +17,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use proto_spec::message::WellKnown;
 use proto_spec::{Digest, Refusal};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
-use super::{Client, stopped, ws};
+use super::{Client, Phase, Seat, reached, ws};
 use crate::calls::Place;
 use crate::pipeline::{Core, Door, Refused, Step};
 use crate::state::calls::Answer;
@@ -30,27 +30,32 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 const BODY_MAX: Duration = Duration::from_secs(30);
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// How long an HTTP/2 connection may stay without a request.
+const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 64;
-
-/// A connection's place among those that there may be. A session keeps it beyond the HTTP exchange.
-pub(super) type Seat = Arc<OwnedSemaphorePermit>;
 
 /// Serves one connection until it ends, or until its requests are done after a stop.
 pub(super) async fn serve(
     core: Arc<Core>,
     stream: TlsStream<TcpStream>,
     client: Client,
-    mut stop: watch::Receiver<bool>,
-    seat: OwnedSemaphorePermit,
+    mut phase: watch::Receiver<Phase>,
+    seat: Seat,
 ) {
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let seat: Seat = Arc::new(seat);
+    let seat = Arc::new(seat);
+    let requests = watch::Sender::new(Requests::default());
     let service = {
-        let stop = stop.clone();
+        let (phase, requests) = (phase.clone(), requests.clone());
         service_fn(move |request| {
-            let (core, stop, seat) = (Arc::clone(&core), stop.clone(), Arc::clone(&seat));
-            async move { Ok::<_, Infallible>(answer(core, request, client, stop, seat).await) }
+            let (core, phase, seat) = (Arc::clone(&core), phase.clone(), Arc::clone(&seat));
+            let open = Open::count(&requests);
+            async move {
+                let reply = answer(core, request, client, phase, seat).await;
+                drop(open);
+                Ok::<_, Infallible>(reply)
+            }
         })
     };
     let io = TokioIo::new(stream);
@@ -64,7 +69,11 @@ pub(super) async fn serve(
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => ended,
-            () = stopped(&mut stop) => {
+            () = idle(requests.subscribe()) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = reached(Phase::Stopping, &mut phase) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -72,6 +81,7 @@ pub(super) async fn serve(
     } else {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
+            // Also the time between two requests.
             .header_read_timeout(HEAD_MAX)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(io, service)
@@ -79,7 +89,7 @@ pub(super) async fn serve(
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => ended,
-            () = stopped(&mut stop) => {
+            () = reached(Phase::Stopping, &mut phase) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -90,18 +100,64 @@ pub(super) async fn serve(
     }
 }
 
+/// Requests of one connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Requests {
+    begun: u64,
+    open: u32,
+}
+
+/// A request that is being answered.
+struct Open(watch::Sender<Requests>);
+
+impl Open {
+    fn count(requests: &watch::Sender<Requests>) -> Self {
+        requests.send_modify(|now| {
+            now.begun += 1;
+            now.open += 1;
+        });
+        Self(requests.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|now| now.open -= 1);
+    }
+}
+
+/// Returns when a connection has had no request for [`IDLE_MAX`]: pings alone do not keep a place.
+async fn idle(requests: watch::Receiver<Requests>) {
+    quiet(requests, || tokio::time::sleep(IDLE_MAX)).await;
+}
+
+/// Returns when a whole `patience` passed with no request open or begun.
+async fn quiet<Patience: Future<Output = ()>>(
+    mut requests: watch::Receiver<Requests>,
+    patience: impl Fn() -> Patience,
+) {
+    loop {
+        let is_open = requests.borrow_and_update().open > 0;
+        tokio::select! {
+            biased;
+            _ = requests.changed() => {}
+            () = patience(), if !is_open => return,
+        }
+    }
+}
+
 type Reply = Response<Full<Bytes>>;
 
 async fn answer(
     core: Arc<Core>,
     request: Request<Incoming>,
     client: Client,
-    stop: watch::Receiver<bool>,
-    seat: Seat,
+    phase: watch::Receiver<Phase>,
+    seat: Arc<Seat>,
 ) -> Reply {
     match (request.method(), request.uri().path()) {
         (&Method::POST, "/fem" | "/" | "/fep") => post(&core, request, client).await,
-        (&Method::GET, "/fem/ws") => ws::upgrade(core, request, stop, seat),
+        (&Method::GET, "/fem/ws") => ws::upgrade(core, request, phase, seat),
         (&Method::GET, "/.well-known/fem") => well_known(&core),
         (_, "/fem" | "/" | "/fep") => not_allowed("POST"),
         (_, "/fem/ws" | "/.well-known/fem") => not_allowed("GET"),
@@ -265,4 +321,39 @@ fn not_allowed(method: &'static str) -> Reply {
         .headers_mut()
         .insert(ALLOW, HeaderValue::from_static(method));
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_idle_only_while_no_request_is_open() {
+        let requests = watch::Sender::new(Requests::default());
+        let open = Open::count(&requests);
+        // Patience is over whenever it is asked for: only an open request holds it off.
+        let waiting = tokio::spawn(quiet(requests.subscribe(), || std::future::ready(())));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(open);
+        waiting.await.unwrap();
+        // And what begins meanwhile begins the patience anew.
+        let (asked, patience) = (
+            std::cell::Cell::new(0),
+            Arc::new(tokio::sync::Notify::new()),
+        );
+        let wait = quiet(requests.subscribe(), || {
+            asked.set(asked.get() + 1);
+            let patience = Arc::clone(&patience);
+            async move { patience.notified().await }
+        });
+        let act = async {
+            tokio::task::yield_now().await;
+            drop(Open::count(&requests));
+            tokio::task::yield_now().await;
+            patience.notify_waiters();
+        };
+        tokio::join!(wait, act);
+        assert_eq!(asked.get(), 2);
+    }
 }

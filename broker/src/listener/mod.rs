@@ -5,12 +5,13 @@ pub mod ops;
 pub mod tls;
 pub mod ws;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::pipeline::Core;
@@ -43,23 +44,102 @@ impl Client {
     }
 }
 
-/// Returns when the broker is told to stop.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// What the listeners do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Take connections.
+    Serving,
+    /// Take none; what is connected goes on.
+    Draining,
+    /// Close what is connected.
+    Stopping,
 }
 
-/// Accepts connections until told to stop.
+/// Returns when the broker has come to `phase`.
+async fn reached(phase: Phase, now: &mut watch::Receiver<Phase>) {
+    let _ = now.wait_for(|now| *now >= phase).await;
+}
+
+/// The places for connections: so many in all, and so many of one network.
+#[derive(Debug)]
+pub struct Room {
+    places: Arc<Semaphore>,
+    max: usize,
+    per_network_max: usize,
+    by_network: Mutex<HashMap<u64, usize>>,
+}
+
+/// A connection's place among those that there may be. A session keeps it beyond the HTTP exchange.
+#[derive(Debug)]
+pub struct Seat {
+    room: Arc<Room>,
+    network: u64,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// Room for `max` connections, of which one network has at most `per_network_max`.
+    #[must_use]
+    pub fn new(max: usize, per_network_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            places: Arc::new(Semaphore::new(max)),
+            max,
+            per_network_max,
+            by_network: Mutex::default(),
+        })
+    }
+
+    /// A place, unless all or the network's share are taken.
+    fn take(self: &Arc<Self>, network: u64) -> Option<Seat> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        let mut counts = lock(&self.by_network);
+        let count = counts.entry(network).or_default();
+        if *count >= self.per_network_max {
+            return None;
+        }
+        *count += 1;
+        Some(Seat {
+            room: Arc::clone(self),
+            network,
+            _place: place,
+        })
+    }
+
+    /// Returns when every connection has ended.
+    pub async fn empty(&self) {
+        let all = u32::try_from(self.max).unwrap_or(u32::MAX);
+        let _ = self.places.acquire_many(all).await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut counts = lock(&self.room.by_network);
+        if let Some(count) = counts.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.network);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Accepts connections until told to drain.
 pub async fn accept(
     core: Arc<Core>,
     listener: TcpListener,
     tls: TlsAcceptor,
-    mut stop: watch::Receiver<bool>,
+    room: Arc<Room>,
+    mut phase: watch::Receiver<Phase>,
 ) {
-    let room = Arc::new(Semaphore::new(core.config.limits.connections_max));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => return,
+            () = reached(Phase::Draining, &mut phase) => return,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -71,13 +151,14 @@ pub async fn accept(
             }
         };
         // At the bound a connection is closed at once: its client sees that, and backs off.
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+        let client = Client { address };
+        let Some(seat) = room.take(client.network()) else {
             tracing::info!(client = %address.ip(), "closed: as many connections as there may be");
             continue;
         };
-        let (core, tls, stop) = (Arc::clone(&core), tls.clone(), stop.clone());
+        let (core, tls, phase) = (Arc::clone(&core), tls.clone(), phase.clone());
         tokio::spawn(async move {
-            serve(core, stream, tls, Client { address }, stop, place).await;
+            serve(core, stream, tls, client, phase, seat).await;
         });
     }
 }
@@ -87,18 +168,50 @@ async fn serve(
     stream: TcpStream,
     tls: TlsAcceptor,
     client: Client,
-    stop: watch::Receiver<bool>,
-    place: tokio::sync::OwnedSemaphorePermit,
+    phase: watch::Receiver<Phase>,
+    seat: Seat,
 ) {
     // Small frames must not wait for each other's acknowledgements.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
     match tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
-        Ok(Ok(stream)) => http::serve(core, stream, client, stop, place).await,
+        Ok(Ok(stream)) => http::serve(core, stream, client, phase, seat).await,
         Ok(Err(error)) => {
             tracing::debug!(client = %client.address(), error = ?error.to_string(), "no TLS handshake");
         }
         Err(_) => tracing::debug!(client = %client.address(), "no TLS handshake in time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_network_cannot_take_every_place() {
+        let room = Room::new(4, 3);
+        let taken: Vec<_> = (0..3).map(|_| room.take(1).unwrap()).collect();
+        assert!(room.take(1).is_none());
+        let other = room.take(2).unwrap();
+        assert!(room.take(3).is_none(), "all places are taken");
+        drop(other);
+        drop(taken);
+        assert!(lock(&room.by_network).is_empty());
+        assert!((0..3).map(|_| room.take(1)).all(|seat| seat.is_some()));
+    }
+
+    #[tokio::test]
+    async fn a_room_is_empty_when_the_last_seat_is_given_back() {
+        let room = Room::new(4, 4);
+        let seat = room.take(1).unwrap();
+        let waiting = tokio::spawn({
+            let room = Arc::clone(&room);
+            async move { room.empty().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(seat);
+        waiting.await.unwrap();
     }
 }

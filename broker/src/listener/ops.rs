@@ -15,16 +15,16 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use super::http::plain;
-use super::stopped;
+use super::{Phase, reached};
 use crate::pipeline::Core;
 
 /// Connections at once; monitoring needs few.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Serves `/healthz` (the process answers), `/readyz` (it takes calls) and `/metrics` until told to stop.
-pub async fn accept(core: Arc<Core>, listener: TcpListener, stop: watch::Receiver<bool>) {
+pub async fn accept(core: Arc<Core>, listener: TcpListener, phase: watch::Receiver<Phase>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut ended = stop.clone();
+    let mut ended = phase.clone();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -35,15 +35,15 @@ pub async fn accept(core: Arc<Core>, listener: TcpListener, stop: watch::Receive
                     continue;
                 }
             },
-            () = stopped(&mut ended) => return,
+            () = reached(Phase::Stopping, &mut ended) => return,
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             continue;
         };
-        let (core, stop) = (Arc::clone(&core), stop.clone());
+        let (core, phase) = (Arc::clone(&core), phase.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let reply = answer(&core, &request, *stop.borrow());
+                let reply = answer(&core, &request, *phase.borrow());
                 async move { Ok::<_, Infallible>(reply) }
             });
             let _ = hyper::server::conn::http1::Builder::new()
@@ -56,10 +56,12 @@ pub async fn accept(core: Arc<Core>, listener: TcpListener, stop: watch::Receive
     }
 }
 
-fn answer(core: &Core, request: &Request<Incoming>, stopping: bool) -> Response<Full<Bytes>> {
+fn answer(core: &Core, request: &Request<Incoming>, phase: Phase) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/healthz" => plain(StatusCode::OK, "ok\n"),
-        "/readyz" if stopping => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        "/readyz" if phase != Phase::Serving => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+        }
         "/readyz" => plain(StatusCode::OK, "ready\n"),
         "/metrics" => {
             let mut reply = Response::new(Full::new(core.metrics.render(&core.state).into()));

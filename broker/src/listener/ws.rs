@@ -27,8 +27,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::http::{Seat, plain};
-use super::stopped;
+use super::http::plain;
+use super::{Phase, Seat, reached};
 use crate::calls::Place;
 use crate::pipeline::{Core, Door, Step};
 use crate::state::sessions::Session;
@@ -48,8 +48,8 @@ type Socket = WebSocketStream<TlsStream<TcpStream>>;
 pub(super) fn upgrade(
     core: Arc<Core>,
     mut request: Request<Incoming>,
-    stop: watch::Receiver<bool>,
-    seat: Seat,
+    phase: watch::Receiver<Phase>,
+    seat: Arc<Seat>,
 ) -> Response<Full<Bytes>> {
     let headers = request.headers();
     let says = |name, value: &str| {
@@ -106,7 +106,7 @@ pub(super) fn upgrade(
             Some(config),
         )
         .await;
-        run(&core, socket, stop).await;
+        run(&core, socket, phase).await;
         drop(seat);
     });
     let mut reply = Response::new(Full::default());
@@ -120,7 +120,7 @@ pub(super) fn upgrade(
     reply
 }
 
-async fn run(core: &Core, mut socket: Socket, stop: watch::Receiver<bool>) {
+async fn run(core: &Core, mut socket: Socket, phase: watch::Receiver<Phase>) {
     let (outbox, queue) = mpsc::channel(core.config.limits.outbox_max);
     let Some(session) = attach(core, &mut socket, outbox).await else {
         let _ = timeout(
@@ -130,7 +130,7 @@ async fn run(core: &Core, mut socket: Socket, stop: watch::Receiver<bool>) {
         .await;
         return;
     };
-    let why = converse(core, &mut socket, &session, queue, stop).await;
+    let why = converse(core, &mut socket, &session, queue, phase).await;
     core.state.sessions.detach(&session);
     Place {
         core,
@@ -234,7 +234,7 @@ async fn converse(
     socket: &mut Socket,
     session: &Arc<Session>,
     mut queue: mpsc::Receiver<Bytes>,
-    mut stop: watch::Receiver<bool>,
+    mut phase: watch::Receiver<Phase>,
 ) -> Ended {
     let door = Door::Session(Arc::clone(session));
     let mut ping = interval(PING_EVERY);
@@ -258,7 +258,7 @@ async fn converse(
                 feed_message(socket, Message::Ping(Bytes::new())).await
             }
             () = session.closed() => return Ended::Closed,
-            () = stopped(&mut stop) => return Ended::Stopping,
+            () = reached(Phase::Stopping, &mut phase) => return Ended::Stopping,
         };
         if let Err(ended) = ended {
             return ended;

@@ -54,15 +54,20 @@ pub struct InFlight {
 #[derive(Debug)]
 pub struct Calls {
     by_id: DashMap<Digest, InFlight>,
+    /// How many each caller has in flight by POST; a session counts its own.
+    posted: DashMap<AgentId, usize>,
     max: usize,
+    posted_max: usize,
     count: std::sync::atomic::AtomicUsize,
 }
 
 impl Calls {
-    pub(super) fn new(max: usize) -> Self {
+    pub(super) fn new(max: usize, posted_max: usize) -> Self {
         Self {
             by_id: DashMap::new(),
+            posted: DashMap::new(),
             max,
+            posted_max,
             count: std::sync::atomic::AtomicUsize::new(0),
         }
     }
@@ -71,7 +76,7 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Busy`] when as many are in flight as there may be.
+    /// [`Refusal::Busy`] when as many are in flight as there may be, or as its caller may have by POST.
     pub fn begin(&self, id: Digest, call: InFlight) -> Result<(), Refusal> {
         if self.count.load(Ordering::Relaxed) >= self.max {
             return Err(Refusal::Busy("the broker's table of calls"));
@@ -80,10 +85,19 @@ impl Calls {
             // The nonce window makes this impossible; a second answer path must not replace the first.
             Entry::Occupied(_) => Err(Refusal::Replayed),
             Entry::Vacant(slot) => {
-                call.session.outstanding().fetch_add(1, Ordering::Relaxed);
-                if let Reply::Session(caller) = &call.reply {
-                    caller.made().fetch_add(1, Ordering::Relaxed);
+                match &call.reply {
+                    Reply::Session(caller) => {
+                        caller.made().fetch_add(1, Ordering::Relaxed);
+                    }
+                    Reply::Post(_) => {
+                        let mut posted = self.posted.entry(call.caller.clone()).or_default();
+                        if *posted >= self.posted_max {
+                            return Err(Refusal::Busy("the caller's share of calls"));
+                        }
+                        *posted += 1;
+                    }
                 }
+                call.session.outstanding().fetch_add(1, Ordering::Relaxed);
                 self.count.fetch_add(1, Ordering::Relaxed);
                 slot.insert(call);
                 Ok(())
@@ -103,8 +117,17 @@ impl Calls {
         let (_, call) = self.by_id.remove_if(id, |_, call| meant(call))?;
         self.count.fetch_sub(1, Ordering::Relaxed);
         call.session.outstanding().fetch_sub(1, Ordering::Relaxed);
-        if let Reply::Session(caller) = &call.reply {
-            caller.made().fetch_sub(1, Ordering::Relaxed);
+        match &call.reply {
+            Reply::Session(caller) => {
+                caller.made().fetch_sub(1, Ordering::Relaxed);
+            }
+            Reply::Post(_) => {
+                if let Some(mut posted) = self.posted.get_mut(&call.caller) {
+                    *posted -= 1;
+                }
+                self.posted
+                    .remove_if(&call.caller, |_, posted| *posted == 0);
+            }
         }
         Some(call)
     }

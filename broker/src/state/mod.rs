@@ -67,7 +67,7 @@ impl State {
                 config.limits.sessions_per_agent_max,
                 config.limits.outbox_bytes_max,
             ),
-            calls: Calls::new(config.limits.calls_max),
+            calls: Calls::new(config.limits.calls_max, config.limits.calls_per_session_max),
             replay,
         }
     }

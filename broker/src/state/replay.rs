@@ -5,7 +5,7 @@
 //! another boot of the machine without a clean stop: then nothing is accepted that could have been
 //! accepted before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -18,6 +18,11 @@ use proto_spec::replay::{ReplayWindow, Tag};
 use proto_spec::{PublicKey, Refusal, Timestamp};
 
 const SHARDS: usize = 64;
+/// Strangers of all networks together have this part of the window: whoever has many networks takes
+/// room from other strangers, never from agents.
+const NEWCOMERS_PART: usize = 16;
+/// Marks a record of a newcomer, whose sender is a network: no time has this bit.
+const NEWCOMER_BIT: u64 = 1 << 63;
 /// Records of one segment. A segment belongs to one shard and one bucket of time.
 const SEGMENT: usize = 128;
 /// Tag, timestamp, sender.
@@ -31,8 +36,9 @@ pub struct Replay {
     secret: [u8; 32],
     skew: Duration,
     per_sender_max: usize,
+    newcomers_max: usize,
     shards: Vec<Mutex<Shard>>,
-    senders: DashMap<u64, Share>,
+    senders: DashMap<Sender, Share>,
     file: Option<WindowFile>,
     free: Mutex<Vec<u32>>,
 }
@@ -42,6 +48,17 @@ struct Shard {
     window: ReplayWindow,
     /// By bucket: the segments it owns, and how much of the last is used.
     segments: HashMap<u64, (Vec<u32>, usize)>,
+}
+
+/// Whose share of the window a nonce takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Sender {
+    /// An agent, by the first bytes of its key.
+    Agent(u64),
+    /// Strangers from one network.
+    Network(u64),
+    /// All strangers together.
+    Newcomers,
 }
 
 /// How many nonces of one sender are remembered, by bucket.
@@ -126,6 +143,7 @@ impl Replay {
             secret,
             skew,
             per_sender_max,
+            newcomers_max: (nonces_max / NEWCOMERS_PART).max(1),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             senders: DashMap::new(),
             file,
@@ -224,8 +242,7 @@ impl Replay {
         };
         let on_disk = (length.saturating_sub(HEADER_BYTES) as usize) / (SEGMENT * RECORD_BYTES);
         let floor = lock(&self.shards[0]).window.floor();
-        let mut free = lock(&self.free);
-        let known = free.len();
+        let mut taken = HashSet::new();
         let mut segment = vec![0; SEGMENT * RECORD_BYTES];
         for index in 0..on_disk {
             file.file
@@ -243,52 +260,64 @@ impl Replay {
                 }
                 let number = tag.shard(SHARDS);
                 if lock(&self.shards[number]).window.remember(tag, ts).is_ok() {
-                    self.senders.entry(sender).or_default().add(bucket);
+                    for share in shares_of(sender) {
+                        self.senders.entry(share).or_default().add(bucket);
+                    }
                 }
                 owner = Some((number, bucket));
             }
             if let Some((number, bucket)) = owner {
-                // A segment beyond a capacity that was made smaller is kept until it is empty.
-                if index < known {
-                    free.retain(|one| *one != index as u32);
-                }
+                taken.insert(index as u32);
                 let mut shard = lock(&self.shards[number]);
                 let entry = shard
                     .segments
                     .entry(bucket)
                     .or_insert_with(|| (Vec::new(), SEGMENT));
-                entry.0.insert(0, index as u32);
+                entry.0.push(index as u32);
                 entry.1 = SEGMENT;
             }
         }
+        // A segment beyond a capacity that was made smaller is kept until it is empty.
+        lock(&self.free).retain(|index| !taken.contains(index));
         Ok(())
     }
 
     fn remember(
         &self,
-        sender: u64,
+        sender: Sender,
         share_max: usize,
         tag: Tag,
         ts: Timestamp,
     ) -> Result<(), Refusal> {
         let bucket = ReplayWindow::bucket_of(ts);
-        {
-            let mut share = self.senders.entry(sender).or_default();
-            if share.total() >= share_max {
+        let take_back = |share| {
+            if let Some(mut share) = self.senders.get_mut(&share) {
+                share.take(bucket);
+            }
+        };
+        let mut counted = Vec::with_capacity(2);
+        for share in shares_of(sender) {
+            let max = match share {
+                Sender::Newcomers => self.newcomers_max,
+                _ => share_max,
+            };
+            let mut entry = self.senders.entry(share).or_default();
+            if entry.total() >= max {
+                drop(entry);
+                counted.into_iter().for_each(take_back);
                 return Err(Refusal::Busy("the sender's share of the replay window"));
             }
-            share.add(bucket);
+            entry.add(bucket);
+            counted.push(share);
         }
         let kept = self.record(sender, tag, ts, bucket);
-        if kept.is_err()
-            && let Some(mut share) = self.senders.get_mut(&sender)
-        {
-            share.take(bucket);
+        if kept.is_err() {
+            counted.into_iter().for_each(take_back);
         }
         kept
     }
 
-    fn record(&self, sender: u64, tag: Tag, ts: Timestamp, bucket: u64) -> Result<(), Refusal> {
+    fn record(&self, sender: Sender, tag: Tag, ts: Timestamp, bucket: u64) -> Result<(), Refusal> {
         let mut guard = lock(&self.shards[tag.shard(SHARDS)]);
         let shard = &mut *guard;
         shard.window.remember(tag, ts)?;
@@ -311,7 +340,12 @@ impl Replay {
         if let Some(file) = &self.file {
             let mut record = [0; RECORD_BYTES];
             record[..16].copy_from_slice(&tag.to_bytes());
-            record[16..24].copy_from_slice(&ts.as_ms().to_le_bytes());
+            let (sender, mark) = match sender {
+                Sender::Agent(key) => (key, 0),
+                Sender::Network(network) => (network, NEWCOMER_BIT),
+                Sender::Newcomers => (0, NEWCOMER_BIT),
+            };
+            record[16..24].copy_from_slice(&(ts.as_ms() | mark).to_le_bytes());
             record[24..].copy_from_slice(&sender.to_le_bytes());
             if let Err(error) = file.file.write_all_at(&record, offset(segment, slot)) {
                 // The nonce stays used in memory, and the envelope is refused: never the other way.
@@ -410,7 +444,7 @@ impl Nonces for Replay {
         _: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.secret, key, nonce);
-        self.remember(sender_of(key), self.per_sender_max, tag, ts)
+        self.remember(Sender::Agent(head_of(key)), self.per_sender_max, tag, ts)
     }
 }
 
@@ -431,7 +465,8 @@ impl Nonces for Newcomers<'_> {
         _: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.replay.secret, key, nonce);
-        self.replay.remember(self.network, self.share_max, tag, ts)
+        let sender = Sender::Network(self.network);
+        self.replay.remember(sender, self.share_max, tag, ts)
     }
 }
 
@@ -440,7 +475,13 @@ fn segments_for(nonces_max: usize) -> usize {
     nonces_max.div_ceil(SEGMENT) + SHARDS * 13
 }
 
-fn sender_of(key: &PublicKey) -> u64 {
+/// The shares that a nonce of this sender counts in.
+fn shares_of(sender: Sender) -> impl Iterator<Item = Sender> {
+    let all = matches!(sender, Sender::Network(_)).then_some(Sender::Newcomers);
+    std::iter::once(sender).chain(all)
+}
+
+fn head_of(key: &PublicKey) -> u64 {
     let mut head = [0; 8];
     head.copy_from_slice(&key.as_bytes()[..8]);
     u64::from_le_bytes(head)
@@ -454,18 +495,17 @@ fn offset(segment: u32, slot: usize) -> u64 {
     HEADER_BYTES + ((segment as usize * SEGMENT + slot) * RECORD_BYTES) as u64
 }
 
-fn parse(record: &[u8]) -> Option<(Tag, Timestamp, u64)> {
+fn parse(record: &[u8]) -> Option<(Tag, Timestamp, Sender)> {
     let (tag, rest) = record.split_first_chunk::<16>()?;
     let (ts, rest) = rest.split_first_chunk::<8>()?;
     let (sender, _) = rest.split_first_chunk::<8>()?;
-    let ts = u64::from_le_bytes(*ts);
-    (ts != 0).then(|| {
-        (
-            Tag::from_bytes(*tag),
-            Timestamp::from_ms(ts),
-            u64::from_le_bytes(*sender),
-        )
-    })
+    let (marked, sender) = (u64::from_le_bytes(*ts), u64::from_le_bytes(*sender));
+    let ts = marked & !NEWCOMER_BIT;
+    let sender = match marked & NEWCOMER_BIT {
+        0 => Sender::Agent(sender),
+        _ => Sender::Network(sender),
+    };
+    (ts != 0).then(|| (Tag::from_bytes(*tag), Timestamp::from_ms(ts), sender))
 }
 
 /// This boot of the machine; zeros where the system does not say, which counts as another each time.
@@ -597,6 +637,59 @@ mod tests {
             use_nonce(&replay, 5),
             Err(Refusal::Busy(_) | Refusal::Replayed)
         ));
+    }
+
+    #[test]
+    fn newcomers_of_many_networks_cannot_take_the_agents_room() {
+        let data = tempfile::tempdir().unwrap();
+        let (replay, _) = open(data.path(), NOW);
+        let knock = |replay: &Replay, network: u64| {
+            let stranger = replay.newcomers(network, 8);
+            Nonces::remember(&stranger, &key(3), &nonce(network as usize), NOW, NOW)
+        };
+        let room = 64 * SEGMENT / NEWCOMERS_PART;
+        for network in 0..room as u64 {
+            knock(&replay, network).unwrap();
+        }
+        assert!(matches!(knock(&replay, 1 << 40), Err(Refusal::Busy(_))));
+        use_nonce(&replay, 0).unwrap();
+        // A kill and a start change nothing about it.
+        drop(replay);
+        let (replay, _) = open(data.path(), NOW);
+        assert!(matches!(knock(&replay, 1 << 40), Err(Refusal::Busy(_))));
+        use_nonce(&replay, 1).unwrap();
+        replay.expire(NOW.later(SKEW * 3));
+        assert!(replay.senders.is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_use_of_a_segment_left_is_not_remembered_again() {
+        let data = tempfile::tempdir().unwrap();
+        let (replay, _) = open(data.path(), NOW);
+        for n in 0..SEGMENT * 2 {
+            use_nonce(&replay, n).unwrap();
+        }
+        // All of it expires; then one record is written over the first slot of one segment.
+        let later = NOW.later(SKEW * 3);
+        replay.expire(later);
+        Nonces::remember(&replay, &key(1), &nonce(0), later, later).unwrap();
+        drop(replay);
+        let (replay, ended) = open(data.path(), later);
+        assert_eq!((ended, replay.len()), (Ended::Complete, 1));
+        // And with the clock set back to then, what is below the floor stays refused.
+        drop(replay);
+        let (replay, _) = open(data.path(), NOW);
+        assert_eq!(use_nonce(&replay, 7), Err(Refusal::BelowFloor));
+    }
+
+    #[test]
+    fn a_header_that_was_never_written_is_a_first_start() {
+        let data = tempfile::tempdir().unwrap();
+        let file = File::create(data.path().join("replay.window")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let (replay, ended) = open(data.path(), NOW);
+        assert_eq!(ended, Ended::First);
+        use_nonce(&replay, 0).unwrap();
     }
 
     #[test]

@@ -213,23 +213,26 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Replaces what a session is subscribed to.
+    /// Replaces what a session is subscribed to. A topic that it keeps misses no event meanwhile.
     pub fn subscribe(&self, session: &Arc<Session>, subscriptions: Vec<Subscription>) {
-        for before in session.subscriptions().iter() {
-            if let Some(mut entry) = self.by_topic.get_mut(&before.topics) {
+        let before = session.subscriptions();
+        let has =
+            |all: &[Subscription], topics: &Pattern| all.iter().any(|one| one.topics == *topics);
+        for new in &subscriptions {
+            if !has(&before, &new.topics) {
+                let mut entry = self.by_topic.entry(new.topics.clone()).or_default();
+                entry.push(Arc::clone(session));
+            }
+        }
+        session.subscriptions.store(Arc::new(subscriptions));
+        let after = session.subscriptions();
+        for old in before.iter().filter(|old| !has(&after, &old.topics)) {
+            if let Some(mut entry) = self.by_topic.get_mut(&old.topics) {
                 entry.retain(|other| other.id != session.id);
             }
             self.by_topic
-                .remove_if(&before.topics, |_, sessions| sessions.is_empty());
+                .remove_if(&old.topics, |_, sessions| sessions.is_empty());
         }
-        for subscription in &subscriptions {
-            let mut entry = self
-                .by_topic
-                .entry(subscription.topics.clone())
-                .or_default();
-            entry.push(Arc::clone(session));
-        }
-        session.subscriptions.store(Arc::new(subscriptions));
     }
 
     /// Every subscription that covers a topic, with its session. A session may have several: whoever
@@ -323,5 +326,62 @@ impl Sessions {
 pub fn trim(credentials: &mut Credentials) {
     while credentials.len() > CREDENTIALS.get() {
         credentials.pop_lru();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attached(sessions: &Sessions, queue: usize) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+        let (outbox, queue) = mpsc::channel(queue);
+        let key = proto_spec::SigningKey::from_seed(&[1; 32]).public();
+        let agent = "fs@acme".parse().unwrap();
+        (sessions.attach(agent, key, outbox).unwrap(), queue)
+    }
+
+    #[test]
+    fn a_queue_is_full_by_messages_or_by_bytes_and_one_message_always_fits() {
+        let sessions = Sessions::new(8, 100);
+        let message = |bytes| Bytes::from(vec![0; bytes]);
+        let (session, mut queue) = attached(&sessions, 3);
+        session.send(message(1_000)).unwrap();
+        assert!(session.send(message(1)).is_err());
+        session.taken(&queue.try_recv().unwrap());
+        session.send(message(60)).unwrap();
+        assert!(session.send(message(41)).is_err());
+        session.send(message(40)).unwrap();
+        session.taken(&queue.try_recv().unwrap());
+        session.taken(&queue.try_recv().unwrap());
+        for _ in 0..3 {
+            session.send(message(1)).unwrap();
+        }
+        assert!(session.send(message(1)).is_err());
+    }
+
+    #[test]
+    fn a_detached_session_is_neither_routed_to_nor_told_of_events() {
+        let sessions = Sessions::new(8, 100);
+        let (session, _queue) = attached(&sessions, 3);
+        let topics = |text: &str| Subscription {
+            topics: text.parse().unwrap(),
+            token: None,
+        };
+        let tool = r#"{"name":"fs.read"}"#;
+        session.set_offers(vec![serde_json::from_str(tool).unwrap()]);
+        sessions.subscribe(&session, vec![topics("build.*"), topics("deploy.*")]);
+        sessions.subscribe(&session, vec![topics("build.*")]);
+        let topic = "build.done".parse().unwrap();
+        assert_eq!(sessions.subscribers(&topic).len(), 1);
+        assert_eq!(
+            sessions.subscribers(&"deploy.done".parse().unwrap()).len(),
+            0
+        );
+        sessions.detach(&session);
+        assert_eq!(sessions.subscribers(&topic).len(), 0);
+        let name = session.agent().name();
+        let tool = "fs.read".parse().unwrap();
+        assert!(sessions.least_loaded(name, &tool, |_, _| true).is_none());
+        assert!(sessions.is_empty() && sessions.by_topic.is_empty());
     }
 }

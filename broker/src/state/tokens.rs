@@ -3,7 +3,6 @@
 //! What is kept is only what the bytes alone decide. Revocation, expiry and presenter are looked up
 //! at every use.
 
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
@@ -11,20 +10,29 @@ use proto_spec::capability::{Token, decode_text};
 use proto_spec::{Digest, PublicKey, Refusal};
 
 const SHARDS: usize = 16;
-const PER_SHARD: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
+/// Bytes of token text that a shard answers for: what was parsed from it is a small multiple.
+const SHARD_BYTES: usize = 4 << 20;
 
-/// A bounded cache by the SHA-256 of a token's text.
+#[derive(Debug)]
+struct Shard {
+    known: LruCache<Digest, (usize, Arc<Token>)>,
+    bytes: usize,
+}
+
+/// A cache by the SHA-256 of a token's text, bounded by the bytes of what was presented.
 #[derive(Debug)]
 pub struct Tokens {
-    shards: Vec<Mutex<LruCache<Digest, Arc<Token>>>>,
+    shards: Vec<Mutex<Shard>>,
 }
 
 impl Default for Tokens {
     fn default() -> Self {
+        let shard = || Shard {
+            known: LruCache::unbounded(),
+            bytes: 0,
+        };
         Self {
-            shards: (0..SHARDS)
-                .map(|_| Mutex::new(LruCache::new(PER_SHARD)))
-                .collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
         }
     }
 }
@@ -38,18 +46,26 @@ impl Tokens {
     pub fn open(&self, text: &str, roots: &[PublicKey]) -> Result<Arc<Token>, Refusal> {
         let key = Digest::of(text.as_bytes());
         let shard = &self.shards[usize::from(key.0[0]) % SHARDS];
-        if let Some(token) = shard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-        {
+        let lock = || shard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, token)) = lock().known.get(&key) {
             return Ok(Arc::clone(token));
         }
         let token = Arc::new(Token::open(&decode_text(text)?, roots)?);
-        shard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(key, Arc::clone(&token));
+        lock().keep(key, text.len(), &token);
         Ok(token)
+    }
+}
+
+impl Shard {
+    fn keep(&mut self, key: Digest, bytes: usize, token: &Arc<Token>) {
+        if let Some((before, _)) = self.known.put(key, (bytes, Arc::clone(token))) {
+            self.bytes -= before;
+        }
+        self.bytes += bytes;
+        while self.bytes > SHARD_BYTES
+            && let Some((_, (oldest, _))) = self.known.pop_lru()
+        {
+            self.bytes -= oldest;
+        }
     }
 }

@@ -1,0 +1,314 @@
+//! What is issued, listed and revoked; and the minting behind it.
+
+use std::time::Duration;
+
+use proto_spec::capability::{BadTerms, Check, Enrolment, Terms, Token, encode_text, issue};
+use proto_spec::message::{self, Ack, AdminScope, EnrolIssue, Revoke, TokenIssue, TokenRecord};
+use proto_spec::{
+    AgentId, Authorized, Digest, Name, Pattern, PublicKey, Refusal, SigningKey, Timestamp,
+};
+
+use super::agents::check_prefixes;
+use super::scope::is_full;
+use super::{APPROVAL_LIFETIME, Decision, Desk, bound, change, page};
+use crate::change::{Change, default_prefixes};
+use crate::state::registry::grant_id;
+
+impl Desk {
+    pub(super) fn issue(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
+        let body: TokenIssue = act.envelope().read_body()?;
+        let at = self.clock.now();
+        self.check_name(act, &body.agent)?;
+        self.check_grantable(act, &body.capabilities)?;
+        if body.capabilities.is_empty() {
+            return Err(Refusal::InvalidBody(
+                "a grant needs at least one capability".into(),
+            ));
+        }
+        let agent = self
+            .state
+            .registry
+            .agent(&body.agent)
+            .ok_or_else(|| Refusal::NotFound(format!("agent {}", body.agent)))?;
+        let expires = self.end_of(body.expires, at, !body.record)?;
+        let checks = body
+            .checks
+            .iter()
+            .map(|text| {
+                text.parse::<Check>()
+                    .map_err(|error| Refusal::InvalidBody(error.to_string()))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let unsealed = self.mint(&Terms {
+            agent: AgentId::new(body.agent.clone(), self.state.org.clone()),
+            holder: agent.key,
+            capabilities: body.capabilities.clone(),
+            issued: at,
+            not_before: body.not_before,
+            expires,
+            checks,
+            sandbox: body.sandbox,
+            calls: None,
+        })?;
+        let sealed = sealed(&unsealed)?;
+        let id = self.id_of(&sealed)?;
+        let issued = Change::Issued {
+            id,
+            agent: body.agent,
+            capabilities: body.capabilities,
+            checks: body.checks,
+            expires,
+            record: body.record.then(|| encode_text(&sealed)),
+            by: act.agent().name().clone(),
+            at,
+        };
+        let token = (!body.record).then(|| encode_text(&unsealed));
+        Ok(change(issued, move |_| Ack::Issued { id, token, expires }))
+    }
+
+    /// When something that is issued now ends: as asked, or as configured. What is handed out has a
+    /// longest lifetime, because its revocation is remembered for that long.
+    fn end_of(
+        &self,
+        asked: Option<Timestamp>,
+        at: Timestamp,
+        handed_out: bool,
+    ) -> Result<Timestamp, Refusal> {
+        let longest = Duration::from_secs(self.limits.token_lifetime_max_s);
+        let usual = Duration::from_secs(self.limits.token_lifetime_s);
+        let expires = asked.unwrap_or_else(|| at.later(usual));
+        if expires <= at {
+            return Err(Refusal::InvalidBody("`expires` lies in the past".into()));
+        }
+        if handed_out && expires > at.later(longest) {
+            return Err(Refusal::InvalidBody(format!(
+                "`expires` lies more than {} s ahead",
+                longest.as_secs()
+            )));
+        }
+        Ok(expires)
+    }
+
+    pub(super) fn issue_enrolment(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
+        let body: EnrolIssue = act.envelope().read_body()?;
+        let at = self.clock.now();
+        self.check_name_pattern(act, &body.name)?;
+        self.check_grantable(act, &body.ceiling)?;
+        let forbidden = ["admin.", "broker.", "enrol."];
+        if body.ceiling.iter().any(|pattern| {
+            forbidden
+                .iter()
+                .any(|under| pattern.as_str().starts_with(under))
+        }) {
+            return Err(Refusal::InvalidBody(
+                "no ceiling lies under admin, broker or enrol".into(),
+            ));
+        }
+        check_prefixes(&body.prefixes)?;
+        self.check_grantable(act, &body.prefixes)?;
+        let expires = self.end_of(body.expires, at, true)?;
+        let uses = body.uses.unwrap_or(1);
+        let terms = Enrolment {
+            name: body.name.clone(),
+            ceiling: body.ceiling.clone(),
+            prefixes: body.prefixes.clone(),
+            uses,
+        };
+        let sealed = issue::enrolment(&self.root, &self.state.org, &terms, at, expires, entropy()?)
+            .map_err(|error| bad_terms(&error))?;
+        let id = self.id_of(&sealed)?;
+        let issued = Change::EnrolmentIssued {
+            id,
+            name: body.name,
+            ceiling: body.ceiling,
+            uses,
+            expires,
+            by: act.agent().name().clone(),
+            at,
+        };
+        let token = Some(encode_text(&sealed));
+        Ok(change(issued, move |_| Ack::Issued { id, token, expires }))
+    }
+
+    pub(super) fn list_tokens(&self, act: &Authorized) -> Result<Decision, Refusal> {
+        let body: message::List = act.envelope().read_body()?;
+        let scope = self.scope(act)?;
+        let visible = |record: &TokenRecord| match record.subject.parse::<Name>() {
+            Ok(name) => scope.names.iter().any(|pattern| pattern.matches(&name)),
+            Err(_) => is_full(&scope),
+        };
+        let position =
+            |record: &TokenRecord| format!("{:020} {}", record.issued.as_ms(), record.id);
+        let all = self.state.registry.issued();
+        let (tokens, next) = page(all.into_iter().filter(visible), position, body.after);
+        Ok(Decision::Answer(Ack::Tokens { tokens, next }))
+    }
+
+    pub(super) fn revoke(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
+        let body: Revoke = act.envelope().read_body()?;
+        bound("reason", body.reason.as_deref())?;
+        if body.ids.is_empty() || body.ids.len() > 64 {
+            return Err(Refusal::InvalidBody(
+                "`ids` holds 1 to 64 revocation ids".into(),
+            ));
+        }
+        match &body.token {
+            None => self.check_may_revoke(act, &body.ids)?,
+            Some(_) => self.count_own_act(act.agent().name())?,
+        }
+        // A grant that was issued anew to a rotated key is revoked under either id.
+        let ids = self.state.registry.with_successors(&body.ids);
+        if ids.iter().all(|id| self.state.revocations.is_revoked(id)) {
+            return Ok(Decision::Answer(Ack::Revoked { ids }));
+        }
+        let revoked = Change::Revoked {
+            ids: ids.clone(),
+            reason: body.reason,
+            by: act.agent().name().clone(),
+            at: self.clock.now(),
+        };
+        Ok(change(revoked, |_| Ack::Revoked { ids }))
+    }
+
+    /// An admin revokes what was issued to the agents it may act on; only a full admin revokes ids
+    /// that the broker did not issue, since nobody knows whose they are.
+    pub(super) fn check_may_revoke(&self, act: &Authorized, ids: &[Digest]) -> Result<(), Refusal> {
+        let scope = self.scope(act)?;
+        for id in ids {
+            let current = self
+                .state
+                .registry
+                .with_successors(std::slice::from_ref(id));
+            let issued = current
+                .iter()
+                .find_map(|id| self.state.registry.issued_by_id(id));
+            let name = issued.and_then(|record| record.subject.parse::<Name>().ok());
+            let may = match name {
+                Some(name) => scope.names.iter().any(|pattern| pattern.matches(&name)),
+                None => is_full(&scope),
+            };
+            if !may {
+                return Err(Refusal::NotFound(format!("token {id}")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn mint(&self, terms: &Terms) -> Result<Vec<u8>, Refusal> {
+        issue::grant(&self.root, &self.state.org, terms, entropy()?)
+            .map_err(|error| bad_terms(&error))
+    }
+
+    pub(super) fn mint_record(
+        &self,
+        name: &Name,
+        holder: PublicKey,
+        capabilities: &[Pattern],
+        issued: Timestamp,
+        expires: Timestamp,
+    ) -> Result<Option<String>, Refusal> {
+        if capabilities.is_empty() {
+            return Ok(None);
+        }
+        let unsealed = self.mint(&Terms {
+            agent: AgentId::new(name.clone(), self.state.org.clone()),
+            holder,
+            capabilities: capabilities.to_vec(),
+            issued,
+            not_before: None,
+            expires,
+            checks: Vec::new(),
+            sandbox: None,
+            calls: None,
+        })?;
+        Ok(Some(encode_text(&sealed(&unsealed)?)))
+    }
+
+    pub(super) fn id_of(&self, sealed: &[u8]) -> Result<Digest, Refusal> {
+        Token::open(sealed, &self.state.roots).map(|token| grant_id(&token))
+    }
+}
+
+/// Founds the first admin: everything grantable, to everyone.
+pub(crate) fn first_admin(
+    root: &SigningKey,
+    admin: &AgentId,
+    key: PublicKey,
+    at: Timestamp,
+) -> Result<Change, Refusal> {
+    let reserved = proto_spec::identity::RESERVED
+        .iter()
+        .map(|segment| format!("{segment}.*"));
+    let all: Vec<Pattern> = reserved
+        .chain(["*".into()])
+        .filter_map(|pattern| pattern.parse().ok())
+        .collect();
+    let everyone = "*".parse().map_err(|_| Refusal::Internal)?;
+    let terms = Terms {
+        agent: admin.clone(),
+        holder: key,
+        capabilities: all.clone(),
+        issued: at,
+        not_before: None,
+        expires: at.later(APPROVAL_LIFETIME),
+        checks: Vec::new(),
+        sandbox: None,
+        calls: None,
+    };
+    let unsealed =
+        issue::grant(root, admin.org(), &terms, entropy()?).map_err(|error| bad_terms(&error))?;
+    Ok(Change::Approved {
+        name: admin.name().clone(),
+        key,
+        grant: Some(encode_text(&sealed(&unsealed)?)),
+        prefixes: default_prefixes(admin.name()),
+        admin: Some(AdminScope {
+            grantable: all,
+            names: vec![everyone],
+        }),
+        by: admin.name().clone(),
+        at,
+    })
+}
+
+/// The terms of a grant on record, for another key.
+pub(super) fn reissue_terms(
+    token: &Token,
+    agent: &AgentId,
+    holder: PublicKey,
+) -> Result<Terms, Refusal> {
+    let own = token.blocks().first().ok_or(Refusal::Internal)?;
+    Ok(Terms {
+        agent: agent.clone(),
+        holder,
+        capabilities: token.capabilities().to_vec(),
+        issued: token.issued(),
+        not_before: token.not_before(),
+        expires: token.expires(),
+        checks: own
+            .checks()
+            .iter()
+            .filter(|check| !check.is_time_limit())
+            .cloned()
+            .collect(),
+        sandbox: token.sandbox().map(str::to_owned),
+        calls: token.calls(),
+    })
+}
+
+pub(super) fn sealed(unsealed: &[u8]) -> Result<Vec<u8>, Refusal> {
+    issue::seal(unsealed).map_err(|error| bad_terms(&error))
+}
+
+fn bad_terms(error: &BadTerms) -> Refusal {
+    Refusal::InvalidBody(error.to_string())
+}
+
+fn entropy() -> Result<[u8; 32], Refusal> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        tracing::error!(%error, "the system gives no randomness");
+        Refusal::Internal
+    })?;
+    Ok(bytes)
+}
