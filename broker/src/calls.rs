@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use lru::LruCache;
-use proto_spec::admission::Authority as _;
-use proto_spec::capability::Question;
+use proto_spec::admission::{Authority as _, Permit};
+use proto_spec::capability::{Question, Token};
 use proto_spec::limits::CREDENTIAL_VALIDITY;
-use proto_spec::message::{EmitEvent, Event, ToolCancel};
+use proto_spec::message::{Basis, EmitEvent, Event, ToolCancel};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{AgentId, Audience, Authorized, Digest, Kind, PublicKey, Refusal, Timestamp};
 use tokio::sync::oneshot;
@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use crate::delivery::{about_call, about_sender, deliver, permit_of, vouch};
 use crate::pipeline::{Core, Door, Standing, Step};
 use crate::routing;
+use crate::state::budgets::Spent;
 use crate::state::calls::{Answer, InFlight, Reply};
+use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, Subscription};
 
 /// One moment of a broker: what it does with a call now.
@@ -59,7 +61,31 @@ impl Place<'_> {
             .envelope()
             .deadline()
             .unwrap_or_else(|| limits.deadline());
+        let (under, on_record) = match call.permit() {
+            Permit::Held {
+                token: Some(token),
+                capability,
+                basis,
+            } => (
+                Some((Arc::clone(token), capability.clone())),
+                *basis == Basis::Record,
+            ),
+            _ => (None, false),
+        };
+        let budgets = &core.state.budgets;
+        if let Some((token, _)) = &under
+            && let Spent::Reserve(need) = budgets.spend(token)?
+        {
+            return Ok(Step::Reserve(need));
+        }
+        let give_back = || {
+            if let Permit::Held { token: Some(token), .. } = call.permit() {
+                budgets.give_back(token);
+            }
+        };
         let in_flight = InFlight {
+            under,
+            on_record,
             caller: call.agent().clone(),
             reply,
             provider: route.session.agent().clone(),
@@ -68,12 +94,16 @@ impl Place<'_> {
             deadline: self.now.later(patience),
             progress: route.progress,
         };
-        core.state.calls.begin(call.id(), in_flight)?;
+        core.state
+            .calls
+            .begin(call.id(), in_flight)
+            .inspect_err(|_| give_back())?;
         let permit = || permit_of(call, &route, &core.state);
         let about = about_call(call, &route);
         let bytes = call.envelope().bytes();
         if let Err(refusal) = deliver(&core.voice, &route.session, about, permit, bytes, self.now) {
             drop(core.state.calls.end(&call.id()));
+            give_back();
             return Err(refusal);
         }
         Ok(match waiting {
@@ -197,6 +227,26 @@ impl Place<'_> {
             .say(Kind::ToolCancel, Some(&to), Some(id), &body, self.now);
         let _ = call.session.send(said.bytes);
         self.answer(id, call, refusal);
+    }
+
+    /// Ends every call that has lost what permitted it; both sides are told.
+    pub fn end_struck_calls(&self) {
+        let state = &self.core.state;
+        let is_struck = |call: &InFlight| {
+            let Some((token, required)) = &call.under else {
+                return false;
+            };
+            let agent = state.registry.agent(call.caller.name());
+            let is_off_record = call.on_record
+                && !agent.is_some_and(|agent| agent.has_grant(&grant_id(token)));
+            is_off_record
+                || state.revocations.alive(token).is_err()
+                || state.revocations.is_barred(token.issued(), required)
+        };
+        for id in state.calls.which(is_struck) {
+            let why = "what permitted this call was revoked";
+            self.end_call(id, &Refusal::TokenRevoked(why.into()));
+        }
     }
 
     /// Ends every call of a session that is gone.
@@ -352,10 +402,13 @@ impl Place<'_> {
         };
         let question = Question::plain(&required, session.agent(), self.now);
         let standing = Standing::of(&self.core.state);
+        let permits = |token: &Token| {
+            !standing.barred(token, &required) && token.permits(&question).is_ok()
+        };
         match &subscription.token {
-            Some(token) => standing.alive(token).is_ok() && token.permits(&question).is_ok(),
+            Some(token) => standing.alive(token).is_ok() && permits(token),
             None => standing.granted(session.agent()).iter().any(|token| {
-                token.holder() == Some(session.key()) && token.permits(&question).is_ok()
+                token.holder() == Some(session.key()) && permits(token)
             }),
         }
     }

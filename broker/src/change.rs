@@ -30,7 +30,8 @@ pub enum Change {
     Approved {
         name: Name,
         key: PublicKey,
-        grant: Option<String>,
+        grant: Option<(Digest, String)>,
+        capabilities: Vec<Pattern>,
         prefixes: Vec<Pattern>,
         admin: Option<AdminScope>,
         by: Name,
@@ -58,7 +59,11 @@ pub enum Change {
         agent: Name,
         capabilities: Vec<Pattern>,
         checks: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        not_before: Option<Timestamp>,
         expires: Timestamp,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        calls: Option<u32>,
         record: Option<String>,
         by: Name,
         at: Timestamp,
@@ -78,7 +83,8 @@ pub enum Change {
         enrolment: Digest,
         name: Name,
         key: PublicKey,
-        grant: Option<String>,
+        grant: Option<(Digest, String)>,
+        capabilities: Vec<Pattern>,
         prefixes: Vec<Pattern>,
         at: Timestamp,
     },
@@ -97,9 +103,72 @@ pub enum Change {
         grants: Vec<Reissued>,
         at: Timestamp,
     },
+    /// An agent, what flows from it, and how it came in are dead, in one act.
+    Quarantined {
+        name: Name,
+        agents: Vec<(Name, PublicKey)>,
+        ids: Vec<Digest>,
+        reason: Option<String>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// What was issued up to `before` permits nothing under these patterns any more.
+    Barred {
+        under: Vec<Pattern>,
+        before: Timestamp,
+        reason: Option<String>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// So many calls more may be made on the budget of this block. A crash loses what is left of them.
+    Reserved {
+        block: Digest,
+        calls: u32,
+        at: Timestamp,
+    },
+    /// An act waits for a second admin.
+    Proposed {
+        id: Digest,
+        act: String,
+        body: String,
+        by: Name,
+        at: Timestamp,
+        expires: Timestamp,
+    },
+    /// It waits no more: the second admin agreed, and its change follows; or it was dropped.
+    ProposalClosed {
+        id: Digest,
+        agreed: bool,
+        by: Name,
+        at: Timestamp,
+    },
+    /// The next root key exists, and is accepted.
+    RootPrepared {
+        key: PublicKey,
+        by: Name,
+        at: Timestamp,
+    },
+    /// Tokens are rooted in this key from here on.
+    RootActivated {
+        key: PublicKey,
+        by: Name,
+        at: Timestamp,
+    },
+    /// Grants on record that were rooted in a key that retires were issued anew.
+    Reissued {
+        name: Name,
+        grants: Vec<Reissued>,
+        at: Timestamp,
+    },
+    /// Nothing that is rooted in this key is accepted any more.
+    RootRetired {
+        key: PublicKey,
+        by: Name,
+        at: Timestamp,
+    },
 }
 
-/// A grant on record that was issued anew to a new key.
+/// A grant on record that was issued anew: to a new key, or under another root.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reissued {
     /// The old grant.
@@ -116,7 +185,10 @@ impl Change {
     pub fn commutes(&self) -> bool {
         matches!(
             self,
-            Self::Issued { .. } | Self::EnrolmentIssued { .. } | Self::Revoked { .. }
+            Self::Issued { .. }
+                | Self::EnrolmentIssued { .. }
+                | Self::Revoked { .. }
+                | Self::Proposed { .. }
         )
     }
 
@@ -132,7 +204,16 @@ impl Change {
             | Self::EnrolmentIssued { at, .. }
             | Self::Enrolled { at, .. }
             | Self::Revoked { at, .. }
-            | Self::Rotated { at, .. } => *at,
+            | Self::Rotated { at, .. }
+            | Self::Quarantined { at, .. }
+            | Self::Barred { at, .. }
+            | Self::Reserved { at, .. }
+            | Self::Proposed { at, .. }
+            | Self::ProposalClosed { at, .. }
+            | Self::RootPrepared { at, .. }
+            | Self::RootActivated { at, .. }
+            | Self::Reissued { at, .. }
+            | Self::RootRetired { at, .. } => *at,
         }
     }
 }

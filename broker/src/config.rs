@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto_spec::limits;
-use proto_spec::{Digest, Org};
+use proto_spec::{Digest, Org, Pattern};
 use serde::{Deserialize, Serialize};
 
 /// The commented example: every value in it is the default, and a test keeps it so.
@@ -26,7 +26,17 @@ pub struct Written {
     keys: Keys,
     tls: Tls,
     #[serde(default)]
+    approval: Approval,
+    #[serde(default)]
     limits: Limits,
+}
+
+/// How admins decide.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Approval {
+    /// Granting anything under these patterns takes two admins.
+    pub two_admins: Vec<Pattern>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -68,6 +78,8 @@ pub struct Limits {
     pub nonces_per_sender_max: usize,
     pub nonces_per_network_max: usize,
     pub pending_max: usize,
+    pub pending_lifetime_s: u64,
+    pub proposal_lifetime_s: u64,
     pub token_lifetime_max_s: u64,
     pub token_lifetime_s: u64,
     pub drain_ms: u64,
@@ -91,6 +103,8 @@ impl Default for Limits {
             nonces_per_sender_max: 1_000_000,
             nonces_per_network_max: 4_096,
             pending_max: 1_024,
+            pending_lifetime_s: 7 * 86_400,
+            proposal_lifetime_s: 86_400,
             token_lifetime_max_s: 90 * 86_400,
             token_lifetime_s: 30 * 86_400,
             drain_ms: 5_000,
@@ -180,6 +194,16 @@ impl Limits {
         );
         bound("pending_max", self.pending_max as u64, 1..=1_000_000);
         bound(
+            "pending_lifetime_s",
+            self.pending_lifetime_s,
+            60..=365 * 86_400,
+        );
+        bound(
+            "proposal_lifetime_s",
+            self.proposal_lifetime_s,
+            60..=30 * 86_400,
+        );
+        bound(
             "token_lifetime_max_s",
             self.token_lifetime_max_s,
             60..=10 * 365 * 86_400,
@@ -214,6 +238,8 @@ pub struct Config {
     pub certificate_key: PathBuf,
     /// Public keys of TLS terminators in front, as SPKI digests.
     pub channels: Vec<Digest>,
+    /// How admins decide.
+    pub approval: Approval,
     /// Bounds.
     pub limits: Limits,
 }
@@ -285,6 +311,7 @@ impl Config {
                 certificate,
                 certificate_key,
                 channels,
+                approval: written.approval,
                 limits: written.limits,
             }),
             _ => Err(Problems(found)),

@@ -56,7 +56,7 @@ pub fn discover(
         };
         let permits = |token: &&Arc<Token>| {
             page.asked += usize::from(!token.is_standard());
-            token.permits(&question).is_ok()
+            !standing.barred(token, &required) && token.permits(&question).is_ok()
         };
         if let Some(token) = held.iter().find(permits) {
             if page.tools.len() >= limit || page.bytes >= PAGE_BYTES {

@@ -15,3 +15,19 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<SigningKey> {
         agent_sdk::Key::load(path).with_context(|| format!("the key file {}", path.display()))?;
     Ok(SigningKey::from_seed(key.signing().seed()))
 }
+
+/// Writes a key to a new file, and has it on disk when it returns.
+///
+/// # Errors
+///
+/// When the file exists, or cannot be written.
+pub(crate) fn create(path: &Path, key: &SigningKey) -> anyhow::Result<()> {
+    let secret = agent_sdk::Key::from_seed(key.seed());
+    secret
+        .save(path)
+        .with_context(|| format!("the key file {}", path.display()))?;
+    std::fs::File::open(path)?.sync_all()?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(())
+}

@@ -113,6 +113,8 @@ pub enum Step {
     Wait(Digest, oneshot::Receiver<Answer>),
     /// The registrar has to decide.
     Order(Order, AgentId, Digest),
+    /// The registrar has to reserve calls; then the call is made.
+    Reserve(Need),
     /// The answer comes later, or there is none.
     Nothing,
 }
@@ -143,17 +145,17 @@ impl<'a> Standing<'a> {
 
 impl Authority for Standing<'_> {
     fn granted(&self, agent: &AgentId) -> Arc<[Arc<Token>]> {
-        self.state
-            .registry
-            .agent(agent.name())
-            .map(|agent| Arc::clone(&agent.grants))
-            .unwrap_or_default()
+        let agent = self.state.registry.agent(agent.name());
+        agent.map_or_else(Arc::default, |agent| self.state.granted(&agent))
     }
     fn open(&self, text: &str) -> Result<Arc<Token>, Refusal> {
         self.state.tokens.open(text, &self.state.roots)
     }
     fn alive(&self, token: &Token) -> Result<(), Refusal> {
         self.state.revocations.alive(token)
+    }
+    fn barred(&self, token: &Token, required: &Pattern) -> bool {
+        self.state.revocations.is_barred(token.issued(), required)
     }
     fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability {
         match self.state.sessions.offer(provider.name(), tool) {
@@ -478,7 +480,7 @@ impl Core {
         tracing::info!(agent = %act.agent(), session = attached.id(), "attached");
         let agent = self.state.registry.agent(act.agent().name());
         let ack = Ack::Attached {
-            roots: self.state.roots.clone(),
+            roots: self.state.roots.keys().to_vec(),
             envelope_bytes_max: self.config.limits.envelope_bytes_max as u64,
             clock_skew_max_ms: self.config.limits.clock_skew_max_ms,
             prefixes: agent

@@ -70,6 +70,9 @@ pub trait Authority {
     /// [`Refusal::TokenRevoked`].
     fn alive(&self, token: &Token) -> Result<(), Refusal>;
 
+    /// Whether what was issued when `token` was no longer permits what needs `required`.
+    fn barred(&self, token: &Token, required: &Pattern) -> bool;
+
     /// The capability that calling `tool` of `provider` requires.
     fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability;
 
@@ -588,6 +591,9 @@ impl<A: Authority> Asked<'_, A> {
             let token = self.authority.open(text)?;
             presented_by(&token, &self.fresh.key)?;
             self.authority.alive(&token)?;
+            if self.authority.barred(&token, question.required) {
+                return Err(Refusal::TokenRevoked(format!("all of {capability}")));
+            }
             token.permits(question)?;
             return Ok(Permit::Held {
                 capability,
@@ -597,7 +603,9 @@ impl<A: Authority> Asked<'_, A> {
         }
         let mut refusal = Refusal::Denied(capability.to_string());
         for token in self.authority.granted(self.agent).iter() {
-            if token.holder() != Some(&self.fresh.key) {
+            if token.holder() != Some(&self.fresh.key)
+                || self.authority.barred(token, question.required)
+            {
                 continue;
             }
             match token.permits(question) {

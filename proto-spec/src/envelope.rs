@@ -83,12 +83,34 @@ kinds! {
     AdminAgentDeny = "admin.agent.deny",
     /// Revokes an agent and its key.
     AdminAgentRevoke = "admin.agent.revoke",
+    /// Revokes an agent, what flows from it, and how it came in, in one act.
+    AdminAgentQuarantine = "admin.agent.quarantine",
     /// Issues a grant: kept on record, or handed out as a token.
     AdminTokenIssue = "admin.token.issue",
     /// Lists what was issued.
     AdminTokenList = "admin.token.list",
+    /// Revokes what was issued: by id, or under a pattern up to a time.
+    AdminTokenRevoke = "admin.token.revoke",
+    /// Shows who holds what, and through whom.
+    AdminTokenTree = "admin.token.tree",
     /// Issues an enrolment token.
     AdminEnrolIssue = "admin.enrol.issue",
+    /// Lists acts that wait for a second admin.
+    AdminProposalList = "admin.proposal.list",
+    /// The second admin agrees to an act: it is done.
+    AdminProposalApprove = "admin.proposal.approve",
+    /// Drops an act that waits for a second admin.
+    AdminProposalDeny = "admin.proposal.deny",
+    /// Lists the keys that tokens are rooted in.
+    AdminRootList = "admin.root.list",
+    /// Makes the next root key: accepted, not yet used.
+    AdminRootPrepare = "admin.root.prepare",
+    /// Issues with the prepared root key from here on.
+    AdminRootActivate = "admin.root.activate",
+    /// Accepts nothing rooted in this key any more.
+    AdminRootRetire = "admin.root.retire",
+    /// Shows what the broker runs with.
+    AdminConfigRead = "admin.config.read",
     /// Broker: answer this before you attach.
     Challenge = "challenge",
     /// Broker: done.
@@ -101,6 +123,8 @@ kinds! {
     Credential = "credential",
     /// Broker: about a topic you subscribed to.
     Event = "event",
+    /// Broker: the keys that this organisation's tokens are rooted in have changed.
+    Roots = "roots",
 }
 
 impl Kind {
@@ -115,6 +139,7 @@ impl Kind {
                 | Self::ToolsDiscovered
                 | Self::Credential
                 | Self::Event
+                | Self::Roots
         )
     }
 

@@ -373,7 +373,7 @@ pub struct AgentDeny {
     pub reason: Option<String>,
 }
 
-/// `admin.agent.revoke`.
+/// `admin.agent.revoke` and `admin.agent.quarantine`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentRevoke {
@@ -382,6 +382,9 @@ pub struct AgentRevoke {
     /// For the record; at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Only say what it would strike.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub dry_run: bool,
 }
 
 /// `admin.token.issue`.
@@ -404,8 +407,68 @@ pub struct TokenIssue {
     /// In which sandbox the tool has to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
+    /// How many calls, in all; the broker counts them. No bound when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u32>,
     /// Kept on record at the broker (`true`), or handed out as a token (`false`).
     pub record: bool,
+}
+
+/// `admin.token.revoke`: exactly one of `ids` and `under`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRevoke {
+    /// These blocks; at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<Digest>,
+    /// Whatever was issued up to `before` no longer permits anything under these patterns; the rest of
+    /// what it permits stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub under: Vec<Pattern>,
+    /// With `under`: up to when, in whole seconds; now when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Timestamp>,
+    /// For the record; at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Only say what it would strike.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub dry_run: bool,
+}
+
+/// `admin.token.tree`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenTree {
+    /// Only what was issued to this agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Name>,
+    /// Where the page before ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// `admin.proposal.approve` and `admin.proposal.deny`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proposal {
+    /// Which.
+    pub id: Digest,
+}
+
+/// `admin.root.activate` and `admin.root.retire`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootAct {
+    /// Which root key.
+    pub key: PublicKey,
+}
+
+/// `roots`: what the broker says when root keys change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Roots {
+    /// All that tokens may be rooted in, active first.
+    pub roots: Vec<PublicKey>,
 }
 
 /// `admin.enrol.issue`.
@@ -463,10 +526,39 @@ pub enum Ack {
         /// Sorted.
         topics: Vec<Pattern>,
     },
-    /// To `revoke`, `admin.agent.revoke`: durable, and in force for the next envelope.
-    Revoked {
-        /// What is revoked by this act.
-        ids: Vec<Digest>,
+    /// To `revoke` and all acts that revoke: durable, and in force for the next envelope.
+    Revoked(Struck),
+    /// To an act that revokes, with `dry_run`: nothing was done.
+    WouldRevoke(Struck),
+    /// To an act that needs two admins: it waits for the second.
+    Proposed {
+        /// By which the second admin names it.
+        id: Digest,
+        /// Until when it waits.
+        expires: Timestamp,
+    },
+    /// To `admin.proposal.list`.
+    Proposals {
+        /// Oldest first.
+        proposals: Vec<ProposalRecord>,
+    },
+    /// To `admin.token.tree`.
+    Tree {
+        /// Each after the one that it hangs below.
+        nodes: Vec<TreeNode>,
+        /// Ask again with this as `after`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<String>,
+    },
+    /// To the acts on root keys.
+    Roots {
+        /// Active first, then prepared, then those that only verify.
+        roots: Vec<RootRecord>,
+    },
+    /// To `admin.config.read`.
+    Config {
+        /// As `broker.toml` has it, defaults filled in; no secrets.
+        config: serde_json::Value,
     },
     /// To `rotateKey`.
     Rotated {
@@ -490,7 +582,7 @@ pub enum Ack {
         /// Requests under this name that wait for a decision.
         pending: Vec<PendingRecord>,
     },
-    /// To `admin.agent.deny`.
+    /// To `admin.agent.deny` and `admin.proposal.deny`.
     DeniedRequest,
     /// To `admin.token.issue` and `admin.enrol.issue`.
     Issued {
@@ -510,6 +602,86 @@ pub enum Ack {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         next: Option<String>,
     },
+}
+
+/// What a revocation strikes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Struck {
+    /// Grants, enrolment tokens and blocks that die; the first 512 of them.
+    pub ids: Vec<Digest>,
+    /// Agents whose key dies; the first 512 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<Name>,
+    /// Grants and tokens on record that are struck wholly or, by a pattern, in part.
+    #[serde(default)]
+    pub tokens: u64,
+    /// Calls in flight that are cancelled.
+    #[serde(default)]
+    pub calls: u64,
+    /// Sessions that are closed.
+    #[serde(default)]
+    pub sessions: u64,
+}
+
+/// An act that waits for a second admin.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProposalRecord {
+    /// By which it is approved or denied.
+    pub id: Digest,
+    /// The act.
+    pub act: String,
+    /// Its body, as its admin sent it.
+    pub body: serde_json::Value,
+    /// The admin.
+    pub by: Name,
+    /// When.
+    pub at: Timestamp,
+    /// Until when it waits.
+    pub expires: Timestamp,
+}
+
+/// A grant or a delegation, and whose it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TreeNode {
+    /// By which it is revoked, with everything below it.
+    pub id: Digest,
+    /// What it hangs below; nothing for what an admin issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Digest>,
+    /// `approval`, `grant`, `delegation` or `narrowing`.
+    pub kind: String,
+    /// Who holds it, where the key is an agent's of this organisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Name>,
+    /// Who holds it.
+    pub key: PublicKey,
+    /// What was issued; empty below that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Pattern>,
+    /// Its own conditions, as Datalog.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
+    /// Its end, with all that is above it.
+    pub expires: Timestamp,
+    /// Calls left of its own budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls_left: Option<u32>,
+    /// Whether it, or what is above it, is revoked.
+    pub revoked: bool,
+    /// The admin who issued it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<Name>,
+}
+
+/// A key that tokens are rooted in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RootRecord {
+    /// The key.
+    pub key: PublicKey,
+    /// `active`: issues. `prepared`: accepted, issues when it is activated. `retiring`: accepted.
+    pub state: String,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// An approved agent, as admins see it.
@@ -563,7 +735,7 @@ pub struct PendingRecord {
 pub struct TokenRecord {
     /// By which it is revoked.
     pub id: Digest,
-    /// `grant` or `enrol`.
+    /// `approval`, `grant` or `enrol`.
     pub kind: String,
     /// To whom, or for which names.
     pub subject: String,
@@ -575,8 +747,9 @@ pub struct TokenRecord {
     pub issued: Timestamp,
     /// Until when.
     pub expires: Timestamp,
-    /// By which admin.
-    pub issuer: Name,
+    /// By which admin; nobody for what an enrolment token gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<Name>,
     /// Kept on record at the broker, or handed out.
     pub record: bool,
     /// Whether it is revoked.
@@ -584,6 +757,12 @@ pub struct TokenRecord {
     /// Uses left, of an enrolment token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses_left: Option<u32>,
+    /// From when, if not at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// Calls left, of a grant with a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls_left: Option<u32>,
 }
 
 /// `credential`: the broker's word for who speaks, and for what it permitted.

@@ -40,6 +40,7 @@ pub enum Code {
     TokenRevoked,
     NotHolder,
     ArgsUncheckable,
+    BudgetSpent,
     TokenUndecided,
     Busy,
     Unavailable,
@@ -55,7 +56,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, in the order of SPEC.md.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Malformed,
         Self::TooLarge,
         Self::UnsupportedVersion,
@@ -78,6 +79,7 @@ impl Code {
         Self::TokenRevoked,
         Self::NotHolder,
         Self::ArgsUncheckable,
+        Self::BudgetSpent,
         Self::TokenUndecided,
         Self::Busy,
         Self::Unavailable,
@@ -210,6 +212,12 @@ impl Code {
                 403,
                 false,
                 "the token constrains arguments, and these cannot be checked",
+            ),
+            Self::BudgetSpent => (
+                "BUDGET_SPENT",
+                403,
+                false,
+                "a budget of calls, of the grant or of a block of the token, is used up",
             ),
             Self::TokenUndecided => (
                 "TOKEN_UNDECIDED",
@@ -393,6 +401,8 @@ pub enum Refusal {
     NotHolder(&'static str),
     #[error("the token constrains arguments, and these cannot be checked: {0}")]
     ArgsUncheckable(&'static str),
+    #[error("the budget of {0} calls is used up")]
+    BudgetSpent(u32),
     #[error("the token engine did not finish in its time")]
     TokenUndecided,
 
@@ -454,6 +464,7 @@ impl Refusal {
             Self::TokenRevoked(_) => Code::TokenRevoked,
             Self::NotHolder(_) => Code::NotHolder,
             Self::ArgsUncheckable(_) => Code::ArgsUncheckable,
+            Self::BudgetSpent(_) => Code::BudgetSpent,
             Self::TokenUndecided => Code::TokenUndecided,
             Self::Busy(_) => Code::Busy,
             Self::Unavailable(_) => Code::Unavailable,
@@ -545,7 +556,8 @@ mod tests {
             Refusal::TokenExpired => Refusal::TokenRevoked(x()),
             Refusal::TokenRevoked(_) => Refusal::NotHolder("x"),
             Refusal::NotHolder(_) => Refusal::ArgsUncheckable("x"),
-            Refusal::ArgsUncheckable(_) => Refusal::TokenUndecided,
+            Refusal::ArgsUncheckable(_) => Refusal::BudgetSpent(1),
+            Refusal::BudgetSpent(_) => Refusal::TokenUndecided,
             Refusal::TokenUndecided => Refusal::Busy("x"),
             Refusal::Busy(_) => Refusal::Unavailable(x()),
             Refusal::Unavailable(_) => Refusal::Deadline(Duration::from_secs(1)),
@@ -592,6 +604,7 @@ TOKEN_EXPIRED       403 retry=false
 TOKEN_REVOKED       403 retry=false
 NOT_HOLDER          403 retry=false
 ARGS_UNCHECKABLE    403 retry=false
+BUDGET_SPENT        403 retry=false
 TOKEN_UNDECIDED     503 retry=true
 BUSY                503 retry=true
 UNAVAILABLE         503 retry=true
@@ -638,6 +651,7 @@ TokenExpired        TOKEN_EXPIRED
 TokenRevoked        TOKEN_REVOKED
 NotHolder           NOT_HOLDER
 ArgsUncheckable     ARGS_UNCHECKABLE
+BudgetSpent         BUDGET_SPENT
 TokenUndecided      TOKEN_UNDECIDED
 Busy                BUSY
 Unavailable         UNAVAILABLE

@@ -616,6 +616,9 @@ impl Authority for NothingGranted {
     fn alive(&self, _: &Token) -> Result<(), Refusal> {
         Ok(())
     }
+    fn barred(&self, _: &Token, _: &Pattern) -> bool {
+        false
+    }
     fn required_for(&self, _: &AgentId, tool: &Capability) -> Capability {
         tool.clone()
     }

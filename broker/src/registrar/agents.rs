@@ -1,19 +1,16 @@
-//! Agents come, change and go: registering, approving, rotating keys, revoking.
-
-use std::sync::Arc;
+//! Agents come and change: registering, enrolling, approving, rotating keys.
 
 use proto_spec::admission::{Judge, Me};
-use proto_spec::capability::{TokenKind, encode_text};
-use proto_spec::message::{
-    self, Ack, AgentApprove, AgentDeny, AgentRecord, AgentRevoke, AgentShow, PendingRecord,
-};
-use proto_spec::{Authorized, Name, Newcomer, Pattern, Refusal};
+use proto_spec::capability::{Token, TokenKind, encode_text};
+use proto_spec::message::{Ack, AgentApprove, AgentDeny};
+use proto_spec::{AgentId, Authorized, Kind, Name, Newcomer, Pattern, PublicKey, Refusal};
 
-use super::scope::is_full;
+use super::admin::read;
+use super::scope::{By, is_full};
+use super::showing::{pending, record_of};
 use super::tokens::{reissue_terms, sealed};
-use super::{APPROVAL_LIFETIME, Decision, Desk, bound, change, check_count, page};
+use super::{APPROVAL_LIFETIME, Decision, Desk, bound, change, check_count};
 use crate::change::{Change, Reissued, default_prefixes};
-use crate::state::State;
 use crate::state::registry::{Agent, grant_id};
 
 impl Desk {
@@ -84,30 +81,25 @@ impl Desk {
             ));
         }
         let id = grant_id(&token);
-        let left = self
-            .state
-            .registry
-            .issued_by_id(&id)
-            .and_then(|record| record.uses_left);
-        if left.unwrap_or(0) == 0 {
+        if self.state.registry.uses_left(&id).unwrap_or(0) == 0 {
             return Err(Refusal::TokenRevoked("all its uses are used up".into()));
         }
-        let within =
-            |pattern: &&Pattern| terms.ceiling.iter().any(|ceiling| ceiling.covers(pattern));
-        let capabilities: Vec<Pattern> = request
-            .capabilities
-            .iter()
-            .filter(within)
-            .cloned()
-            .collect();
-        let allowed = &terms.prefixes;
-        let within = |pattern: &&Pattern| allowed.iter().any(|prefix| prefix.covers(pattern));
-        let asked: Vec<Pattern> = request.prefixes.iter().filter(within).cloned().collect();
-        let prefixes = if request.prefixes.is_empty() {
-            default_prefixes(name)
-        } else {
-            asked
+        let is_given = |pattern: &&Pattern| {
+            let is_barred = self.state.revocations.is_barred(token.issued(), pattern);
+            !is_barred && terms.ceiling.iter().any(|ceiling| ceiling.covers(pattern))
         };
+        let capabilities: Vec<Pattern> =
+            request.capabilities.iter().filter(is_given).cloned().collect();
+        let own = default_prefixes(name);
+        let is_allowed = |pattern: &&Pattern| {
+            let allowed = own.iter().chain(&terms.prefixes);
+            allowed.into_iter().any(|prefix| prefix.covers(pattern))
+        };
+        let prefixes = match request.prefixes.is_empty() {
+            true => own.clone(),
+            false => request.prefixes.iter().filter(is_allowed).cloned().collect(),
+        };
+        check_prefixes(&prefixes)?;
         if let Some(other) = self.state.registry.overlap(name, &prefixes) {
             return Err(Refusal::Conflict(format!(
                 "its tool prefixes overlap those of {other}"
@@ -125,6 +117,7 @@ impl Desk {
             name: name.clone(),
             key: request.pubkey,
             grant,
+            capabilities: capabilities.clone(),
             prefixes: prefixes.clone(),
             at,
         };
@@ -139,7 +132,7 @@ impl Desk {
         let now = self.clock.now();
         let judge = Judge {
             me: Me::Broker(&self.state.org),
-            skew: self.limits.skew(),
+            skew: self.config.limits.skew(),
             now,
         };
         let to = act.successor(&judge)?;
@@ -147,15 +140,8 @@ impl Desk {
         let agent = self.state.registry.agent(&name).ok_or(Refusal::Internal)?;
         self.check_key_is_free(&name, &to)?;
         let mut grants = Vec::new();
-        for token in agent.grants.iter() {
-            let text = self.mint(&reissue_terms(token, act.agent(), to)?)?;
-            let sealed = sealed(&text)?;
-            let new = self.id_of(&sealed)?;
-            grants.push(Reissued {
-                old: grant_id(token),
-                new,
-                token: encode_text(&sealed),
-            });
+        for token in self.state.granted(&agent).iter() {
+            grants.push(self.anew(token, act.agent(), to)?);
         }
         let rotated = Change::Rotated {
             name,
@@ -167,62 +153,32 @@ impl Desk {
         Ok(change(rotated, move |_| Ack::Rotated { key: to }))
     }
 
-    pub(super) fn list_agents(&self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: message::List = act.envelope().read_body()?;
-        let scope = self.scope(act)?;
-        let visible = |name: &Name| scope.names.iter().any(|pattern| pattern.matches(name));
-        let agents = self.state.registry.agents();
-        let (page, next) = page(
-            agents
-                .iter()
-                .filter(|agent| visible(&agent.name))
-                .map(|agent| record_of(&self.state, agent)),
-            |record| record.name.to_string(),
-            body.after,
-        );
-        let pending = pending(&self.state, None)
-            .into_iter()
-            .filter(|one| visible(&one.name))
-            .collect();
-        Ok(Decision::Answer(Ack::Agents {
-            agents: page,
-            pending,
-            next,
-        }))
+    /// A grant on record, issued anew: to another key, or under another root.
+    pub(super) fn anew(
+        &self,
+        token: &Token,
+        agent: &AgentId,
+        holder: PublicKey,
+    ) -> Result<Reissued, Refusal> {
+        let sealed = sealed(&self.mint(&reissue_terms(token, agent, holder)?)?)?;
+        Ok(Reissued {
+            old: grant_id(token),
+            new: self.id_of(&sealed)?,
+            token: encode_text(&sealed),
+        })
     }
 
-    pub(super) fn show(&self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: AgentShow = act.envelope().read_body()?;
-        self.check_name(act, &body.name)?;
-        let agent = self
-            .state
-            .registry
-            .agent(&body.name)
-            .map(|agent| record_of(&self.state, &agent));
-        let pending = pending(&self.state, Some(&body.name));
-        if agent.is_none() && pending.is_empty() {
-            return Err(Refusal::NotFound(format!("agent or request {}", body.name)));
-        }
-        Ok(Decision::Answer(Ack::Agent { agent, pending }))
-    }
-
-    pub(super) fn approve(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: AgentApprove = act.envelope().read_body()?;
+    pub(super) fn approve(&self, text: &str, by: &By) -> Result<Decision, Refusal> {
+        let body: AgentApprove = read(text)?;
         let at = self.clock.now();
-        self.check_name(act, &body.name)?;
-        self.check_grantable(act, &body.capabilities)?;
+        self.check_name(by, &body.name)?;
+        self.check_grantable(by, &body.capabilities)?;
         if let Some(admin) = &body.admin {
-            self.check_scope(act, admin)?;
+            self.check_scope(by, admin)?;
         }
         let known = self.state.registry.agent(&body.name);
         let is_agents = known.as_ref().is_some_and(|agent| agent.key == body.key);
-        let asked = self
-            .state
-            .pending
-            .waiting(Some(&body.name))
-            .iter()
-            .any(|one| one.key == body.key);
-        if !is_agents && !asked {
+        if !is_agents && !self.is_asked_for(&body.name, &body.key) {
             return Err(Refusal::NotFound(format!(
                 "request of {} with this key",
                 body.name
@@ -235,7 +191,7 @@ impl Desk {
             .or_else(kept)
             .unwrap_or_else(|| default_prefixes(&body.name));
         check_prefixes(&prefixes)?;
-        self.check_prefixes_grantable(act, &body.name, &prefixes)?;
+        self.check_prefixes_grantable(by, &body.name, &prefixes)?;
         if let (false, Some(other)) = (
             body.overlap,
             self.state.registry.overlap(&body.name, &prefixes),
@@ -244,29 +200,30 @@ impl Desk {
                 "its tool prefixes overlap those of {other}; approve with `overlap` if that is meant"
             )));
         }
+        let admin = body.admin.or_else(|| {
+            let same = known.as_ref().filter(|_| is_agents);
+            same.and_then(|agent| agent.admin.clone())
+        });
+        let holds_all = body.capabilities.iter().any(|one| one.as_str() == "admin.*");
+        if !(holds_all && admin.as_ref().is_some_and(is_full)) {
+            self.check_a_full_admin_remains(std::slice::from_ref(&body.name))?;
+        }
+        let mut given = body.capabilities.clone();
+        given.extend(admin.iter().flat_map(|scope| scope.grantable.clone()));
+        if let Some(proposed) = self.takes_two(Kind::AdminAgentApprove, text, by, &given)? {
+            return Ok(proposed);
+        }
         let expires = body.expires.unwrap_or_else(|| at.later(APPROVAL_LIFETIME));
         let grant = self.mint_record(&body.name, body.key, &body.capabilities, at, expires)?;
-        let admin = body.admin.or_else(|| {
-            known
-                .filter(|_| is_agents)
-                .and_then(|agent| agent.admin.clone())
-        });
-        let stays_full = admin.as_ref().is_some_and(is_full)
-            && body
-                .capabilities
-                .iter()
-                .any(|one| one.as_str() == "admin.*");
-        if let (false, Some(before)) = (stays_full, self.state.registry.agent(&body.name)) {
-            self.check_is_not_the_last_admin(&before)?;
-        }
         let name = body.name.clone();
         let approved = Change::Approved {
             name: body.name,
             key: body.key,
             grant,
+            capabilities: body.capabilities,
             prefixes,
             admin,
-            by: act.agent().name().clone(),
+            by: by.first.clone(),
             at,
         };
         Ok(change(approved, move |state| Ack::Agent {
@@ -274,21 +231,20 @@ impl Desk {
                 .registry
                 .agent(&name)
                 .map(|agent| record_of(state, &agent)),
-            pending: pending(state, Some(&name)),
+            pending: pending(state, Some(&name), at),
         }))
     }
 
-    pub(super) fn deny(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: AgentDeny = act.envelope().read_body()?;
+    fn is_asked_for(&self, name: &Name, key: &PublicKey) -> bool {
+        let waiting = self.state.pending.waiting(Some(name), self.clock.now());
+        waiting.iter().any(|one| one.key == *key)
+    }
+
+    pub(super) fn deny(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
+        let body: AgentDeny = read(body)?;
         bound("reason", body.reason.as_deref())?;
-        self.check_name(act, &body.name)?;
-        if !self
-            .state
-            .pending
-            .waiting(Some(&body.name))
-            .iter()
-            .any(|one| one.key == body.key)
-        {
+        self.check_name(by, &body.name)?;
+        if !self.is_asked_for(&body.name, &body.key) {
             return Err(Refusal::NotFound(format!(
                 "request of {} with this key",
                 body.name
@@ -298,65 +254,11 @@ impl Desk {
             name: body.name,
             key: body.key,
             reason: body.reason,
-            by: act.agent().name().clone(),
+            by: by.first.clone(),
             at: self.clock.now(),
         };
         Ok(change(denied, |_| Ack::DeniedRequest))
     }
-
-    pub(super) fn revoke_agent(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: AgentRevoke = act.envelope().read_body()?;
-        bound("reason", body.reason.as_deref())?;
-        self.check_name(act, &body.name)?;
-        let agent = self
-            .state
-            .registry
-            .agent(&body.name)
-            .ok_or_else(|| Refusal::NotFound(format!("agent {}", body.name)))?;
-        self.check_is_not_the_last_admin(&agent)?;
-        let revoked = Change::AgentRevoked {
-            name: body.name,
-            key: agent.key,
-            reason: body.reason,
-            by: act.agent().name().clone(),
-            at: self.clock.now(),
-        };
-        Ok(change(revoked, move |_| Ack::Revoked {
-            ids: agent.grants.iter().map(|token| grant_id(token)).collect(),
-        }))
-    }
-
-    /// The organisation keeps at least one admin who may do everything.
-    pub(super) fn check_is_not_the_last_admin(&self, agent: &Agent) -> Result<(), Refusal> {
-        let full = |agent: &Agent| agent.admin.as_ref().is_some_and(is_full);
-        let others = self.state.registry.agents();
-        let remains = |other: &Arc<Agent>| other.name != agent.name && full(other);
-        if full(agent) && !others.iter().any(remains) {
-            return Err(Refusal::Conflict("this is the last full admin".into()));
-        }
-        Ok(())
-    }
-}
-
-fn record_of(state: &State, agent: &Agent) -> AgentRecord {
-    AgentRecord {
-        name: agent.name.clone(),
-        key: agent.key,
-        fingerprint: agent.key.fingerprint(),
-        capabilities: agent.capabilities(),
-        prefixes: agent.prefixes.clone(),
-        admin: agent.admin.clone(),
-        sessions: state.sessions.of(&agent.name).len() as u32,
-        since: agent.since,
-    }
-}
-
-fn pending(state: &State, name: Option<&Name>) -> Vec<PendingRecord> {
-    let mut all = state.pending.waiting(name);
-    for one in &mut all {
-        one.key_change = state.registry.agent(&one.name).is_some();
-    }
-    all
 }
 
 fn registered(agent: &Agent) -> Ack {

@@ -4,8 +4,12 @@
 //! into the state, answer. What was acknowledged is on disk and in force. Orders that do not depend on
 //! each other share a sync.
 
+mod admin;
 mod agents;
+mod revoking;
+mod roots;
 mod scope;
+mod showing;
 mod tokens;
 
 use std::collections::HashMap;
@@ -20,17 +24,17 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::change::Change;
 use crate::clock::Clock;
-use crate::config::Limits;
+use crate::config::Config;
 use crate::journal::{Journal, JournalError};
-use crate::state::State;
+use crate::state::budgets::Need;
+use crate::state::{State, Taking};
+use scope::By;
 pub(crate) use tokens::first_admin;
 
 /// Orders that may wait for the registrar.
 const QUEUE: usize = 1_024;
 /// How long the grant of an approval holds when the admin does not say.
 const APPROVAL_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
-/// Records on one page of a list.
-const PAGE: usize = 500;
 /// Changes that one sync makes durable.
 const GROUP_MAX: usize = 256;
 /// What an agent may do of its own right within a minute: revocations, key rotations.
@@ -46,13 +50,15 @@ pub enum Order {
     Register(Box<Newcomer>, String),
     /// An authorised `revoke`, `rotateKey` or admin act.
     Act(Box<Authorized>),
+    /// A call draws on a budget whose reserve is used up.
+    Reserve(Need),
 }
 
 impl Order {
     /// Whether what it comes to is the same before and after the changes that wait with it.
     fn commutes(&self) -> bool {
         match self {
-            Self::Register(..) => false,
+            Self::Register(..) | Self::Reserve(_) => false,
             Self::Act(act) => matches!(
                 act.envelope().kind(),
                 Kind::Revoke | Kind::AdminTokenIssue | Kind::AdminEnrolIssue
@@ -61,7 +67,9 @@ impl Order {
     }
 }
 
-type Job = (Order, oneshot::Sender<Result<Ack, Refusal>>);
+type Job = (Order, Asker);
+/// Whoever waits for what comes of an order: an acknowledgement, save for a reservation.
+type Asker = oneshot::Sender<Result<Option<Ack>, Refusal>>;
 
 /// The way to the registrar's thread.
 #[derive(Debug, Clone)]
@@ -80,7 +88,7 @@ impl Registrar {
         journal: Box<dyn Journal>,
         root: SigningKey,
         clock: Arc<Clock>,
-        limits: Limits,
+        config: Config,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let mut desk = Desk {
@@ -88,7 +96,7 @@ impl Registrar {
             journal,
             root,
             clock,
-            limits,
+            config,
             own_acts: HashMap::new(),
         };
         let thread = std::thread::Builder::new()
@@ -107,6 +115,19 @@ impl Registrar {
     ///
     /// [`Refusal::Busy`] when too many wait, and whatever refuses the order.
     pub async fn order(&self, order: Order) -> Result<Ack, Refusal> {
+        self.have(order).await?.ok_or(Refusal::Internal)
+    }
+
+    /// Has calls of a budget made durable, so that they can be spent.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::BudgetSpent`], [`Refusal::Busy`], [`Refusal::StorageFull`].
+    pub async fn reserve(&self, need: Need) -> Result<(), Refusal> {
+        self.have(Order::Reserve(need)).await.map(drop)
+    }
+
+    async fn have(&self, order: Order) -> Result<Option<Ack>, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.queue
             .try_send((order, answer))
@@ -119,26 +140,28 @@ impl Registrar {
 enum Decision {
     /// Nothing durable: this is the answer.
     Answer(Ack),
-    /// This is to be made durable and taken over; then the state as it is gives the answer.
-    Change(Box<Change>, Report),
+    /// Nothing to do, and nothing to say.
+    Nothing,
+    /// These are to be made durable and taken over, all or none; then the state as it is gives the answer.
+    Change(Vec<Change>, Report),
 }
 
 /// Says what was done, when it is.
-type Report = Box<dyn FnOnce(&State) -> Ack + Send>;
+type Report = Box<dyn FnOnce(&State) -> Option<Ack> + Send>;
 
 fn change(change: Change, report: impl FnOnce(&State) -> Ack + Send + 'static) -> Decision {
-    Decision::Change(Box::new(change), Box::new(report))
+    Decision::Change(vec![change], Box::new(|state| Some(report(state))))
 }
 
-/// A change that was decided and waits to be durable, with whom to tell.
-type Waiting = (Box<Change>, Report, oneshot::Sender<Result<Ack, Refusal>>);
+/// Changes that were decided and wait to be durable, with whom to tell.
+type Waiting = (Vec<Change>, Report, Asker);
 
 struct Desk {
     state: Arc<State>,
     journal: Box<dyn Journal>,
     root: SigningKey,
     clock: Arc<Clock>,
-    limits: Limits,
+    config: Config,
     /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
     own_acts: HashMap<Name, (Timestamp, u32)>,
 }
@@ -155,14 +178,15 @@ impl Desk {
             }
             // Whoever asked may be gone; what was ordered is done all the same.
             match self.decide(order) {
-                Ok(Decision::Change(change, report)) => {
-                    let alone = !change.commutes();
-                    waiting.push((change, report, answer));
+                Ok(Decision::Change(changes, report)) => {
+                    let alone = !changes.iter().all(Change::commutes);
+                    waiting.push((changes, report, answer));
                     if alone || waiting.len() == GROUP_MAX {
                         self.commit(&mut waiting);
                     }
                 }
-                Ok(Decision::Answer(ack)) => drop(answer.send(Ok(ack))),
+                Ok(Decision::Answer(ack)) => drop(answer.send(Ok(Some(ack)))),
+                Ok(Decision::Nothing) => drop(answer.send(Ok(None))),
                 Err(refusal) => drop(answer.send(Err(refusal))),
             }
             next = jobs.try_recv().ok();
@@ -174,6 +198,7 @@ impl Desk {
         match order {
             Order::Register(newcomer, from) => self.register(&newcomer, &from),
             Order::Act(act) => self.act(&act),
+            Order::Reserve(need) => self.reserve(need),
         }
     }
 
@@ -187,16 +212,20 @@ impl Desk {
         match act.envelope().kind() {
             Kind::Revoke => self.revoke(act),
             Kind::RotateKey => self.rotate(act),
-            Kind::AdminAgentList => self.list_agents(act),
-            Kind::AdminAgentShow => self.show(act),
-            Kind::AdminAgentApprove => self.approve(act),
-            Kind::AdminAgentDeny => self.deny(act),
-            Kind::AdminAgentRevoke => self.revoke_agent(act),
-            Kind::AdminTokenIssue => self.issue(act),
-            Kind::AdminTokenList => self.list_tokens(act),
-            Kind::AdminEnrolIssue => self.issue_enrolment(act),
-            kind => Err(Refusal::UnknownType(kind.to_string())),
+            kind => self.administer(kind, act.envelope().body(), &By::one(act.agent().name())),
         }
+    }
+
+    fn reserve(&self, need: Need) -> Result<Decision, Refusal> {
+        let Some(calls) = self.state.budgets.to_reserve(need)? else {
+            return Ok(Decision::Nothing);
+        };
+        let reserved = Change::Reserved {
+            block: need.block,
+            calls,
+            at: self.clock.now(),
+        };
+        Ok(Decision::Change(vec![reserved], Box::new(|_| None)))
     }
 
     /// Asks again what permitted an act that is done by a grant on record.
@@ -234,7 +263,7 @@ impl Desk {
         if waiting.is_empty() {
             return;
         }
-        let changes: Vec<&Change> = waiting.iter().map(|(change, ..)| &**change).collect();
+        let changes: Vec<&Change> = waiting.iter().flat_map(|(changes, ..)| changes).collect();
         let appended = self.journal.append(&changes).map_err(|error| {
             tracing::error!(%error, "changes were not made");
             match error {
@@ -242,35 +271,41 @@ impl Desk {
                 _ => Refusal::Internal,
             }
         });
-        for (change, report, answer) in waiting.drain(..) {
-            let done = appended.clone().and_then(|()| self.take_over(&change));
+        for (changes, report, answer) in waiting.drain(..) {
+            let mut take = || changes.iter().try_for_each(|change| self.take_over(change));
+            let done = appended.clone().and_then(|()| take());
             drop(answer.send(done.map(|()| report(&self.state))));
         }
     }
 
-    fn take_over(&self, change: &Change) -> Result<(), Refusal> {
-        self.state.apply(change).map_err(|error| {
+    fn take_over(&mut self, change: &Change) -> Result<(), Refusal> {
+        self.state.apply(change, Taking::On).map_err(|error| {
             tracing::error!(%error, "a durable change was not taken over");
             Refusal::Internal
         })?;
+        self.take_root(change);
         self.close_sessions_that_lost_their_key(change);
+        self.state.struck.notify_one();
         Ok(())
     }
 
     fn close_sessions_that_lost_their_key(&self, change: &Change) {
-        let (Change::AgentRevoked { name, .. }
-        | Change::Approved { name, .. }
-        | Change::Enrolled { name, .. }
-        | Change::Rotated { name, .. }) = change
-        else {
-            return;
+        let names: Vec<&Name> = match change {
+            Change::AgentRevoked { name, .. }
+            | Change::Approved { name, .. }
+            | Change::Enrolled { name, .. }
+            | Change::Rotated { name, .. } => vec![name],
+            Change::Quarantined { agents, .. } => agents.iter().map(|(name, _)| name).collect(),
+            _ => return,
         };
-        let key = self.state.registry.agent(name).map(|agent| agent.key);
-        for session in self.state.sessions.of(name) {
-            if Some(*session.key()) != key {
-                // Out of every list first: nothing is routed to it while its connection closes.
-                self.state.sessions.detach(&session);
-                session.close();
+        for name in names {
+            let key = self.state.registry.agent(name).map(|agent| agent.key);
+            for session in self.state.sessions.of(name) {
+                if Some(*session.key()) != key {
+                    // Out of every list first: nothing is routed to it while its connection closes.
+                    self.state.sessions.detach(&session);
+                    session.close();
+                }
             }
         }
     }
@@ -292,19 +327,4 @@ fn check_count(patterns: &[Pattern]) -> Result<(), Refusal> {
         )));
     }
     Ok(())
-}
-
-/// One page of what is sorted by `position`, beginning after `after`.
-fn page<T>(
-    all: impl Iterator<Item = T>,
-    position: impl Fn(&T) -> String,
-    after: Option<String>,
-) -> (Vec<T>, Option<String>) {
-    let after = after.unwrap_or_default();
-    let mut rest = all
-        .filter(|one| after.is_empty() || position(one) > after)
-        .peekable();
-    let page: Vec<T> = rest.by_ref().take(PAGE).collect();
-    let next = rest.peek().and(page.last()).map(position);
-    (page, next)
 }

@@ -1,98 +1,104 @@
 //! What an admin may: beyond its patterns it grants, approves and revokes nothing.
 
 use proto_spec::message::AdminScope;
-use proto_spec::{Authorized, Name, NamePattern, Pattern, PublicKey, Refusal};
+use proto_spec::{Name, NamePattern, Pattern, PublicKey, Refusal};
 
 use super::{Desk, check_count};
 use crate::change::default_prefixes;
+use crate::state::registry::Agent;
+
+/// Who orders an act: one admin, or two. Each must be entitled by itself.
+#[derive(Debug, Clone)]
+pub(super) struct By {
+    pub(super) first: Name,
+    pub(super) second: Option<Name>,
+}
+
+impl By {
+    pub(super) fn one(name: &Name) -> Self {
+        Self {
+            first: name.clone(),
+            second: None,
+        }
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Name> {
+        std::iter::once(&self.first).chain(&self.second)
+    }
+}
 
 impl Desk {
-    pub(super) fn scope(&self, act: &Authorized) -> Result<AdminScope, Refusal> {
-        let admin = self
-            .state
-            .registry
-            .agent(act.agent().name())
-            .and_then(|agent| agent.admin.clone());
-        admin.ok_or_else(|| Refusal::Denied("an agent without an admin's scope".into()))
+    pub(super) fn scope(&self, admin: &Name) -> Result<AdminScope, Refusal> {
+        let agent = self.state.registry.agent(admin);
+        let scope = agent.and_then(|agent| agent.admin.clone());
+        scope.ok_or_else(|| Refusal::Denied("an agent without an admin's scope".into()))
     }
 
     /// An admin acts on the agents that its patterns name, and on no admin of a wider scope.
-    pub(super) fn check_name(&self, act: &Authorized, name: &Name) -> Result<(), Refusal> {
-        if let Some(scope) = self
-            .state
-            .registry
-            .agent(name)
-            .and_then(|agent| agent.admin.clone())
-        {
-            self.check_scope(act, &scope)?;
+    pub(super) fn check_name(&self, by: &By, name: &Name) -> Result<(), Refusal> {
+        let of_the_other = self.state.registry.agent(name).and_then(|agent| agent.admin.clone());
+        if let Some(scope) = of_the_other {
+            self.check_scope(by, &scope)?;
         }
-        let may = self
-            .scope(act)?
-            .names
-            .iter()
-            .any(|pattern| pattern.matches(name));
-        if may {
-            Ok(())
-        } else {
-            Err(Refusal::Denied(format!("acting on {name}")))
-        }
+        by.all().try_for_each(|admin| {
+            let names = self.scope(admin)?.names;
+            if names.iter().any(|pattern| pattern.matches(name)) {
+                Ok(())
+            } else {
+                Err(Refusal::Denied(format!("acting on {name}")))
+            }
+        })
     }
 
-    pub(super) fn check_name_pattern(
-        &self,
-        act: &Authorized,
-        name: &NamePattern,
-    ) -> Result<(), Refusal> {
-        let may = self
-            .scope(act)?
-            .names
-            .iter()
-            .any(|pattern| pattern.contains(name));
-        if may {
-            Ok(())
-        } else {
-            Err(Refusal::Denied(format!("acting on {name}")))
-        }
+    pub(super) fn check_name_pattern(&self, by: &By, name: &NamePattern) -> Result<(), Refusal> {
+        by.all().try_for_each(|admin| {
+            let names = self.scope(admin)?.names;
+            if names.iter().any(|pattern| pattern.contains(name)) {
+                Ok(())
+            } else {
+                Err(Refusal::Denied(format!("acting on {name}")))
+            }
+        })
     }
 
-    pub(super) fn check_grantable(
-        &self,
-        act: &Authorized,
-        asked: &[Pattern],
-    ) -> Result<(), Refusal> {
+    pub(super) fn check_grantable(&self, by: &By, asked: &[Pattern]) -> Result<(), Refusal> {
         check_count(asked)?;
-        let grantable = self.scope(act)?.grantable;
-        match asked
-            .iter()
-            .find(|one| !grantable.iter().any(|pattern| pattern.covers(one)))
-        {
-            None => Ok(()),
-            Some(beyond) => Err(Refusal::Denied(format!("granting {beyond}"))),
-        }
+        by.all().try_for_each(|admin| {
+            let grantable = self.scope(admin)?.grantable;
+            let beyond = |one: &&Pattern| !grantable.iter().any(|pattern| pattern.covers(one));
+            match asked.iter().find(beyond) {
+                None => Ok(()),
+                Some(beyond) => Err(Refusal::Denied(format!("granting {beyond}"))),
+            }
+        })
     }
 
     /// An agent offers tools under its own name; to let it offer others' is a right to hand out.
     pub(super) fn check_prefixes_grantable(
         &self,
-        act: &Authorized,
+        by: &By,
         name: &Name,
         prefixes: &[Pattern],
     ) -> Result<(), Refusal> {
         let own = default_prefixes(name);
-        let others: Vec<Pattern> = prefixes
-            .iter()
-            .filter(|prefix| !own.contains(prefix))
-            .cloned()
-            .collect();
-        self.check_grantable(act, &others)
+        let others = prefixes.iter().filter(|prefix| !own.contains(prefix));
+        let others: Vec<Pattern> = others.cloned().collect();
+        self.check_grantable(by, &others)
     }
 
-    pub(super) fn check_scope(&self, act: &Authorized, asked: &AdminScope) -> Result<(), Refusal> {
-        self.check_grantable(act, &asked.grantable)?;
+    pub(super) fn check_scope(&self, by: &By, asked: &AdminScope) -> Result<(), Refusal> {
+        self.check_grantable(by, &asked.grantable)?;
         asked
             .names
             .iter()
-            .try_for_each(|name| self.check_name_pattern(act, name))
+            .try_for_each(|name| self.check_name_pattern(by, name))
+    }
+
+    pub(super) fn check_is_full(&self, by: &By) -> Result<(), Refusal> {
+        by.all().try_for_each(|admin| match self.scope(admin)? {
+            scope if is_full(&scope) => Ok(()),
+            _ => Err(Refusal::Denied("an act for full admins".into())),
+        })
     }
 
     /// One key has one name, and a dead key has none.
@@ -107,8 +113,31 @@ impl Desk {
             _ => Ok(()),
         }
     }
+
+    /// The organisation keeps at least one admin who may do everything, whichever of `gone` leave.
+    pub(super) fn check_a_full_admin_remains(&self, gone: &[Name]) -> Result<(), Refusal> {
+        let was_full = |name: &Name| self.state.registry.agent(name).is_some_and(|a| may_all(&a));
+        if !gone.iter().any(was_full) {
+            return Ok(());
+        }
+        let none = Name::try_from("none".to_owned()).map_err(|_| Refusal::Internal)?;
+        let remains = |agent: &Agent| !gone.contains(&agent.name) && may_all(agent);
+        let any = gone.first().unwrap_or(&none);
+        if self.state.registry.another(any, remains) {
+            Ok(())
+        } else {
+            Err(Refusal::Conflict("this is the last full admin".into()))
+        }
+    }
 }
 
+/// Whether an agent is an admin who may grant everything, to everyone, and holds every admin act.
+pub(super) fn may_all(agent: &Agent) -> bool {
+    let acts = agent.capabilities();
+    agent.admin.as_ref().is_some_and(is_full) && acts.iter().any(|one| one.as_str() == "admin.*")
+}
+
+/// Whether a scope has no bounds.
 pub(super) fn is_full(scope: &AdminScope) -> bool {
     let covers = |text: &str| {
         scope

@@ -1,25 +1,26 @@
-//! What is issued, listed and revoked; and the minting behind it.
+//! What is issued, and the minting behind it.
 
 use std::time::Duration;
 
 use proto_spec::capability::{BadTerms, Check, Enrolment, Terms, Token, encode_text, issue};
-use proto_spec::message::{self, Ack, AdminScope, EnrolIssue, Revoke, TokenIssue, TokenRecord};
+use proto_spec::message::{Ack, AdminScope, EnrolIssue, TokenIssue};
 use proto_spec::{
-    AgentId, Authorized, Digest, Name, Pattern, PublicKey, Refusal, SigningKey, Timestamp,
+    AgentId, Digest, Kind, Name, Pattern, PublicKey, Refusal, SigningKey, Timestamp,
 };
 
+use super::admin::read;
 use super::agents::check_prefixes;
-use super::scope::is_full;
-use super::{APPROVAL_LIFETIME, Decision, Desk, bound, change, page};
+use super::scope::By;
+use super::{APPROVAL_LIFETIME, Decision, Desk, change};
 use crate::change::{Change, default_prefixes};
 use crate::state::registry::grant_id;
 
 impl Desk {
-    pub(super) fn issue(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: TokenIssue = act.envelope().read_body()?;
+    pub(super) fn issue(&self, text: &str, by: &By) -> Result<Decision, Refusal> {
+        let body: TokenIssue = read(text)?;
         let at = self.clock.now();
-        self.check_name(act, &body.agent)?;
-        self.check_grantable(act, &body.capabilities)?;
+        self.check_name(by, &body.agent)?;
+        self.check_grantable(by, &body.capabilities)?;
         if body.capabilities.is_empty() {
             return Err(Refusal::InvalidBody(
                 "a grant needs at least one capability".into(),
@@ -39,16 +40,20 @@ impl Desk {
                     .map_err(|error| Refusal::InvalidBody(error.to_string()))
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let given = &body.capabilities;
+        if let Some(proposed) = self.takes_two(Kind::AdminTokenIssue, text, by, given)? {
+            return Ok(proposed);
+        }
         let unsealed = self.mint(&Terms {
             agent: AgentId::new(body.agent.clone(), self.state.org.clone()),
             holder: agent.key,
             capabilities: body.capabilities.clone(),
-            issued: at,
+            issued: self.state.revocations.after_bars(at),
             not_before: body.not_before,
             expires,
             checks,
             sandbox: body.sandbox,
-            calls: None,
+            calls: body.calls,
         })?;
         let sealed = sealed(&unsealed)?;
         let id = self.id_of(&sealed)?;
@@ -57,9 +62,11 @@ impl Desk {
             agent: body.agent,
             capabilities: body.capabilities,
             checks: body.checks,
+            not_before: body.not_before,
             expires,
+            calls: body.calls,
             record: body.record.then(|| encode_text(&sealed)),
-            by: act.agent().name().clone(),
+            by: by.first.clone(),
             at,
         };
         let token = (!body.record).then(|| encode_text(&unsealed));
@@ -74,8 +81,8 @@ impl Desk {
         at: Timestamp,
         handed_out: bool,
     ) -> Result<Timestamp, Refusal> {
-        let longest = Duration::from_secs(self.limits.token_lifetime_max_s);
-        let usual = Duration::from_secs(self.limits.token_lifetime_s);
+        let longest = Duration::from_secs(self.config.limits.token_lifetime_max_s);
+        let usual = Duration::from_secs(self.config.limits.token_lifetime_s);
         let expires = asked.unwrap_or_else(|| at.later(usual));
         if expires <= at {
             return Err(Refusal::InvalidBody("`expires` lies in the past".into()));
@@ -89,11 +96,11 @@ impl Desk {
         Ok(expires)
     }
 
-    pub(super) fn issue_enrolment(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: EnrolIssue = act.envelope().read_body()?;
+    pub(super) fn issue_enrolment(&self, text: &str, by: &By) -> Result<Decision, Refusal> {
+        let body: EnrolIssue = read(text)?;
         let at = self.clock.now();
-        self.check_name_pattern(act, &body.name)?;
-        self.check_grantable(act, &body.ceiling)?;
+        self.check_name_pattern(by, &body.name)?;
+        self.check_grantable(by, &body.ceiling)?;
         let forbidden = ["admin.", "broker.", "enrol."];
         if body.ceiling.iter().any(|pattern| {
             forbidden
@@ -105,8 +112,11 @@ impl Desk {
             ));
         }
         check_prefixes(&body.prefixes)?;
-        self.check_grantable(act, &body.prefixes)?;
+        self.check_grantable(by, &body.prefixes)?;
         let expires = self.end_of(body.expires, at, true)?;
+        if let Some(proposed) = self.takes_two(Kind::AdminEnrolIssue, text, by, &body.ceiling)? {
+            return Ok(proposed);
+        }
         let uses = body.uses.unwrap_or(1);
         let terms = Enrolment {
             name: body.name.clone(),
@@ -114,7 +124,8 @@ impl Desk {
             prefixes: body.prefixes.clone(),
             uses,
         };
-        let sealed = issue::enrolment(&self.root, &self.state.org, &terms, at, expires, entropy()?)
+        let issued = self.state.revocations.after_bars(at);
+        let sealed = issue::enrolment(&self.root, &self.state.org, &terms, issued, expires, entropy()?)
             .map_err(|error| bad_terms(&error))?;
         let id = self.id_of(&sealed)?;
         let issued = Change::EnrolmentIssued {
@@ -123,75 +134,11 @@ impl Desk {
             ceiling: body.ceiling,
             uses,
             expires,
-            by: act.agent().name().clone(),
+            by: by.first.clone(),
             at,
         };
         let token = Some(encode_text(&sealed));
         Ok(change(issued, move |_| Ack::Issued { id, token, expires }))
-    }
-
-    pub(super) fn list_tokens(&self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: message::List = act.envelope().read_body()?;
-        let scope = self.scope(act)?;
-        let visible = |record: &TokenRecord| match record.subject.parse::<Name>() {
-            Ok(name) => scope.names.iter().any(|pattern| pattern.matches(&name)),
-            Err(_) => is_full(&scope),
-        };
-        let position =
-            |record: &TokenRecord| format!("{:020} {}", record.issued.as_ms(), record.id);
-        let all = self.state.registry.issued();
-        let (tokens, next) = page(all.into_iter().filter(visible), position, body.after);
-        Ok(Decision::Answer(Ack::Tokens { tokens, next }))
-    }
-
-    pub(super) fn revoke(&mut self, act: &Authorized) -> Result<Decision, Refusal> {
-        let body: Revoke = act.envelope().read_body()?;
-        bound("reason", body.reason.as_deref())?;
-        if body.ids.is_empty() || body.ids.len() > 64 {
-            return Err(Refusal::InvalidBody(
-                "`ids` holds 1 to 64 revocation ids".into(),
-            ));
-        }
-        match &body.token {
-            None => self.check_may_revoke(act, &body.ids)?,
-            Some(_) => self.count_own_act(act.agent().name())?,
-        }
-        // A grant that was issued anew to a rotated key is revoked under either id.
-        let ids = self.state.registry.with_successors(&body.ids);
-        if ids.iter().all(|id| self.state.revocations.is_revoked(id)) {
-            return Ok(Decision::Answer(Ack::Revoked { ids }));
-        }
-        let revoked = Change::Revoked {
-            ids: ids.clone(),
-            reason: body.reason,
-            by: act.agent().name().clone(),
-            at: self.clock.now(),
-        };
-        Ok(change(revoked, |_| Ack::Revoked { ids }))
-    }
-
-    /// An admin revokes what was issued to the agents it may act on; only a full admin revokes ids
-    /// that the broker did not issue, since nobody knows whose they are.
-    pub(super) fn check_may_revoke(&self, act: &Authorized, ids: &[Digest]) -> Result<(), Refusal> {
-        let scope = self.scope(act)?;
-        for id in ids {
-            let current = self
-                .state
-                .registry
-                .with_successors(std::slice::from_ref(id));
-            let issued = current
-                .iter()
-                .find_map(|id| self.state.registry.issued_by_id(id));
-            let name = issued.and_then(|record| record.subject.parse::<Name>().ok());
-            let may = match name {
-                Some(name) => scope.names.iter().any(|pattern| pattern.matches(&name)),
-                None => is_full(&scope),
-            };
-            if !may {
-                return Err(Refusal::NotFound(format!("token {id}")));
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn mint(&self, terms: &Terms) -> Result<Vec<u8>, Refusal> {
@@ -206,7 +153,7 @@ impl Desk {
         capabilities: &[Pattern],
         issued: Timestamp,
         expires: Timestamp,
-    ) -> Result<Option<String>, Refusal> {
+    ) -> Result<Option<(Digest, String)>, Refusal> {
         if capabilities.is_empty() {
             return Ok(None);
         }
@@ -214,18 +161,19 @@ impl Desk {
             agent: AgentId::new(name.clone(), self.state.org.clone()),
             holder,
             capabilities: capabilities.to_vec(),
-            issued,
+            issued: self.state.revocations.after_bars(issued),
             not_before: None,
             expires,
             checks: Vec::new(),
             sandbox: None,
             calls: None,
         })?;
-        Ok(Some(encode_text(&sealed(&unsealed)?)))
+        let sealed = sealed(&unsealed)?;
+        Ok(Some((self.id_of(&sealed)?, encode_text(&sealed))))
     }
 
     pub(super) fn id_of(&self, sealed: &[u8]) -> Result<Digest, Refusal> {
-        Token::open(sealed, &self.state.roots).map(|token| grant_id(&token))
+        Token::open(sealed, &self.state.roots.keys()).map(|token| grant_id(&token))
     }
 }
 
@@ -257,10 +205,13 @@ pub(crate) fn first_admin(
     };
     let unsealed =
         issue::grant(root, admin.org(), &terms, entropy()?).map_err(|error| bad_terms(&error))?;
+    let sealed = sealed(&unsealed)?;
+    let id = grant_id(&Token::open(&sealed, &[root.public()])?);
     Ok(Change::Approved {
         name: admin.name().clone(),
         key,
-        grant: Some(encode_text(&sealed(&unsealed)?)),
+        grant: Some((id, encode_text(&sealed))),
+        capabilities: all.clone(),
         prefixes: default_prefixes(admin.name()),
         admin: Some(AdminScope {
             grantable: all,

@@ -1,12 +1,14 @@
 //! Calls in flight: to which session each was delivered, and where its answer goes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use proto_spec::{AgentId, Audience, Digest, Refusal, Timestamp};
+use proto_spec::capability::Token;
+use proto_spec::{AgentId, Audience, Digest, Pattern, PublicKey, Refusal, Timestamp};
 use tokio::sync::oneshot;
 
 use super::sessions::Session;
@@ -42,12 +44,78 @@ pub struct InFlight {
     pub provider: AgentId,
     /// To which of its sessions it was delivered.
     pub session: Arc<Session>,
+    /// What permitted it, and which capability that was used for.
+    pub under: Option<(Arc<Token>, Pattern)>,
+    /// Whether that was a grant on record.
+    pub on_record: bool,
     /// When it was received.
     pub received: Timestamp,
     /// When its caller stops waiting.
     pub deadline: Timestamp,
     /// Whether the caller wants progress.
     pub progress: bool,
+}
+
+/// What a revocation strikes.
+#[derive(Debug, Default)]
+pub struct Blow {
+    ids: HashSet<Digest>,
+    keys: HashSet<PublicKey>,
+    bar: Option<(Vec<Pattern>, Timestamp)>,
+}
+
+impl Blow {
+    /// These blocks.
+    #[must_use]
+    pub fn ids(ids: &[Digest]) -> Self {
+        Self::default().with_ids(ids)
+    }
+
+    /// And these blocks.
+    #[must_use]
+    pub fn with_ids(mut self, ids: &[Digest]) -> Self {
+        self.ids.extend(ids);
+        self
+    }
+
+    /// These keys.
+    pub fn keys(keys: impl IntoIterator<Item = PublicKey>) -> Self {
+        Self {
+            keys: keys.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// What was issued up to `before`, for what lies under these patterns.
+    #[must_use]
+    pub fn bar(under: &[Pattern], before: Timestamp) -> Self {
+        Self {
+            bar: Some((under.to_vec(), before)),
+            ..Self::default()
+        }
+    }
+
+    /// Whether this key dies.
+    #[must_use]
+    pub fn strikes_key(&self, key: &PublicKey) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// Whether a call in flight loses what it stands on.
+    #[must_use]
+    pub fn strikes(&self, call: &InFlight) -> bool {
+        let Some((token, required)) = &call.under else {
+            return false;
+        };
+        let is_barred = |(under, before): &(Vec<Pattern>, Timestamp)| {
+            let is_old = token.issued().as_secs() <= before.as_secs();
+            is_old && under.iter().any(|bar| bar.overlaps(required))
+        };
+        self.strikes_key(call.session.key())
+            || token.holders().iter().any(|key| self.strikes_key(key))
+            || token.blocks().iter().any(|one| self.ids.contains(&one.id().0))
+            || self.bar.as_ref().is_some_and(is_barred)
+    }
 }
 
 /// All calls in flight, by identity.

@@ -1,26 +1,33 @@
 //! Derived state: views in memory, rebuilt by replaying the journal. The request path reads these
 //! and nothing else, so it stays synchronous.
 
+pub mod budgets;
 pub mod calls;
 pub mod pending;
+pub mod proposals;
 pub mod registry;
 pub mod replay;
 pub mod revocations;
+pub mod roots;
 pub mod sessions;
 pub mod tokens;
 
 use std::sync::Arc;
 
+use proto_spec::Org;
 use proto_spec::capability::Token;
-use proto_spec::{Org, PublicKey, Refusal};
+use tokio::sync::Notify;
 
 use crate::change::Change;
 use crate::config::Config;
+use budgets::Budgets;
 use calls::Calls;
 use pending::Pending;
-use registry::Registry;
+use proposals::Proposals;
+use registry::{Agent, Registry};
 use replay::Replay;
 use revocations::Revocations;
+use roots::Roots;
 use sessions::Sessions;
 use tokens::Tokens;
 
@@ -29,12 +36,16 @@ use tokens::Tokens;
 pub struct State {
     /// Whose broker this is.
     pub org: Org,
-    /// The keys that this organisation's tokens are rooted in, active first.
-    pub roots: Vec<PublicKey>,
+    /// Durable: the keys that this organisation's tokens are rooted in.
+    pub roots: Roots,
     /// Durable: who is registered, with which key and grants.
     pub registry: Registry,
     /// Durable: what is dead.
     pub revocations: Revocations,
+    /// Durable: how many calls are left.
+    pub budgets: Budgets,
+    /// Durable: acts that wait for a second admin.
+    pub proposals: Proposals,
     /// Tokens that were opened before.
     pub tokens: Tokens,
     /// Requests that wait for an admin.
@@ -45,6 +56,17 @@ pub struct State {
     pub calls: Calls,
     /// Each nonce once.
     pub replay: Replay,
+    /// Something was revoked: calls in flight have to be looked at.
+    pub struck: Notify,
+}
+
+/// Whether changes are being read back, or made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taking {
+    /// From the journal, at the start.
+    Back,
+    /// As they are made.
+    On,
 }
 
 /// A change on record that this broker cannot take over: the start stops.
@@ -55,72 +77,91 @@ pub struct Misfit(pub String);
 impl State {
     /// State before any change.
     #[must_use]
-    pub fn new(config: &Config, root: PublicKey, replay: Replay) -> Self {
+    pub fn new(config: &Config, replay: Replay) -> Self {
         Self {
             org: config.org.clone(),
-            roots: vec![root],
+            roots: Roots::default(),
             registry: Registry::default(),
             revocations: Revocations::default(),
+            budgets: Budgets::default(),
+            proposals: Proposals::default(),
             tokens: Tokens::default(),
-            pending: Pending::new(config.limits.pending_max),
+            pending: Pending::new(&config.limits),
             sessions: Sessions::new(
                 config.limits.sessions_per_agent_max,
                 config.limits.outbox_bytes_max,
             ),
-            calls: Calls::new(config.limits.calls_max, config.limits.calls_per_session_max),
+            calls: Calls::new(
+                config.limits.calls_max,
+                config.limits.calls_per_session_max,
+            ),
             replay,
+            struck: Notify::new(),
         }
+    }
+
+    /// The grants on record of an agent.
+    #[must_use]
+    pub fn granted(&self, agent: &Agent) -> Arc<[Arc<Token>]> {
+        agent.grants.tokens(&self.roots.keys())
     }
 
     /// Takes over a durable change: the only writer of durable state.
     ///
     /// # Errors
     ///
-    /// [`Misfit`] where the change names keys or tokens that are not this organisation's. When it
-    /// comes from the registrar it was made by this broker, and fits.
-    pub fn apply(&self, change: &Change) -> Result<(), Misfit> {
+    /// [`Misfit`] where the change names another organisation. When it comes from the registrar it was
+    /// made by this broker, and fits.
+    pub fn apply(&self, change: &Change, taking: Taking) -> Result<(), Misfit> {
+        if let Change::Founded { org, .. } = change
+            && *org != self.org
+        {
+            return Err(Misfit(format!(
+                "the journal is {org}'s, the configuration {}'s",
+                self.org
+            )));
+        }
         match change {
-            Change::Founded { org, root, .. } => {
-                if *org != self.org {
-                    return Err(Misfit(format!(
-                        "the journal is {org}'s, the configuration {}'s",
-                        self.org
-                    )));
-                }
-                if !self.roots.contains(root) {
-                    return Err(Misfit(
-                        "the root key of the configuration is not the journal's".into(),
-                    ));
-                }
-            }
-            Change::Denied { .. } => {}
             Change::AgentRevoked { name, key, .. } => {
                 self.revocations.revoke_key(*key);
                 self.registry.remove(name);
+            }
+            Change::Quarantined { agents, ids, .. } => {
+                for (name, key) in agents {
+                    self.revocations.revoke_key(*key);
+                    self.registry.remove(name);
+                }
+                self.revocations.revoke(ids);
+                self.registry.drop_grants(ids);
             }
             Change::Revoked { ids, .. } => {
                 self.revocations.revoke(ids);
                 self.registry.drop_grants(ids);
             }
-            Change::Rotated { from, .. } => self.revocations.revoke_key(*from),
+            Change::Barred { under, before, .. } => self.revocations.bar(under, *before),
+            Change::Rotated { from, grants, .. } => {
+                self.revocations.revoke_key(*from);
+                self.budgets.reissued(grants);
+            }
+            Change::Reissued { grants, .. } => self.budgets.reissued(grants),
+            Change::Reserved { block, calls, .. } => {
+                self.budgets.reserve(*block, *calls, taking == Taking::Back);
+            }
             Change::Approved { name, key, .. } | Change::Enrolled { name, key, .. } => {
                 // The key before this one is out: whatever it holds or delegated is dead with it.
                 if let Some(before) = self.registry.agent(name).filter(|agent| agent.key != *key) {
                     self.revocations.revoke_key(before.key);
                 }
             }
-            Change::Issued { .. } | Change::EnrolmentIssued { .. } => {}
+            _ => {}
         }
         self.pending.apply(change);
-        self.registry.apply(change, |text| self.open(text))
-    }
-
-    fn open(&self, text: &str) -> Result<Arc<Token>, Misfit> {
-        let open = || -> Result<Token, Refusal> {
-            Token::open(&proto_spec::capability::decode_text(text)?, &self.roots)
-        };
-        open()
-            .map(Arc::new)
-            .map_err(|refusal| Misfit(refusal.to_string()))
+        self.proposals.apply(change);
+        self.registry.apply(change);
+        if self.roots.apply(change) {
+            // Opened under other roots.
+            self.tokens.forget();
+        }
+        Ok(())
     }
 }

@@ -1,21 +1,27 @@
-//! Requests that wait for an admin. They reserve nothing, are bounded, and live in memory: an agent
-//! that still wants in asks again.
+//! Requests that wait for an admin. They reserve nothing, are bounded, expire, and live in memory: an
+//! agent that still wants in asks again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use proto_spec::message::{PendingRecord, RegisterAgent};
 use proto_spec::{Name, PublicKey, Refusal, Timestamp};
 
 use crate::change::Change;
+use crate::config::Limits;
 
 /// Requests that one network address may have waiting, so that no stranger fills the list.
 const PER_ADDRESS_MAX: usize = 128;
+
+/// Denials that are remembered. Whoever was denied before all of these is a stranger again.
+const DENIED_MAX: usize = 65_536;
 
 /// What was asked, by (name, key); and what was turned down.
 #[derive(Debug)]
 pub struct Pending {
     max: usize,
+    lifetime: Duration,
     inner: Mutex<Inner>,
 }
 
@@ -23,12 +29,29 @@ pub struct Pending {
 struct Inner {
     waiting: HashMap<(Name, PublicKey), PendingRecord>,
     denied: HashMap<(Name, PublicKey), Option<String>>,
+    /// In the order in which they were denied.
+    denied_order: VecDeque<(Name, PublicKey)>,
+}
+
+impl Inner {
+    fn deny(&mut self, slot: (Name, PublicKey), reason: Option<String>) {
+        self.waiting.remove(&slot);
+        if self.denied.insert(slot.clone(), reason).is_none() {
+            self.denied_order.push_back(slot);
+        }
+        while self.denied_order.len() > DENIED_MAX {
+            if let Some(oldest) = self.denied_order.pop_front() {
+                self.denied.remove(&oldest);
+            }
+        }
+    }
 }
 
 impl Pending {
-    pub(super) fn new(max: usize) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         Self {
-            max,
+            max: limits.pending_max,
+            lifetime: Duration::from_secs(limits.pending_lifetime_s),
             inner: Mutex::default(),
         }
     }
@@ -51,6 +74,9 @@ impl Pending {
     ) -> Result<(), Refusal> {
         let mut inner = self.lock();
         let slot = (name.clone(), request.pubkey);
+        inner
+            .waiting
+            .retain(|_, one| at <= one.at.later(self.lifetime));
         if inner.waiting.len() >= self.max && !inner.waiting.contains_key(&slot) {
             return Err(Refusal::Busy("the list of pending requests"));
         }
@@ -87,12 +113,13 @@ impl Pending {
 
     /// What waits, by name; of one name only if given.
     #[must_use]
-    pub fn waiting(&self, name: Option<&Name>) -> Vec<PendingRecord> {
+    pub fn waiting(&self, name: Option<&Name>, now: Timestamp) -> Vec<PendingRecord> {
         let mut all: Vec<_> = self
             .lock()
             .waiting
             .values()
             .filter(|record| name.is_none_or(|name| record.name == *name))
+            .filter(|record| now <= record.at.later(self.lifetime))
             .cloned()
             .collect();
         all.sort_by(|a, b| (&a.name, a.key).cmp(&(&b.name, b.key)));
@@ -105,19 +132,22 @@ impl Pending {
             Change::Approved { name, key, .. } | Change::Enrolled { name, key, .. } => {
                 let slot = (name.clone(), *key);
                 inner.waiting.remove(&slot);
-                inner.denied.remove(&slot);
+                if inner.denied.remove(&slot).is_some() {
+                    inner.denied_order.retain(|one| *one != slot);
+                }
             }
             Change::Denied {
                 name, key, reason, ..
             } => {
-                let slot = (name.clone(), *key);
-                inner.waiting.remove(&slot);
-                inner.denied.insert(slot, reason.clone());
+                inner.deny((name.clone(), *key), reason.clone());
             }
             Change::AgentRevoked {
                 name, key, reason, ..
-            } => {
-                inner.denied.insert((name.clone(), *key), reason.clone());
+            } => inner.deny((name.clone(), *key), reason.clone()),
+            Change::Quarantined { agents, reason, .. } => {
+                for slot in agents {
+                    inner.deny(slot.clone(), reason.clone());
+                }
             }
             _ => {}
         }

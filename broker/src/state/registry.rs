@@ -1,15 +1,107 @@
 //! Who is registered, with which key and which grants; and what was issued.
+//!
+//! A grant on record is kept as its sealed text and opened at its first use: a start has no signatures
+//! to verify, and a million grants that sleep cost no engine.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dashmap::DashMap;
-use proto_spec::capability::Token;
-use proto_spec::message::{AdminScope, TokenRecord};
-use proto_spec::{Digest, Name, Pattern, PublicKey, Timestamp};
+use proto_spec::capability::{Token, decode_text};
+use proto_spec::message::AdminScope;
+use proto_spec::{Digest, Name, NamePattern, Pattern, PublicKey, Timestamp};
 
-use super::Misfit;
 use crate::change::{Change, Reissued};
+
+/// Whom something was issued to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// The grant of an agent's approval.
+    Approval(Name),
+    /// A grant that was issued apart.
+    Grant(Name),
+    /// An enrolment token, for agents of these names.
+    Enrol(NamePattern),
+}
+
+impl Subject {
+    /// The agent, unless it is for whoever enrols.
+    #[must_use]
+    pub fn agent(&self) -> Option<&Name> {
+        match self {
+            Self::Approval(name) | Self::Grant(name) => Some(name),
+            Self::Enrol(_) => None,
+        }
+    }
+}
+
+/// One thing that was issued.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// By which it is listed and revoked.
+    pub id: Digest,
+    /// To whom.
+    pub subject: Subject,
+    /// What.
+    pub capabilities: Vec<Pattern>,
+    /// Conditions of its own.
+    pub checks: Vec<String>,
+    /// When.
+    pub issued: Timestamp,
+    /// From when.
+    pub not_before: Option<Timestamp>,
+    /// Until when; an approval's is in its grant.
+    pub expires: Option<Timestamp>,
+    /// How many calls, in all.
+    pub calls: Option<u32>,
+    /// By which admin; nobody for what an enrolment token gave.
+    pub issuer: Option<Name>,
+    /// The sealed grant, where it is kept on record.
+    pub text: Option<Arc<str>>,
+}
+
+/// The grants on record of one agent.
+#[derive(Debug, Default)]
+pub struct Grants {
+    records: Vec<Arc<Record>>,
+    opened: OnceLock<Arc<[Arc<Token>]>>,
+}
+
+impl Grants {
+    fn of(records: Vec<Arc<Record>>) -> Arc<Self> {
+        Arc::new(Self {
+            records,
+            opened: OnceLock::new(),
+        })
+    }
+
+    /// What was issued, its approval's first.
+    #[must_use]
+    pub fn records(&self) -> &[Arc<Record>] {
+        &self.records
+    }
+
+    /// The tokens, opened when they are first asked for. One that does not open grants nothing.
+    #[must_use]
+    pub fn tokens(&self, roots: &[PublicKey]) -> Arc<[Arc<Token>]> {
+        let open = |record: &Arc<Record>| {
+            let text = record.text.as_deref()?;
+            let opened = decode_text(text).and_then(|bytes| Token::open(&bytes, roots));
+            match opened {
+                Ok(token) => Some(Arc::new(token)),
+                Err(why) => {
+                    tracing::error!(id = %record.id, %why, "a grant on record cannot be used");
+                    None
+                }
+            }
+        };
+        let opened = self
+            .opened
+            .get_or_init(|| self.records.iter().filter_map(open).collect());
+        Arc::clone(opened)
+    }
+}
 
 /// An approved agent. Replaced as a whole when anything about it changes.
 #[derive(Debug, Clone)]
@@ -24,37 +116,47 @@ pub struct Agent {
     pub admin: Option<AdminScope>,
     /// The grant of its approval, if that gave any.
     pub approval: Option<Digest>,
-    /// Every grant on record, its approval's first.
-    pub grants: Arc<[Arc<Token>]>,
+    /// Every grant on record.
+    pub grants: Arc<Grants>,
     /// Since when.
     pub since: Timestamp,
     /// The enrolment token by which it came in.
     pub enrolment: Option<Digest>,
+    /// The admin who approved it.
+    pub by: Option<Name>,
 }
 
 impl Agent {
     /// Everything that its grants on record cover, sorted.
     #[must_use]
     pub fn capabilities(&self) -> Vec<Pattern> {
-        let mut all: Vec<Pattern> = self
-            .grants
-            .iter()
-            .flat_map(|token| token.capabilities().iter().cloned())
-            .collect();
-        all.sort();
-        all.dedup();
-        all
+        let all = self.grants.records().iter();
+        let all: BTreeSet<_> = all.flat_map(|record| record.capabilities.iter().cloned()).collect();
+        all.into_iter().collect()
+    }
+
+    /// Whether this grant is on record for it.
+    #[must_use]
+    pub fn has_grant(&self, id: &Digest) -> bool {
+        self.grants.records().iter().any(|record| record.id == *id)
     }
 }
+
+/// Where something that was issued stands in the list: by time, then by id.
+pub type Position = (Timestamp, Digest);
 
 /// Agents by name, and what was issued by time.
 #[derive(Debug, Default)]
 pub struct Registry {
     agents: DashMap<Name, Arc<Agent>>,
-    issued: RwLock<BTreeMap<(Timestamp, Digest), TokenRecord>>,
-    /// Sealed grants on record that have conditions of their own: their providers check them again.
-    texts: DashMap<Digest, Arc<str>>,
-    /// Of grants that were issued anew to a rotated key: the id before, and the one after.
+    by_key: DashMap<PublicKey, Name>,
+    names: RwLock<BTreeSet<Name>>,
+    /// Tool prefixes, each with its final dot, and whose they are.
+    prefixes: RwLock<BTreeMap<String, BTreeSet<Name>>>,
+    issued: RwLock<BTreeMap<Position, Arc<Record>>>,
+    by_id: DashMap<Digest, Arc<Record>>,
+    uses_left: DashMap<Digest, u32>,
+    /// Of grants that were issued anew: the id before, and the one after.
     successors: DashMap<Digest, Digest>,
 }
 
@@ -67,6 +169,19 @@ pub fn grant_id(token: &Token) -> Digest {
         .map_or(Digest([0; 32]), |block| block.id().0)
 }
 
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `fs.*` as `fs.`, so that what begins with it lies below it.
+fn stem(prefix: &Pattern) -> &str {
+    prefix.as_str().trim_end_matches('*')
+}
+
 impl Registry {
     /// The agent of this name.
     #[must_use]
@@ -74,21 +189,37 @@ impl Registry {
         self.agents.get(name).map(|entry| Arc::clone(&entry))
     }
 
-    /// All agents, by name.
+    /// Agents by name, from after `after`.
+    pub fn agents_after(&self, after: Option<&Name>) -> Vec<Arc<Agent>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let names = read(&self.names);
+        names
+            .range::<Name, _>((from, Bound::Unbounded))
+            .filter_map(|name| self.agent(name))
+            .collect()
+    }
+
+    /// Some agent other than `name` that `is` true of.
     #[must_use]
-    pub fn agents(&self) -> Vec<Arc<Agent>> {
-        let mut all: Vec<_> = self.agents.iter().map(|entry| Arc::clone(&entry)).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+    pub fn another(&self, name: &Name, is: impl Fn(&Agent) -> bool) -> bool {
+        self.agents
+            .iter()
+            .any(|entry| entry.name != *name && is(&entry))
+    }
+
+    /// All agents, in no order.
+    pub fn each_agent(&self, mut visit: impl FnMut(&Arc<Agent>)) {
+        self.agents.iter().for_each(|entry| visit(&entry));
     }
 
     /// The sealed text of a grant on record that has conditions of its own.
     #[must_use]
     pub fn grant_text(&self, id: &Digest) -> Option<Arc<str>> {
-        self.texts.get(id).map(|text| Arc::clone(&text))
+        let record = self.by_id.get(id)?;
+        record.text.clone().filter(|_| !record.checks.is_empty())
     }
 
-    /// These ids, and those under which they were issued anew to rotated keys.
+    /// These ids, and those under which they were issued anew.
     #[must_use]
     pub fn with_successors(&self, ids: &[Digest]) -> Vec<Digest> {
         let mut all = ids.to_vec();
@@ -104,276 +235,247 @@ impl Registry {
     /// The agent that this key belongs to.
     #[must_use]
     pub fn owner(&self, key: &PublicKey) -> Option<Name> {
-        self.agents
-            .iter()
-            .find(|entry| entry.key == *key)
-            .map(|entry| entry.name.clone())
+        self.by_key.get(key).map(|entry| entry.clone())
     }
 
-    /// Whether another agent's prefixes overlap one of `prefixes`.
+    /// Another agent whose prefixes overlap one of `prefixes`.
     #[must_use]
     pub fn overlap(&self, name: &Name, prefixes: &[Pattern]) -> Option<Name> {
-        let overlaps = |a: &Pattern| prefixes.iter().any(|b| a.covers(b) || b.covers(a));
-        self.agents
-            .iter()
-            .find(|entry| entry.name != *name && entry.prefixes.iter().any(overlaps))
-            .map(|entry| entry.name.clone())
+        let known = read(&self.prefixes);
+        let other = |owners: &BTreeSet<Name>| owners.iter().find(|one| *one != name).cloned();
+        prefixes.iter().find_map(|prefix| {
+            let stem = stem(prefix);
+            let mut below = known
+                .range::<str, _>((Bound::Included(stem), Bound::Unbounded))
+                .take_while(|(one, _)| one.starts_with(stem));
+            let mut above = stem
+                .match_indices('.')
+                .filter_map(|(dot, _)| known.get(&stem[..=dot]));
+            below
+                .find_map(|(_, owners)| other(owners))
+                .or_else(|| above.find_map(other))
+        })
     }
 
-    /// What was issued, in order of time.
-    #[must_use]
-    pub fn issued(&self) -> Vec<TokenRecord> {
-        self.issued
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+    /// What was issued, in order of time, from after `after`, as long as `visit` wants more.
+    pub fn each_issued(&self, after: Option<Position>, mut visit: impl FnMut(&Arc<Record>) -> bool) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        for (_, record) in read(&self.issued).range((from, Bound::Unbounded)) {
+            if !visit(record) {
+                return;
+            }
+        }
     }
 
     /// One thing that was issued.
     #[must_use]
-    pub fn issued_by_id(&self, id: &Digest) -> Option<TokenRecord> {
-        let issued = self.issued.read().unwrap_or_else(PoisonError::into_inner);
-        issued.values().find(|record| record.id == *id).cloned()
+    pub fn issued_by_id(&self, id: &Digest) -> Option<Arc<Record>> {
+        self.by_id.get(id).map(|record| Arc::clone(&record))
     }
 
+    /// Registrations that are left of an enrolment token.
+    #[must_use]
+    pub fn uses_left(&self, enrolment: &Digest) -> Option<u32> {
+        self.uses_left.get(enrolment).map(|left| *left)
+    }
+
+    // --- written by `State::apply` ---------------------------------------------------------------
+
     pub(super) fn remove(&self, name: &Name) {
-        self.agents.remove(name);
+        if let Some((_, agent)) = self.agents.remove(name) {
+            self.by_key.remove(&agent.key);
+            self.index_prefixes(name, &agent.prefixes, &[]);
+            write(&self.names).remove(name);
+        }
     }
 
     /// Takes revoked grants off the record, so that no lookup has to ask again.
     pub(super) fn drop_grants(&self, ids: &[Digest]) {
-        let dead = |token: &Arc<Token>| ids.contains(&grant_id(token));
-        for mut entry in self.agents.iter_mut() {
-            if entry.grants.iter().any(dead) {
-                let mut agent = Agent::clone(&entry);
-                agent.grants = agent
-                    .grants
-                    .iter()
-                    .filter(|token| !dead(token))
-                    .cloned()
-                    .collect();
-                *entry = Arc::new(agent);
+        for id in ids {
+            let subject = self.issued_by_id(id).and_then(|record| record.subject.agent().cloned());
+            if let Some(name) = subject {
+                self.change_grants(&name, |records| records.retain(|record| record.id != *id));
             }
-        }
-        let mut issued = self.issued.write().unwrap_or_else(PoisonError::into_inner);
-        for record in issued
-            .values_mut()
-            .filter(|record| ids.contains(&record.id))
-        {
-            record.revoked = true;
         }
     }
 
-    pub(super) fn apply(
-        &self,
-        change: &Change,
-        open: impl Fn(&str) -> Result<Arc<Token>, Misfit>,
-    ) -> Result<(), Misfit> {
-        let open = |text: &str| {
-            let token = open(text)?;
-            if !token.is_standard() {
-                self.texts.insert(grant_id(&token), text.into());
-            }
-            Ok(token)
-        };
-        let open_all = |grant: &Option<String>| grant.as_deref().map(open).transpose();
+    pub(super) fn apply(&self, change: &Change) {
         match change {
-            Change::Approved {
-                name,
-                key,
-                grant,
-                prefixes,
-                admin,
-                at,
-                ..
-            } => {
-                self.put(
-                    name,
-                    *key,
-                    open_all(grant)?,
-                    prefixes,
-                    admin.clone(),
-                    None,
-                    *at,
-                );
+            Change::Approved { name, key, grant, capabilities, prefixes, admin, by, at, .. } => {
+                let record = grant.as_ref().map(|(id, text)| Record {
+                    id: *id,
+                    subject: Subject::Approval(name.clone()),
+                    capabilities: capabilities.clone(),
+                    checks: Vec::new(),
+                    issued: *at,
+                    not_before: None,
+                    expires: None,
+                    calls: None,
+                    issuer: Some(by.clone()),
+                    text: Some(text.as_str().into()),
+                });
+                self.put(name, *key, record, prefixes, admin.clone(), None, Some(by), *at);
             }
-            Change::Enrolled {
-                enrolment,
-                name,
-                key,
-                grant,
-                prefixes,
-                at,
-            } => {
-                self.put(
-                    name,
-                    *key,
-                    open_all(grant)?,
-                    prefixes,
-                    None,
-                    Some(*enrolment),
-                    *at,
-                );
-                self.count_use(enrolment);
-            }
-            Change::Issued {
-                id,
-                agent,
-                capabilities,
-                checks,
-                expires,
-                record,
-                by,
-                at,
-            } => {
-                if let Some(token) = open_all(record)? {
-                    self.add_grant(agent, token);
+            Change::Enrolled { enrolment, name, key, grant, capabilities, prefixes, at } => {
+                let record = grant.as_ref().map(|(id, text)| Record {
+                    id: *id,
+                    subject: Subject::Approval(name.clone()),
+                    capabilities: capabilities.clone(),
+                    checks: Vec::new(),
+                    issued: *at,
+                    not_before: None,
+                    expires: None,
+                    calls: None,
+                    issuer: None,
+                    text: Some(text.as_str().into()),
+                });
+                self.put(name, *key, record, prefixes, None, Some(*enrolment), None, *at);
+                if let Some(mut left) = self.uses_left.get_mut(enrolment) {
+                    *left = left.saturating_sub(1);
                 }
-                self.list(
-                    *at,
-                    TokenRecord {
-                        id: *id,
-                        kind: "grant".into(),
-                        subject: agent.to_string(),
-                        capabilities: capabilities.clone(),
-                        checks: checks.clone(),
-                        issued: *at,
-                        expires: *expires,
-                        issuer: by.clone(),
-                        record: record.is_some(),
-                        revoked: false,
-                        uses_left: None,
-                    },
-                );
             }
-            Change::EnrolmentIssued {
-                id,
-                name,
-                ceiling,
-                uses,
-                expires,
-                by,
-                at,
-            } => {
-                self.list(
-                    *at,
-                    TokenRecord {
-                        id: *id,
-                        kind: "enrol".into(),
-                        subject: name.to_string(),
-                        capabilities: ceiling.clone(),
-                        checks: Vec::new(),
-                        issued: *at,
-                        expires: *expires,
-                        issuer: by.clone(),
-                        record: false,
-                        revoked: false,
-                        uses_left: Some(*uses),
-                    },
-                );
+            Change::Issued { id, agent, capabilities, checks, not_before, expires, calls, record, by, at } => {
+                let record = self.list(Record {
+                    id: *id,
+                    subject: Subject::Grant(agent.clone()),
+                    capabilities: capabilities.clone(),
+                    checks: checks.clone(),
+                    issued: *at,
+                    not_before: *not_before,
+                    expires: Some(*expires),
+                    calls: *calls,
+                    issuer: Some(by.clone()),
+                    text: record.as_deref().map(Arc::from),
+                });
+                if record.text.is_some() {
+                    self.change_grants(agent, |records| records.push(record));
+                }
             }
-            Change::Rotated {
-                name, to, grants, ..
-            } => self.rotate(name, *to, grants, open)?,
+            Change::EnrolmentIssued { id, name, ceiling, uses, expires, by, at } => {
+                self.list(Record {
+                    id: *id,
+                    subject: Subject::Enrol(name.clone()),
+                    capabilities: ceiling.clone(),
+                    checks: Vec::new(),
+                    issued: *at,
+                    not_before: None,
+                    expires: Some(*expires),
+                    calls: None,
+                    issuer: Some(by.clone()),
+                    text: None,
+                });
+                self.uses_left.insert(*id, *uses);
+            }
+            Change::Rotated { name, from, to, grants, .. } => {
+                self.by_key.remove(from);
+                self.by_key.insert(*to, name.clone());
+                self.reissue(name, grants, Some(*to));
+            }
+            Change::Reissued { name, grants, .. } => self.reissue(name, grants, None),
             _ => {}
         }
-        Ok(())
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of one journal record"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "the fields of one journal record")]
     fn put(
         &self,
         name: &Name,
         key: PublicKey,
-        grant: Option<Arc<Token>>,
+        grant: Option<Record>,
         prefixes: &[Pattern],
         admin: Option<AdminScope>,
         enrolment: Option<Digest>,
+        by: Option<&Name>,
         at: Timestamp,
     ) {
-        let approval = grant.as_deref().map(grant_id);
+        let approval = grant.as_ref().map(|record| record.id);
+        let grant = grant.map(|record| self.list(record));
         let before = self.agent(name);
+        let old_prefixes = before.as_ref().map_or(&[][..], |agent| &agent.prefixes);
+        self.index_prefixes(name, old_prefixes, prefixes);
         // Grants that were issued apart stay; the approval's own is replaced. Another key starts anew.
-        let kept = before
-            .filter(|agent| agent.key == key)
-            .map_or_else(Vec::new, |agent| {
-                let old = agent.approval;
-                agent
-                    .grants
-                    .iter()
-                    .filter(|token| Some(grant_id(token)) != old)
-                    .cloned()
-                    .collect()
-            });
+        let kept: Vec<_> = match &before {
+            Some(agent) if agent.key == key => {
+                let records = agent.grants.records().iter();
+                records.filter(|record| Some(record.id) != agent.approval).cloned().collect()
+            }
+            Some(agent) => {
+                self.by_key.remove(&agent.key);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        self.by_key.insert(key, name.clone());
+        write(&self.names).insert(name.clone());
         let agent = Agent {
             name: name.clone(),
             key,
             prefixes: prefixes.to_vec(),
             admin,
             approval,
-            grants: grant.into_iter().chain(kept).collect(),
+            grants: Grants::of(grant.into_iter().chain(kept).collect()),
             since: at,
             enrolment,
+            by: by.cloned(),
         };
         self.agents.insert(name.clone(), Arc::new(agent));
     }
 
-    fn add_grant(&self, name: &Name, token: Arc<Token>) {
-        if let Some(mut entry) = self.agents.get_mut(name) {
-            let mut agent = Agent::clone(&entry);
-            agent.grants = agent.grants.iter().cloned().chain([token]).collect();
-            *entry = Arc::new(agent);
-        }
-    }
-
-    fn rotate(
-        &self,
-        name: &Name,
-        to: PublicKey,
-        reissued: &[Reissued],
-        open: impl Fn(&str) -> Result<Arc<Token>, Misfit>,
-    ) -> Result<(), Misfit> {
-        let grants: Vec<_> = reissued
-            .iter()
-            .map(|one| open(&one.token))
-            .collect::<Result<_, _>>()?;
-        if let Some(mut entry) = self.agents.get_mut(name) {
-            let mut agent = Agent::clone(&entry);
-            agent.key = to;
-            agent.grants = grants.into();
-            let now = |old: Digest| {
-                reissued
-                    .iter()
-                    .find(|one| one.old == old)
-                    .map(|one| one.new)
-            };
-            agent.approval = agent.approval.and_then(now);
-            *entry = Arc::new(agent);
-        }
-        let mut issued = self.issued.write().unwrap_or_else(PoisonError::into_inner);
-        for one in reissued {
-            self.successors.insert(one.old, one.new);
-            for record in issued.values_mut().filter(|record| record.id == one.old) {
-                record.id = one.new;
+    fn index_prefixes(&self, name: &Name, before: &[Pattern], after: &[Pattern]) {
+        let mut known = write(&self.prefixes);
+        for prefix in before {
+            if let Some(owners) = known.get_mut(stem(prefix)) {
+                owners.remove(name);
+                if owners.is_empty() {
+                    known.remove(stem(prefix));
+                }
             }
         }
-        Ok(())
-    }
-
-    fn list(&self, at: Timestamp, record: TokenRecord) {
-        let mut issued = self.issued.write().unwrap_or_else(PoisonError::into_inner);
-        issued.insert((at, record.id), record);
-    }
-
-    fn count_use(&self, enrolment: &Digest) {
-        let mut issued = self.issued.write().unwrap_or_else(PoisonError::into_inner);
-        for record in issued.values_mut().filter(|record| record.id == *enrolment) {
-            record.uses_left = record.uses_left.map(|left| left.saturating_sub(1));
+        for prefix in after {
+            known.entry(stem(prefix).into()).or_default().insert(name.clone());
         }
+    }
+
+    fn change_grants(&self, name: &Name, change: impl FnOnce(&mut Vec<Arc<Record>>)) {
+        if let Some(mut entry) = self.agents.get_mut(name) {
+            let mut agent = Agent::clone(&entry);
+            let mut records = agent.grants.records().to_vec();
+            change(&mut records);
+            agent.grants = Grants::of(records);
+            *entry = Arc::new(agent);
+        }
+    }
+
+    fn reissue(&self, name: &Name, reissued: &[Reissued], to: Option<PublicKey>) {
+        let mut anew = BTreeMap::new();
+        for one in reissued {
+            self.successors.insert(one.old, one.new);
+            let Some((_, record)) = self.by_id.remove(&one.old) else {
+                continue;
+            };
+            write(&self.issued).remove(&(record.issued, record.id));
+            let mut record = Record::clone(&record);
+            record.id = one.new;
+            record.text = Some(one.token.as_str().into());
+            anew.insert(one.old, self.list(record));
+        }
+        if let Some(mut entry) = self.agents.get_mut(name) {
+            let mut agent = Agent::clone(&entry);
+            agent.key = to.unwrap_or(agent.key);
+            let records = agent.grants.records().iter();
+            let records = records.map(|record| anew.get(&record.id).unwrap_or(record).clone());
+            agent.grants = Grants::of(records.collect());
+            agent.approval = agent
+                .approval
+                .map(|id| anew.get(&id).map_or(id, |record| record.id));
+            *entry = Arc::new(agent);
+        }
+    }
+
+    fn list(&self, record: Record) -> Arc<Record> {
+        let record = Arc::new(record);
+        write(&self.issued).insert((record.issued, record.id), Arc::clone(&record));
+        self.by_id.insert(record.id, Arc::clone(&record));
+        record
     }
 }

@@ -1,14 +1,26 @@
-//! What is dead: keys, and token blocks by their revocation ids.
+//! What is dead: keys, token blocks by their revocation ids, and whole capabilities up to a time.
 
+use arc_swap::ArcSwap;
 use dashmap::DashSet;
 use proto_spec::capability::Token;
-use proto_spec::{Digest, PublicKey, Refusal};
+use proto_spec::{Digest, Pattern, PublicKey, Refusal, Timestamp};
+
+/// Patterns that may be barred at once; a later bar on the same pattern replaces the earlier.
+pub const BARS_MAX: usize = 1_024;
 
 /// Looked up at every use of a token. Nothing is ever taken out.
 #[derive(Debug, Default)]
 pub struct Revocations {
     ids: DashSet<Digest>,
     keys: DashSet<PublicKey>,
+    bars: ArcSwap<Vec<Bar>>,
+}
+
+/// What was issued up to `before` (in seconds) permits nothing under `under`.
+#[derive(Debug, Clone)]
+struct Bar {
+    under: Pattern,
+    before: u64,
 }
 
 impl Revocations {
@@ -20,6 +32,45 @@ impl Revocations {
 
     pub(super) fn revoke_key(&self, key: PublicKey) {
         self.keys.insert(key);
+    }
+
+    pub(super) fn bar(&self, under: &[Pattern], before: Timestamp) {
+        let mut bars = Vec::clone(&self.bars.load());
+        for pattern in under {
+            let before = before.as_secs();
+            match bars.iter_mut().find(|bar| bar.under == *pattern) {
+                Some(bar) => bar.before = bar.before.max(before),
+                None => bars.push(Bar {
+                    under: pattern.clone(),
+                    before,
+                }),
+            }
+        }
+        self.bars.store(bars.into());
+    }
+
+    /// Whether so many patterns more can be barred.
+    #[must_use]
+    pub fn has_room(&self, more: usize) -> bool {
+        self.bars.load().len() + more <= BARS_MAX
+    }
+
+    /// Whether what was issued at `issued` no longer permits what needs `required`.
+    #[must_use]
+    pub fn is_barred(&self, issued: Timestamp, required: &Pattern) -> bool {
+        let bars = self.bars.load();
+        bars.iter()
+            .any(|bar| issued.as_secs() <= bar.before && bar.under.overlaps(required))
+    }
+
+    /// The first moment whose second no bar has: what is issued then is not barred.
+    #[must_use]
+    pub fn after_bars(&self, now: Timestamp) -> Timestamp {
+        let newest = self.bars.load().iter().map(|bar| bar.before).max();
+        match newest {
+            Some(before) if before == now.as_secs() => Timestamp::from_ms((before + 1) * 1_000),
+            _ => now,
+        }
     }
 
     /// Whether this key can never come back.

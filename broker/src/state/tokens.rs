@@ -3,11 +3,14 @@
 //! What is kept is only what the bytes alone decide. Revocation, expiry and presenter are looked up
 //! at every use.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 use proto_spec::capability::{Token, decode_text};
-use proto_spec::{Digest, PublicKey, Refusal};
+use proto_spec::{Digest, Refusal};
+
+use super::roots::Roots;
 
 const SHARDS: usize = 16;
 /// Bytes of token text that a shard answers for: what was parsed from it is a small multiple.
@@ -23,6 +26,8 @@ struct Shard {
 #[derive(Debug)]
 pub struct Tokens {
     shards: Vec<Mutex<Shard>>,
+    /// How often all was forgotten: what was opened before is not kept after.
+    generation: AtomicU64,
 }
 
 impl Default for Tokens {
@@ -33,25 +38,48 @@ impl Default for Tokens {
         };
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            generation: AtomicU64::new(0),
         }
     }
 }
 
 impl Tokens {
+    /// Forgets all.
+    pub fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.known.clear();
+            shard.bytes = 0;
+        }
+    }
+
+    /// Every token that was presented lately.
+    pub fn each(&self, mut visit: impl FnMut(&Token)) {
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.known.iter().for_each(|(_, (_, token))| visit(token));
+        }
+    }
+
     /// Opens a presented token, or remembers that it did.
     ///
     /// # Errors
     ///
     /// Those of [`Token::open`]. A refusal is not remembered: it cost no more than it has to.
-    pub fn open(&self, text: &str, roots: &[PublicKey]) -> Result<Arc<Token>, Refusal> {
+    pub fn open(&self, text: &str, roots: &Roots) -> Result<Arc<Token>, Refusal> {
         let key = Digest::of(text.as_bytes());
         let shard = &self.shards[usize::from(key.0[0]) % SHARDS];
         let lock = || shard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, token)) = lock().known.get(&key) {
             return Ok(Arc::clone(token));
         }
-        let token = Arc::new(Token::open(&decode_text(text)?, roots)?);
-        lock().keep(key, text.len(), &token);
+        let generation = self.generation.load(Ordering::SeqCst);
+        let token = Arc::new(Token::open(&decode_text(text)?, &roots.keys())?);
+        let mut shard = lock();
+        if self.generation.load(Ordering::SeqCst) == generation {
+            shard.keep(key, text.len(), &token);
+        }
         Ok(token)
     }
 }

@@ -288,7 +288,7 @@ impl Stage {
             reason: Some("end of the demo".into()),
         };
         match request::act(self.admin()?, Kind::Revoke, &body).await? {
-            Ack::Revoked { ids } if ids.len() == 1 => Ok(()),
+            Ack::Revoked(Struck { ids, .. }) if ids.len() == 1 => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

@@ -113,6 +113,12 @@ impl Pattern {
         }
     }
 
+    /// Whether something is meant by both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
     /// Whether this is or lies under a segment that belongs to the protocol.
     #[must_use]
     pub fn is_reserved(&self) -> bool {

@@ -157,7 +157,7 @@ pub(super) async fn revoke(
         reason,
     };
     match request::act(&chosen.agent()?, Kind::AdminAgentRevoke, &body).await? {
-        Ack::Revoked { ids } => output.give(&json!({"revoked": name, "ids": ids}), || {
+        Ack::Revoked(Struck { ids, .. }) => output.give(&json!({"revoked": name, "ids": ids}), || {
             format!(
                 "Revoked {name}. Its key never registers again, and its next message is refused."
             )

@@ -1,0 +1,276 @@
+//! What admins see: agents, requests, what was issued and who holds it, the configuration.
+
+use std::collections::BTreeMap;
+
+use proto_spec::capability::Token;
+use proto_spec::message::{
+    Ack, AgentRecord, AgentShow, List, PendingRecord, TokenRecord, TokenTree, TreeNode,
+};
+use proto_spec::{Digest, Name, PublicKey, Refusal, Timestamp};
+
+use super::admin::{Nothing, read};
+use super::scope::{By, is_full};
+use super::{Decision, Desk};
+use crate::state::State;
+use crate::state::registry::{Agent, Position, Record, Subject};
+
+/// Records on one page of a list.
+const PAGE: usize = 500;
+/// Delegations that one page of the tree shows at most, beside what was issued.
+const DELEGATIONS_MAX: usize = 4_096;
+
+impl Desk {
+    pub(super) fn list_agents(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
+        let List { after } = read(body)?;
+        let scope = self.scope(&by.first)?;
+        let visible = |name: &Name| scope.names.iter().any(|pattern| pattern.matches(name));
+        let after = after.map(|text| text.parse::<Name>()).transpose();
+        let after = after.map_err(|_| no_such_page())?;
+        let mut agents = self.state.registry.agents_after(after.as_ref());
+        agents.retain(|agent| visible(&agent.name));
+        let next = (agents.len() > PAGE).then(|| agents[PAGE - 1].name.to_string());
+        agents.truncate(PAGE);
+        // Requests come with the first page.
+        let mut waiting = match after {
+            None => pending(&self.state, None, self.clock.now()),
+            Some(_) => Vec::new(),
+        };
+        waiting.retain(|one| visible(&one.name));
+        waiting.truncate(PAGE);
+        Ok(Decision::Answer(Ack::Agents {
+            agents: agents.iter().map(|agent| record_of(&self.state, agent)).collect(),
+            pending: waiting,
+            next,
+        }))
+    }
+
+    pub(super) fn show(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
+        let body: AgentShow = read(body)?;
+        self.check_name(by, &body.name)?;
+        let agent = self.state.registry.agent(&body.name);
+        let agent = agent.map(|agent| record_of(&self.state, &agent));
+        let pending = pending(&self.state, Some(&body.name), self.clock.now());
+        if agent.is_none() && pending.is_empty() {
+            return Err(Refusal::NotFound(format!("agent or request {}", body.name)));
+        }
+        Ok(Decision::Answer(Ack::Agent { agent, pending }))
+    }
+
+    pub(super) fn list_tokens(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
+        let List { after } = read(body)?;
+        let (mut tokens, mut next) = (Vec::new(), None);
+        let visible = self.visible(by)?;
+        let after = after.as_deref().map(position).transpose()?;
+        self.state.registry.each_issued(after, |record| {
+            if visible(record) {
+                if tokens.len() == PAGE {
+                    next = tokens.last().map(|last: &TokenRecord| place(last.issued, &last.id));
+                    return false;
+                }
+                tokens.push(token_record(&self.state, record));
+            }
+            true
+        });
+        Ok(Decision::Answer(Ack::Tokens { tokens, next }))
+    }
+
+    /// An admin sees what was issued to the agents it may act on; only a full admin sees the rest.
+    fn visible(&self, by: &By) -> Result<impl Fn(&Record) -> bool + use<>, Refusal> {
+        let scope = self.scope(&by.first)?;
+        Ok(move |record: &Record| match record.subject.agent() {
+            Some(name) => scope.names.iter().any(|pattern| pattern.matches(name)),
+            None => is_full(&scope),
+        })
+    }
+
+    /// What was issued, and below it the delegations that this broker has seen presented lately: they are
+    /// made offline, and a broker learns of one when it is used.
+    pub(super) fn tree(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
+        let body: TokenTree = read(body)?;
+        let visible = self.visible(by)?;
+        let after = body.after.as_deref().map(position).transpose()?;
+        let mut below = self.delegations();
+        let (mut nodes, mut roots, mut next) = (Vec::new(), 0, None);
+        let mut last: Option<Position> = None;
+        self.state.registry.each_issued(after, |record| {
+            let Some(name) = record.subject.agent() else {
+                return true;
+            };
+            if !visible(record) || body.agent.as_ref().is_some_and(|only| only != name) {
+                return true;
+            }
+            if roots == PAGE {
+                next = last.map(|(at, id)| place(at, &id));
+                return false;
+            }
+            roots += 1;
+            last = Some((record.issued, record.id));
+            let is_dead = self.state.revocations.is_revoked(&record.id);
+            nodes.push(self.issued_node(record, name, is_dead));
+            append(&mut nodes, &mut below, record.id, is_dead);
+            true
+        });
+        Ok(Decision::Answer(Ack::Tree { nodes, next }))
+    }
+
+    fn issued_node(&self, record: &Record, name: &Name, is_dead: bool) -> TreeNode {
+        let agent = self.state.registry.agent(name);
+        let holds = agent.as_ref().is_some_and(|agent| agent.has_grant(&record.id));
+        let is_handed_out = record.text.is_none();
+        TreeNode {
+            id: record.id,
+            parent: None,
+            kind: kind_of(record).into(),
+            agent: Some(name.clone()),
+            key: agent.map_or(self.root.public(), |agent| agent.key),
+            capabilities: record.capabilities.clone(),
+            checks: record.checks.clone(),
+            expires: record.expires.unwrap_or_default(),
+            calls_left: record
+                .calls
+                .map(|limit| self.state.budgets.left(&record.id, limit)),
+            revoked: is_dead || !(holds || is_handed_out),
+            issuer: record.issuer.clone(),
+        }
+    }
+
+    /// Delegations and narrowings of the tokens that were presented lately, by what they hang below.
+    fn delegations(&self) -> BTreeMap<Digest, Vec<TreeNode>> {
+        let mut below: BTreeMap<Digest, Vec<TreeNode>> = BTreeMap::new();
+        let mut seen = std::collections::BTreeSet::new();
+        self.state.tokens.each(|token: &Token| {
+            let mut holder = token.holders().first().copied();
+            let mut above = None;
+            for block in token.blocks() {
+                let id = block.id().0;
+                holder = block.holder().copied().or(holder);
+                if let (Some(parent), Some(key)) = (above, holder)
+                    && seen.len() < DELEGATIONS_MAX
+                    && seen.insert(id)
+                {
+                    below.entry(parent).or_default().push(TreeNode {
+                        id,
+                        parent: Some(parent),
+                        kind: if block.signer().is_some() { "delegation" } else { "narrowing" }.into(),
+                        agent: self.state.registry.owner(&key),
+                        key,
+                        capabilities: Vec::new(),
+                        checks: block.checks().iter().map(ToString::to_string).collect(),
+                        expires: token.expires(),
+                        calls_left: block
+                            .calls()
+                            .map(|limit| self.state.budgets.left(&id, limit)),
+                        revoked: self.is_dead(&id, &key),
+                        issuer: None,
+                    });
+                }
+                above = Some(id);
+            }
+        });
+        below
+    }
+
+    fn is_dead(&self, id: &Digest, key: &PublicKey) -> bool {
+        let dead = &self.state.revocations;
+        dead.is_revoked(id) || dead.is_key_revoked(key)
+    }
+
+    pub(super) fn read_config(&self, body: &str) -> Result<Decision, Refusal> {
+        let _: Nothing = read(body)?;
+        let config = self.config.shown();
+        Ok(Decision::Answer(Ack::Config { config }))
+    }
+}
+
+/// Puts what hangs below `parent` behind it, depth first.
+fn append(
+    nodes: &mut Vec<TreeNode>,
+    below: &mut BTreeMap<Digest, Vec<TreeNode>>,
+    parent: Digest,
+    is_dead: bool,
+) {
+    // As deep as a token has blocks.
+    for mut node in below.remove(&parent).unwrap_or_default() {
+        node.revoked |= is_dead;
+        let (id, is_dead) = (node.id, node.revoked);
+        nodes.push(node);
+        append(nodes, below, id, is_dead);
+    }
+}
+
+pub(super) fn record_of(state: &State, agent: &Agent) -> AgentRecord {
+    AgentRecord {
+        name: agent.name.clone(),
+        key: agent.key,
+        fingerprint: agent.key.fingerprint(),
+        capabilities: agent.capabilities(),
+        prefixes: agent.prefixes.clone(),
+        admin: agent.admin.clone(),
+        sessions: state.sessions.of(&agent.name).len() as u32,
+        since: agent.since,
+    }
+}
+
+pub(super) fn pending(state: &State, name: Option<&Name>, now: Timestamp) -> Vec<PendingRecord> {
+    let mut all = state.pending.waiting(name, now);
+    for one in &mut all {
+        one.key_change = state.registry.agent(&one.name).is_some();
+    }
+    all
+}
+
+fn kind_of(record: &Record) -> &'static str {
+    match record.subject {
+        Subject::Approval(_) => "approval",
+        Subject::Grant(_) => "grant",
+        Subject::Enrol(_) => "enrol",
+    }
+}
+
+fn token_record(state: &State, record: &Record) -> TokenRecord {
+    let is_on_record = |name: &Name| {
+        let agent = state.registry.agent(name);
+        agent.is_some_and(|agent| agent.has_grant(&record.id))
+    };
+    let is_gone = match (&record.subject, &record.text) {
+        // What was on record and is no more was revoked, or replaced with its approval or key.
+        (Subject::Approval(name) | Subject::Grant(name), Some(_)) => !is_on_record(name),
+        _ => false,
+    };
+    TokenRecord {
+        id: record.id,
+        kind: kind_of(record).into(),
+        subject: match &record.subject {
+            Subject::Approval(name) | Subject::Grant(name) => name.to_string(),
+            Subject::Enrol(names) => names.to_string(),
+        },
+        capabilities: record.capabilities.clone(),
+        checks: record.checks.clone(),
+        issued: record.issued,
+        expires: record.expires.unwrap_or_default(),
+        issuer: record.issuer.clone(),
+        record: record.text.is_some(),
+        revoked: is_gone || state.revocations.is_revoked(&record.id),
+        uses_left: state.registry.uses_left(&record.id),
+        not_before: record.not_before,
+        calls_left: record
+            .calls
+            .map(|limit| state.budgets.left(&record.id, limit)),
+    }
+}
+
+fn place(at: Timestamp, id: &Digest) -> String {
+    format!("{:020} {id}", at.as_ms())
+}
+
+fn position(text: &str) -> Result<Position, Refusal> {
+    let read = || {
+        let (at, id) = text.split_once(' ')?;
+        Some((Timestamp::from_ms(at.parse().ok()?), id.parse().ok()?))
+    };
+    read().ok_or_else(no_such_page)
+}
+
+fn no_such_page() -> Refusal {
+    Refusal::InvalidBody("`after` is not what a page before ended with".into())
+}
