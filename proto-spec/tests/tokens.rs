@@ -13,8 +13,8 @@ use biscuit_auth::{Biscuit, UnverifiedBiscuit};
 use prost::Message as _;
 use proto_spec::capability::issue::{attenuate, bearer, delegate, enrolment, grant, seal};
 use proto_spec::capability::{
-    Arguments, Check, Narrowing, Question, RevocationId, Terms, Token, TokenKind, decode_text,
-    encode_text, permits,
+    Arguments, Check, Claims, Narrowing, Question, RevocationId, Terms, Token, TokenKind,
+    decode_text, encode_text, permits,
 };
 use proto_spec::limits::{TOKEN_BLOCKS_MAX, TOKEN_BYTES_MAX};
 use proto_spec::{Code, Digest, Refusal, Timestamp};
@@ -61,6 +61,40 @@ fn only_a_root_of_the_organisation_makes_tokens() {
         let refusal = Token::open(&bytes, roots).unwrap_err();
         assert_eq!(refusal.code(), Code::TokenInvalid);
     }
+}
+
+#[test]
+fn what_a_token_says_is_read_without_a_root_and_permits_nothing() {
+    let token = delegated(&mint(&terms(&["fs.*"])), HOLDER, ALICE, &only(&["fs.read"]));
+    for bytes in [token.clone(), sealed(&token)] {
+        let (said, opened) = (
+            Claims::read(&bytes).unwrap(),
+            Token::open_unsealed(&bytes, &roots()).unwrap(),
+        );
+        let ids = |claims: &Claims| -> Vec<_> {
+            let blocks = claims.blocks().iter();
+            blocks.map(|b| (b.id(), b.signer().copied())).collect()
+        };
+        assert_eq!(ids(&said), ids(&opened));
+        assert_eq!(said.holders(), opened.holders());
+        assert_eq!(said.capabilities(), opened.capabilities());
+        assert_eq!(said.expires(), opened.expires());
+        assert_eq!(said.is_sealed(), opened.is_sealed());
+        assert!(!format!("{said:?}").contains("fs."));
+    }
+    // Anybody can write this: it is read, and is no token.
+    let mut forged = container(&sealed(&token));
+    forged.authority.signature[0] ^= 1;
+    let forged = forged.encode_to_vec();
+    assert!(Claims::read(&forged).is_ok());
+    assert_eq!(code(&forged), Code::TokenInvalid);
+    // The gate and the chain of holders come before any signature.
+    assert_eq!(
+        Claims::read(&forged[1..]).unwrap_err().code(),
+        Code::TokenMalformed
+    );
+    let stolen = third_party(&token, BOB, &holder_fact([40; 32]));
+    assert_eq!(Claims::read(&stolen).unwrap_err().code(), Code::NotHolder);
 }
 
 #[test]
