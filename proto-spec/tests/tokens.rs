@@ -420,6 +420,82 @@ fn narrowing_only_takes_away() {
 }
 
 #[test]
+fn a_narrowing_that_no_call_could_use_is_an_error_that_says_what_to_do() {
+    let mut terms = terms(&["fs.*", "net.get"]);
+    terms.not_before = Some(at(ISSUED + 600_000));
+    terms.checks = Check::where_clause("path under /srv/reports").unwrap();
+    let token = attenuate(&mint(&terms), &only(&["fs.read.*", "fs.list"]), [3; 32]).unwrap();
+    let until = |ms| Narrowing {
+        expires: Some(at(ms)),
+        ..Narrowing::default()
+    };
+    let given = |clause: &str| Narrowing {
+        checks: Check::where_clause(clause).unwrap(),
+        ..Narrowing::default()
+    };
+    for (narrowing, why) in [
+        (only(&["other.*"]), "keep some of fs.read.*, fs.list"),
+        (only(&["net.get"]), "net.get overlaps nothing"),
+        (only(&["fs.list", "fs.write"]), "fs.write overlaps nothing"),
+        (given("check if covers(\"net.get\")"), "would leave nothing"),
+        (until(ISSUED), "before it is issued"),
+        (until(ISSUED + 600_000), "before it begins"),
+        (until(u64::MAX), "9999"),
+        (given("path under /srv/other"), "besides what holds already"),
+        (given("path == /etc/passwd"), "besides what holds already"),
+        (
+            given("check if time($t), $t < 2025-06-15T15:10:00Z"),
+            "leave it out",
+        ),
+    ] {
+        let error = attenuate(&token, &narrowing, [4; 32]).expect_err(why);
+        assert!(error.to_string().contains(why), "{why}: {error}");
+        let alice = key(ALICE).public();
+        let error = delegate(&token, &key(HOLDER), &alice, &narrowing, [4; 32]).expect_err(why);
+        assert!(error.to_string().contains(why), "{why}: {error}");
+    }
+    for narrowing in [
+        only(&["fs.*"]),
+        only(&["fs.read.x"]),
+        until(ISSUED + 601_000),
+        given("path under /srv/reports/q3"),
+        given("depth <= 3"),
+    ] {
+        attenuate(&token, &narrowing, [4; 32]).unwrap();
+    }
+}
+
+#[test]
+fn a_delegation_that_cannot_be_made_says_why() {
+    let token = delegated(&mint(&terms(&["fs.*"])), HOLDER, ALICE, &only(&[]));
+    let error = |token: &[u8], from, to: [u8; 32]| {
+        let next = key(to).public();
+        let made = delegate(token, &key(from), &next, &only(&[]), [4; 32]);
+        made.expect_err("it cannot be made").to_string()
+    };
+    let of = |seed| key(seed).public().fingerprint();
+    let not_held = error(&token, BOB, [40; 32]);
+    assert!(
+        not_held.contains(&of(ALICE)) && not_held.contains(&of(BOB)),
+        "{not_held}"
+    );
+    for held in [HOLDER, ALICE] {
+        let again = error(&token, ALICE, held);
+        assert!(
+            again.contains(&of(held)) && again.contains("new to it"),
+            "{again}"
+        );
+    }
+    assert!(error(&sealed(&token), ALICE, BOB).contains("is sealed"));
+    let mut longest = token;
+    for _ in 2..TOKEN_BLOCKS_MAX {
+        longest = attenuate(&longest, &only(&["fs.*"]), [5; 32]).unwrap();
+    }
+    assert!(error(&longest, ALICE, BOB).contains("has 8 blocks"));
+    assert!(seal(&longest).is_ok());
+}
+
+#[test]
 fn an_earlier_end_wins_and_a_later_one_does_not() {
     for (end, wins) in [(EXPIRES - 60_000, true), (EXPIRES + 60_000, false)] {
         let narrowing = Narrowing {
@@ -1158,6 +1234,19 @@ fn what_we_issue_passes_our_own_gate_or_is_an_error() {
         (bad(|t| t.not_before = Some(t.expires)), "before it begins"),
         (bad(|t| t.calls = Some(0)), "calls"),
         (bad(|t| t.sandbox = Some("vm".into())), "sandbox"),
+        (
+            bad(|t| t.checks = vec!["check if covers(\"net.*\")".parse().unwrap()]),
+            "would leave nothing",
+        ),
+        (
+            bad(|t| {
+                t.checks = ["n < 3", "n >= 3"]
+                    .iter()
+                    .flat_map(|clause| Check::where_clause(clause).unwrap())
+                    .collect();
+            }),
+            "no call can meet both",
+        ),
         (
             bad(|t| t.agent = "a@globex".parse().unwrap()),
             "names an agent",

@@ -113,6 +113,16 @@ impl Pattern {
         }
     }
 
+    /// What both mean: the narrower of the two, or nothing where they have nothing in common.
+    #[must_use]
+    pub fn overlap<'a>(&'a self, other: &'a Self) -> Option<&'a Self> {
+        if self.covers(other) {
+            Some(other)
+        } else {
+            other.covers(self).then_some(self)
+        }
+    }
+
     /// Whether this is or lies under a segment that belongs to the protocol.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
