@@ -1213,6 +1213,16 @@ fn four_path_constraints_fit_into_a_token() {
     assert!(clauses(5).is_err());
 }
 
+/// Joined pair by pair, three alike in each of forty lists would be 3^40.
+#[test]
+fn a_token_with_many_lists_of_capabilities_is_narrowed_at_once() {
+    let list = "check if covers(\"fs.*\") or covers(\"fs.*\") or covers(\"fs.read.*\")";
+    let mut terms = terms(&["fs.*"]);
+    terms.checks = vec![list.parse().unwrap(); 40];
+    let token = attenuate(&mint(&terms), &only(&["fs.read.a"]), [3; 32]).unwrap();
+    assert!(attenuate(&token, &only(&["fs.read.b"]), [4; 32]).is_err());
+}
+
 #[test]
 fn what_we_issue_passes_our_own_gate_or_is_an_error() {
     let bad = |change: fn(&mut Terms)| {

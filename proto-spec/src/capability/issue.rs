@@ -353,7 +353,8 @@ fn narrowed(gated: &Gated, narrowing: &Narrowing) -> Result<BlockBuilder, BadTer
         .iter()
         .flat_map(|block| &block.checks)
         .collect();
-    let left = left(gated.authority.capabilities.clone(), held.iter().copied())?;
+    let held_capabilities = gated.authority.capabilities.clone();
+    let left = left_of(held_capabilities, held.iter().copied())?;
     let mut checks = Vec::new();
     for only in &narrowing.only {
         if !left.iter().any(|own| own.overlap(only).is_some()) {
@@ -374,7 +375,7 @@ fn narrowed(gated: &Gated, narrowing: &Narrowing) -> Result<BlockBuilder, BadTer
         checks.push(before(at).parse()?);
     }
     checks.extend_from_slice(&narrowing.checks);
-    self::left(left, &checks)?;
+    left_of(left, &checks)?;
     can_hold(&held, &checks)?;
     let mut block = BlockBuilder::new();
     for check in &checks {
@@ -393,12 +394,13 @@ fn can_be_met(
         .iter()
         .map(|time| time.parse())
         .collect::<Result<_, _>>()?;
-    left(capabilities.to_vec(), checks)?;
+    left_of(capabilities.to_vec(), checks)?;
     Ok(can_hold(&times.iter().collect::<Vec<_>>(), checks)?)
 }
 
-/// What the lists of capabilities in `checks` leave of `capabilities`.
-fn left<'a>(
+/// What the lists of capabilities in `checks` leave of `capabilities`. Each is among those that were there,
+/// and none stands there twice, so that a token cannot make this long.
+fn left_of<'a>(
     mut capabilities: Vec<Pattern>,
     checks: impl IntoIterator<Item = &'a Check>,
 ) -> Result<Vec<Pattern>, BadTerms> {
@@ -406,11 +408,14 @@ fn left<'a>(
         let Some(Standard::Only(only)) = check.standard() else {
             continue;
         };
-        let both = |held: &Pattern| {
-            let each = only.iter().filter_map(|p| p.overlap(held).cloned());
-            each.collect::<Vec<_>>()
-        };
-        let next: Vec<Pattern> = capabilities.iter().flat_map(both).collect();
+        let mut next: Vec<Pattern> = Vec::new();
+        for held in &capabilities {
+            for both in only.iter().filter_map(|kept| kept.overlap(held)) {
+                if !next.iter().any(|had| had.covers(both)) {
+                    next.push(both.clone());
+                }
+            }
+        }
         if next.is_empty() && !capabilities.is_empty() {
             return bad(format!(
                 "keeping only {} would leave nothing: what there is to keep is {}",
