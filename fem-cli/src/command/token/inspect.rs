@@ -53,21 +53,23 @@ pub(super) fn run(args: &Inspect, chosen: &Chosen, output: Output) -> Outcome {
     }
 }
 
+/// Characters that a token has at least: two keys and two signatures alone come to as many.
+const TEXT_CHARS_MIN: usize = 256;
+
 /// The bytes of the token that was named, or written out.
 fn given(token: &str) -> Outcome<Vec<u8>> {
     let path = Path::new(token);
-    if token != "-" && !path.exists() {
-        if let Ok(bytes) = decode_text(token)
-            && Claims::read(&bytes).is_ok()
-        {
-            return Ok(bytes);
-        }
-        return Err(Failure::not_found(
-            "this is neither a file that exists nor the text of a token",
-        )
-        .next("name the file, pipe the token into `fem-cli token inspect -`, or write all of it"));
+    if token == "-" || path.exists() {
+        return token_file::read(path);
     }
-    token_file::read(path)
+    match decode_text(token) {
+        Ok(bytes) if token.len() >= TEXT_CHARS_MIN => Ok(bytes),
+        _ => Err(
+            Failure::not_found("this is neither a file that exists nor the text of a token").next(
+                "name the file, pipe the token into `fem-cli token inspect -`, or write all of it",
+            ),
+        ),
+    }
 }
 
 /// Whether a root stands for what the token says.
