@@ -20,8 +20,8 @@ use crate::journal::{Embedded, Journal};
 use crate::listener::{self, Phase, Room, tls};
 use crate::metrics::Metrics;
 use crate::pipeline::Core;
-use crate::registrar::{Registrar, first_admin};
-use crate::state::State;
+use crate::registrar::{Registrar, first_admin, load_root};
+use crate::state::{State, Taking};
 use crate::state::replay::{Ended, Replay};
 use crate::voice::Voice;
 
@@ -122,23 +122,17 @@ impl Broker {
     pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let clock = Arc::new(clock);
         let broker_key = crate::keyfile::load(&config.broker_key)?;
-        let root_key = crate::keyfile::load(&config.root_key)?;
         let (tls, channel) = tls::server(&config.certificate, &config.certificate_key)?;
         make_private(&config.data)?;
         let mut journal = Embedded::open(&config.data)?;
-        let state = Arc::new(restore(
-            &config,
-            &mut journal,
-            &broker_key,
-            &root_key,
-            clock.now(),
-        )?);
+        let (state, root_key) = restore(&config, &mut journal, &broker_key, clock.now())?;
+        let state = Arc::new(state);
         let (registrar, thread) = Registrar::start(
             Arc::clone(&state),
             Box::new(journal),
             root_key,
             Arc::clone(&clock),
-            config.limits.clone(),
+            config.clone(),
         )?;
         let listener = bind(config.listen, "listen").await?;
         let ops = bind(config.ops, "ops").await?;
@@ -178,6 +172,7 @@ impl Broker {
         ));
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(keep_window(Arc::clone(&core)));
+        tasks.spawn(end_struck_calls(Arc::clone(&core)));
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
@@ -255,9 +250,8 @@ fn restore(
     config: &Config,
     journal: &mut Embedded,
     broker: &SigningKey,
-    root: &SigningKey,
     now: Timestamp,
-) -> anyhow::Result<State> {
+) -> anyhow::Result<(State, SigningKey)> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)?;
     let limits = &config.limits;
@@ -274,11 +268,11 @@ fn restore(
             "the machine went down under this broker: until its window has passed, what was signed before then is refused as STALE"
         );
     }
-    let state = State::new(config, root.public(), replay);
+    let state = State::new(config, replay);
     let (mut founding, mut has_admin, mut misfit) = (None, false, None);
     journal.replay(&mut |change| {
         has_admin |= matches!(&change, Change::Approved { .. });
-        if let Err(error) = state.apply(&change) {
+        if let Err(error) = state.apply(&change, Taking::Back) {
             misfit.get_or_insert(error);
         }
         if let Change::Founded { .. } = &change {
@@ -305,13 +299,16 @@ fn restore(
     if key != broker.public() {
         bail!("keys.broker is not the key that the journal names as {org}'s broker");
     }
+    let active = state.roots.keys().first().copied();
+    let active = active.context("the journal names no root key")?;
+    let root = load_root(&config.root_key, &active)?;
     if !has_admin {
         let admin = AgentId::new(admin, org);
-        let change = first_admin(root, &admin, admin_key, now)?;
+        let change = first_admin(&root, &admin, admin_key, now)?;
         journal.append(&[&change])?;
-        state.apply(&change)?;
+        state.apply(&change, Taking::Back)?;
     }
-    Ok(state)
+    Ok((state, root))
 }
 
 /// Ends calls whose deadline has passed, and tells sessions what they missed.
@@ -325,6 +322,15 @@ async fn keep_time(core: Arc<Core>) {
         };
         place.expire_calls();
         place.report_all_missed();
+    }
+}
+
+/// Ends calls in flight as soon as what permitted them is revoked.
+async fn end_struck_calls(core: Arc<Core>) {
+    loop {
+        core.state.struck.notified().await;
+        let now = core.clock.now();
+        Place { core: &core, now }.end_struck_calls();
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::delivery::{about_call, about_sender, deliver, permit_of, vouch};
 use crate::pipeline::{Core, Door, Standing, Step};
 use crate::routing;
-use crate::state::budgets::Spent;
+use crate::state::budgets::{Need, Spent};
 use crate::state::calls::{Answer, InFlight, Reply};
 use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, Subscription};
@@ -32,13 +32,22 @@ pub struct Place<'a> {
     pub now: Timestamp,
 }
 
+/// How far making a call came.
+#[derive(Debug)]
+pub enum Called {
+    /// It is delivered.
+    Done(Step),
+    /// Nothing was done: calls of its budget have to be made durable first.
+    Reserve(Need),
+}
+
 impl Place<'_> {
     /// Delivers a call to one session of its provider.
     ///
     /// # Errors
     ///
     /// Those of [`routing::choose`], and [`Refusal::Busy`] at every bound.
-    pub fn call(&self, call: &Authorized, door: &Door) -> Result<Step, Refusal> {
+    pub fn call(&self, call: &Authorized, door: &Door) -> Result<Called, Refusal> {
         let core = self.core;
         let limits = &core.config.limits;
         let route = routing::choose(call, &core.state)?;
@@ -76,7 +85,7 @@ impl Place<'_> {
         if let Some((token, _)) = &under
             && let Spent::Reserve(need) = budgets.spend(token)?
         {
-            return Ok(Step::Reserve(need));
+            return Ok(Called::Reserve(need));
         }
         let give_back = || {
             if let Permit::Held { token: Some(token), .. } = call.permit() {
@@ -106,10 +115,10 @@ impl Place<'_> {
             give_back();
             return Err(refusal);
         }
-        Ok(match waiting {
+        Ok(Called::Done(match waiting {
             Some(answered) => Step::Wait(call.id(), answered),
             None => Step::Nothing,
-        })
+        }))
     }
 
     /// Gives a provider's result to the caller, as it came.

@@ -319,6 +319,27 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What it runs with, for admins: defaults filled in, files by name, no secrets.
+    #[must_use]
+    pub fn shown(&self) -> serde_json::Value {
+        serde_json::json!({
+            "org": self.org,
+            "listen": self.listen,
+            "ops": self.ops,
+            "data": self.data,
+            "keys": {"broker": self.broker_key, "root": self.root_key},
+            "tls": {
+                "certificate": self.certificate,
+                "key": self.certificate_key,
+                "channels": self.channels,
+            },
+            "approval": self.approval,
+            "limits": self.limits,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

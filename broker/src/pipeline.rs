@@ -12,12 +12,12 @@ use proto_spec::capability::Token;
 use proto_spec::limits::{SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
 use proto_spec::message::{Ack, Attach, Basis, OfferTools, Topics};
 use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Kind, Newcomer, PublicKey, Received,
+    AgentId, Audience, Authorized, Capability, Digest, Kind, Newcomer, Pattern, PublicKey, Received,
     Refusal, Speaker, Timestamp,
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::calls::Place;
+use crate::calls::{Called, Place};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory;
@@ -25,10 +25,13 @@ use crate::metrics::Metrics;
 use crate::registrar::{Order, Registrar};
 use crate::routing::may_offer;
 use crate::state::State;
+use crate::state::budgets::Need;
 use crate::state::calls::Answer;
 use crate::state::sessions::{Session, Subscription};
 use crate::voice::Voice;
 
+/// How often one call may find its budget's reserve used up by others.
+const RESERVES_MAX: usize = 8;
 /// Bytes of an `offerTools`: it is kept for as long as its session lives.
 const OFFER_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a `registerAgent`: it is kept until an admin decides, and anybody may send one.
@@ -114,7 +117,7 @@ pub enum Step {
     /// The registrar has to decide.
     Order(Order, AgentId, Digest),
     /// The registrar has to reserve calls; then the call is made.
-    Reserve(Need),
+    Reserve(Box<Authorized>, Need),
     /// The answer comes later, or there is none.
     Nothing,
 }
@@ -262,7 +265,10 @@ impl Core {
     fn perform(&self, act: Authorized, door: &Door, now: Timestamp) -> Result<Step, Refusal> {
         let place = Place { core: self, now };
         match (act.envelope().kind(), door) {
-            (Kind::ToolCall, _) => place.call(&act, door),
+            (Kind::ToolCall, _) => match place.call(&act, door)? {
+                Called::Done(step) => Ok(step),
+                Called::Reserve(need) => Ok(Step::Reserve(Box::new(act), need)),
+            },
             (Kind::ToolResult, _) => place.result(&act).map(|()| Step::Nothing),
             (Kind::ToolProgress, _) => place.progress(&act).map(|()| Step::Nothing),
             (Kind::ToolInput, _) => place.input(&act).map(|()| Step::Nothing),
@@ -406,6 +412,42 @@ impl Core {
             }
             Err(refused) => Err(self.refuse(&refused, begun)),
         }
+    }
+
+    /// Has calls of a budget reserved, and makes the call.
+    ///
+    /// # Errors
+    ///
+    /// The signed refusal.
+    pub async fn reserve(
+        &self,
+        act: Box<Authorized>,
+        need: Need,
+        door: &Door,
+    ) -> Result<Step, Answer> {
+        let begun = Instant::now();
+        let (agent, id) = (act.agent().clone(), act.id());
+        let (mut act, mut need) = (act, need);
+        let mut refusal = Refusal::Busy("the budget's reserve");
+        for _ in 0..RESERVES_MAX {
+            let reserved = self.registrar.reserve(need).await;
+            match reserved.and_then(|()| self.perform(*act, door, self.clock.now())) {
+                // Others were faster and used up what was reserved.
+                Ok(Step::Reserve(same, more)) => (act, need) = (same, more),
+                Ok(step) => return Ok(step),
+                Err(why) => {
+                    refusal = why;
+                    break;
+                }
+            }
+        }
+        let refused = Refused {
+            refusal,
+            stage: "perform",
+            sender: Some((agent, id)),
+            kind: Some(Kind::ToolCall),
+        };
+        Err(self.refuse(&refused, begun))
     }
 
     /// Has the registrar decide, and says what came of it.

@@ -68,16 +68,22 @@ fn value(text: &str) -> String {
 
 fn one(check: &Check) -> String {
     let text = check.to_string();
-    in_words(&text).unwrap_or(text)
+    match check.is_time_limit().then(|| time_limit(&text)).flatten() {
+        Some(words) => words,
+        None => in_words(&text).unwrap_or(text),
+    }
+}
+
+/// The text of a check that is a limit and nothing else: whatever its variable is called.
+fn time_limit(text: &str) -> Option<String> {
+    let (_, limit) = text.split_once("), $")?;
+    match limit.split_once(" < ") {
+        Some((_, end)) => Some(format!("before {end}")),
+        None => Some(format!("from {} on", limit.split_once(" >= ")?.1)),
+    }
 }
 
 fn in_words(text: &str) -> Option<String> {
-    if let Some(time) = text.strip_prefix("check if time($t), $t < ") {
-        return Some(format!("before {time}"));
-    }
-    if let Some(time) = text.strip_prefix("check if time($t), $t >= ") {
-        return Some(format!("from {time} on"));
-    }
     if let Some(rest) = text.strip_prefix("check if covers(") {
         let each = rest.strip_suffix(')')?.split(") or covers(");
         let patterns: Option<Vec<String>> = each.map(|p| serde_json::from_str(p).ok()).collect();
@@ -100,8 +106,15 @@ fn argument_clause(text: &str) -> Option<String> {
         }
         return Some(format!("{field}{condition}"));
     }
-    let value = rest.strip_prefix(", ")?.strip_suffix(')')?;
-    Some(format!("{field} == {value}"))
+    let values = rest.strip_prefix(", ")?.strip_suffix(')')?;
+    let or = format!(
+        ") or arg({}, ",
+        text.strip_prefix("check if arg(")?.strip_suffix(rest)?
+    );
+    match values.replace(&or, ", ") {
+        several if several != values => Some(format!("{field} in {several}")),
+        one => Some(format!("{field} == {one}")),
+    }
 }
 
 /// `/options/depth` as `options.depth` where the grammar can say it so.
@@ -140,6 +153,7 @@ mod tests {
             "name starts with \"a b\"",
             "name ends with \".csv\"",
             "name contains \"x\"",
+            "mode in \"r\", \"a, b\", 3",
         ] {
             let checks = Check::where_clause(clause).unwrap();
             assert_eq!(conditions(&checks), [clause], "{clause}");
@@ -166,7 +180,12 @@ mod tests {
         let shown = conditions(&checks);
         let datalog = |line: &String| line.parse::<Check>().is_ok();
         assert!(shown.len() == 2 && shown.iter().all(datalog), "{shown:?}");
-        let other: Check = "check if trust($t), $t >= 50".parse().unwrap();
-        assert_eq!(conditions(&[other]), ["check if trust($t), $t >= 50"]);
+        for text in [
+            "check if trust($t), $t >= 50",
+            "check if time($t), $t < 2027-01-15T08:00:00Z || true",
+            "check if arg(\"/mode\", \"r\") or arg(\"/other\", \"w\")",
+        ] {
+            assert_eq!(conditions(&[text.parse().unwrap()]), [text]);
+        }
     }
 }

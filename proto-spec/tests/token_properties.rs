@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing test panics")]
 
+use biscuit_auth::format::schema;
 use proptest::prelude::*;
 use proto_spec::capability::issue::{attenuate, delegate};
 use proto_spec::capability::{Arguments, Check, Narrowing, Question, Token, permits};
@@ -171,15 +172,81 @@ fn arguments() -> impl Strategy<Value = String> {
     })
 }
 
-fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(cases)
+/// A block as somebody appends it who has the token's secret and keeps no rule.
+#[derive(Debug, Clone)]
+enum Forgery {
+    /// Signed by the token's holder, by the key numbered so, or by nobody.
+    Written(Signer, Vec<u8>, Vec<&'static str>),
+    /// What a third party signed for another token of the same first holder.
+    Grafted(prop::sample::Index),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Signer {
+    Nobody,
+    Holder,
+    Key(u8),
+}
+
+const STATEMENTS: [&str; 12] = [
+    "check if covers(\"a.*\");",
+    "check if tool(\"fs.read_file\");",
+    "check if time($t), $t < 2025-06-15T15:30:00Z;",
+    "check if time($t), $t < 2030-01-01T00:00:00Z;",
+    "calls(1000000);",
+    "capability(\"*\");",
+    "capability(\"admin.*\");",
+    "agent(\"admin@acme\");",
+    "kind(\"peer\");",
+    "org(\"globex\");",
+    "covers(\"*\");",
+    "capability(\"*\") <- time($t);",
+];
+
+fn forgery() -> impl Strategy<Value = Forgery> {
+    let signer = prop_oneof![
+        1 => Just(Signer::Nobody),
+        5 => Just(Signer::Holder),
+        1 => (30_u8..36).prop_map(Signer::Key),
+    ];
+    let holders = prop_oneof![
+        5 => (30_u8..36).prop_map(|holder| vec![holder]),
+        2 => Just(Vec::new()),
+        1 => proptest::collection::vec(30_u8..36, 2),
+    ];
+    // Often only what a delegation may say, so that many of these open.
+    let honest = proptest::sample::subsequence(STATEMENTS[..5].to_vec(), 0..3);
+    let wild = proptest::sample::subsequence(STATEMENTS.to_vec(), 0..4);
+    let statements = prop_oneof![3 => honest, 1 => wild];
+    let written = (signer, holders, statements)
+        .prop_map(|(signer, holders, statements)| Forgery::Written(signer, holders, statements));
+    prop_oneof![
+        9 => written,
+        1 => any::<prop::sample::Index>().prop_map(Forgery::Grafted),
+    ]
+}
+
+/// The token with the forgery after it; `donor` is where a graft comes from.
+fn forged(token: &[u8], holder: u8, forgery: &Forgery, donor: &[u8]) -> Vec<u8> {
+    match forgery {
+        Forgery::Written(signer, holders, statements) => {
+            let holders = holders.iter().map(|holder| holder_fact([*holder; 32]));
+            let code = holders.collect::<String>() + &statements.concat();
+            match signer {
+                Signer::Nobody => first_party(token, &code),
+                Signer::Holder => third_party(token, [holder; 32], &code),
+                Signer::Key(key) => third_party(token, [*key; 32], &code),
+            }
+        }
+        Forgery::Grafted(at) => {
+            let blocks = container(donor).blocks;
+            grafted(token, donor, at.index(blocks.len()))
+        }
     }
 }
 
 proptest! {
-    #![proptest_config(config(48))]
+    #![proptest_config(laws(48))]
 
     #[test]
     fn what_is_granted_only_shrinks(held in held(), steps in steps()) {
@@ -235,27 +302,36 @@ proptest! {
         held in held(), steps in steps(), pick in any::<[prop::sample::Index; 2]>(),
     ) {
         let (one, _) = chain(&held, &steps).pop().unwrap();
-        let two = attenuate(&mint_with(&terms(&["*"]), [5; 32]), &only(&["*"]), [6; 32]).unwrap();
+        let two = delegated(&mint_with(&terms(&["*"]), [5; 32]), HOLDER, [35; 32], &only(&["*"]));
+        let two = attenuate(&two, &only(&["*"]), [6; 32]).unwrap();
         let (genuine, other) = (container(&one), container(&two));
         let mut variants = Vec::new();
-        if genuine.blocks.len() > 1 {
+        let mut vary = |change: &dyn Fn(&mut schema::Biscuit)| {
+            let mut variant = genuine.clone();
+            change(&mut variant);
+            variants.push(variant);
+        };
+        if !genuine.blocks.is_empty() {
             let (i, j) = (pick[0].index(genuine.blocks.len()), pick[1].index(genuine.blocks.len()));
-            let mut swapped = genuine.clone();
-            swapped.blocks.swap(i, j);
-            variants.push(swapped);
-            let mut shorter = genuine.clone();
-            shorter.blocks.remove(i);
-            variants.push(shorter);
-            let mut doubled = genuine.clone();
-            doubled.blocks.insert(i, genuine.blocks[j].clone());
-            variants.push(doubled);
+            vary(&|token| token.blocks.swap(i, j));
+            vary(&|token| drop(token.blocks.remove(i)));
+            vary(&|token| token.blocks.insert(i, genuine.blocks[j].clone()));
+            vary(&|token| token.blocks[i].block = genuine.blocks[j].block.clone());
+            vary(&|token| token.blocks[i].external_signature = genuine.blocks[j].external_signature.clone());
+            vary(&|token| token.blocks[i].external_signature = None);
+            vary(&|token| token.blocks[i].next_key = genuine.blocks[j].next_key.clone());
+            for foreign in &other.blocks {
+                vary(&|token| token.blocks[i] = foreign.clone());
+                vary(&|token| token.blocks[i].block = foreign.block.clone());
+                vary(&|token| token.blocks[i].external_signature = foreign.external_signature.clone());
+            }
         }
-        let mut spliced = genuine.clone();
-        spliced.blocks.insert(0, other.blocks[0].clone());
-        variants.push(spliced);
-        let mut other_authority = genuine.clone();
-        other_authority.authority = other.authority;
-        variants.push(other_authority);
+        for foreign in &other.blocks {
+            let at = pick[0].index(genuine.blocks.len() + 1);
+            vary(&|token| token.blocks.insert(at, foreign.clone()));
+        }
+        vary(&|token| token.authority = other.authority.clone());
+        vary(&|token| token.authority.block = other.authority.block.clone());
         for variant in variants.into_iter().filter(|variant| *variant != genuine) {
             let bytes = prost::Message::encode_to_vec(&variant);
             prop_assert!(Token::open_unsealed(&bytes, &roots()).is_err());
@@ -274,7 +350,56 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(512))]
+    #![proptest_config(laws(160))]
+
+    /// Also what nobody honest writes grants no more than what it was written after, to nobody but whom
+    /// its holder chose; and what is refused stays refused, whatever comes after it.
+    #[test]
+    fn whatever_is_appended_to_a_token_grants_no_more_than_it_did(
+        held in held(), steps in steps(), forgeries in proptest::collection::vec(forgery(), 1..4),
+    ) {
+        let (mut token, mut holder) = chain(&held, &steps).pop().unwrap();
+        let donor = mint_with(&terms(&["*", "admin.*"]), [5; 32]);
+        let donor = delegated(&donor, HOLDER, [35; 32], &only(&[]));
+        let mut parent = Token::open_unsealed(&token, &roots()).unwrap();
+        let mut before = granted(&parent);
+        let mut is_refused = false;
+        for forgery in &forgeries {
+            token = forged(&token, holder, forgery, &donor);
+            let Ok(child) = Token::open_unsealed(&token, &roots()) else {
+                prop_assert!(open(&sealed_by_hand(&token)).is_err());
+                is_refused = true;
+                if matches!(forgery, Forgery::Grafted(_)) {
+                    // Its signatures are wrong: the engine appends nothing more.
+                    break;
+                }
+                continue;
+            };
+            prop_assert!(!is_refused && !matches!(forgery, Forgery::Grafted(_)));
+            let now = granted(&child);
+            prop_assert!(now.iter().zip(&before).all(|(now, before)| !now || *before));
+            prop_assert_eq!(child.capabilities(), parent.capabilities());
+            prop_assert!(parent.budgets().all(|budget| child.budgets().any(|own| own == budget)));
+            let last = child.blocks().last().unwrap();
+            match last.holder() {
+                Some(next) => {
+                    prop_assert_eq!(last.signer(), parent.holder());
+                    prop_assert!(!parent.holders().contains(next));
+                }
+                None => prop_assert_eq!(child.holder(), parent.holder()),
+            }
+            let presenters = (30_u8..36).chain([HOLDER[0]]);
+            let presenters: Vec<u8> = presenters
+                .filter(|other| child.presented_by(&key([*other; 32]).public()).is_ok())
+                .collect();
+            prop_assert_eq!(presenters.len(), 1);
+            (parent, before, holder) = (child, now, presenters[0]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(laws(512))]
 
     #[test]
     fn arbitrary_bytes_are_refused_and_nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

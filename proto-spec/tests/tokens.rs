@@ -13,8 +13,8 @@ use biscuit_auth::{Biscuit, UnverifiedBiscuit};
 use prost::Message as _;
 use proto_spec::capability::issue::{attenuate, bearer, delegate, enrolment, grant, seal};
 use proto_spec::capability::{
-    Arguments, Check, Narrowing, Question, RevocationId, Terms, Token, TokenKind, decode_text,
-    encode_text, permits,
+    Arguments, Check, Claims, Narrowing, Question, RevocationId, Terms, Token, TokenKind,
+    decode_text, encode_text, permits,
 };
 use proto_spec::limits::{TOKEN_BLOCKS_MAX, TOKEN_BYTES_MAX};
 use proto_spec::{Code, Digest, Refusal, Timestamp};
@@ -61,6 +61,40 @@ fn only_a_root_of_the_organisation_makes_tokens() {
         let refusal = Token::open(&bytes, roots).unwrap_err();
         assert_eq!(refusal.code(), Code::TokenInvalid);
     }
+}
+
+#[test]
+fn what_a_token_says_is_read_without_a_root_and_permits_nothing() {
+    let token = delegated(&mint(&terms(&["fs.*"])), HOLDER, ALICE, &only(&["fs.read"]));
+    for bytes in [token.clone(), sealed(&token)] {
+        let (said, opened) = (
+            Claims::read(&bytes).unwrap(),
+            Token::open_unsealed(&bytes, &roots()).unwrap(),
+        );
+        let ids = |claims: &Claims| -> Vec<_> {
+            let blocks = claims.blocks().iter();
+            blocks.map(|b| (b.id(), b.signer().copied())).collect()
+        };
+        assert_eq!(ids(&said), ids(&opened));
+        assert_eq!(said.holders(), opened.holders());
+        assert_eq!(said.capabilities(), opened.capabilities());
+        assert_eq!(said.expires(), opened.expires());
+        assert_eq!(said.is_sealed(), opened.is_sealed());
+        assert!(!format!("{said:?}").contains("fs."));
+    }
+    // Anybody can write this: it is read, and is no token.
+    let mut forged = container(&sealed(&token));
+    forged.authority.signature[0] ^= 1;
+    let forged = forged.encode_to_vec();
+    assert!(Claims::read(&forged).is_ok());
+    assert_eq!(code(&forged), Code::TokenInvalid);
+    // The gate and the chain of holders come before any signature.
+    assert_eq!(
+        Claims::read(&forged[1..]).unwrap_err().code(),
+        Code::TokenMalformed
+    );
+    let stolen = third_party(&token, BOB, &holder_fact([40; 32]));
+    assert_eq!(Claims::read(&stolen).unwrap_err().code(), Code::NotHolder);
 }
 
 #[test]
@@ -383,6 +417,82 @@ fn narrowing_only_takes_away() {
         impossible.is_err(),
         "what would leave nothing is an error when it is written"
     );
+}
+
+#[test]
+fn a_narrowing_that_no_call_could_use_is_an_error_that_says_what_to_do() {
+    let mut terms = terms(&["fs.*", "net.get"]);
+    terms.not_before = Some(at(ISSUED + 600_000));
+    terms.checks = Check::where_clause("path under /srv/reports").unwrap();
+    let token = attenuate(&mint(&terms), &only(&["fs.read.*", "fs.list"]), [3; 32]).unwrap();
+    let until = |ms| Narrowing {
+        expires: Some(at(ms)),
+        ..Narrowing::default()
+    };
+    let given = |clause: &str| Narrowing {
+        checks: Check::where_clause(clause).unwrap(),
+        ..Narrowing::default()
+    };
+    for (narrowing, why) in [
+        (only(&["other.*"]), "keep some of fs.read.*, fs.list"),
+        (only(&["net.get"]), "net.get overlaps nothing"),
+        (only(&["fs.list", "fs.write"]), "fs.write overlaps nothing"),
+        (given("check if covers(\"net.get\")"), "would leave nothing"),
+        (until(ISSUED), "before it is issued"),
+        (until(ISSUED + 600_000), "before it begins"),
+        (until(u64::MAX), "9999"),
+        (given("path under /srv/other"), "besides what holds already"),
+        (given("path == /etc/passwd"), "besides what holds already"),
+        (
+            given("check if time($t), $t < 2025-06-15T15:10:00Z"),
+            "leave it out",
+        ),
+    ] {
+        let error = attenuate(&token, &narrowing, [4; 32]).expect_err(why);
+        assert!(error.to_string().contains(why), "{why}: {error}");
+        let alice = key(ALICE).public();
+        let error = delegate(&token, &key(HOLDER), &alice, &narrowing, [4; 32]).expect_err(why);
+        assert!(error.to_string().contains(why), "{why}: {error}");
+    }
+    for narrowing in [
+        only(&["fs.*"]),
+        only(&["fs.read.x"]),
+        until(ISSUED + 601_000),
+        given("path under /srv/reports/q3"),
+        given("depth <= 3"),
+    ] {
+        attenuate(&token, &narrowing, [4; 32]).unwrap();
+    }
+}
+
+#[test]
+fn a_delegation_that_cannot_be_made_says_why() {
+    let token = delegated(&mint(&terms(&["fs.*"])), HOLDER, ALICE, &only(&[]));
+    let error = |token: &[u8], from, to: [u8; 32]| {
+        let next = key(to).public();
+        let made = delegate(token, &key(from), &next, &only(&[]), [4; 32]);
+        made.expect_err("it cannot be made").to_string()
+    };
+    let of = |seed| key(seed).public().fingerprint();
+    let not_held = error(&token, BOB, [40; 32]);
+    assert!(
+        not_held.contains(&of(ALICE)) && not_held.contains(&of(BOB)),
+        "{not_held}"
+    );
+    for held in [HOLDER, ALICE] {
+        let again = error(&token, ALICE, held);
+        assert!(
+            again.contains(&of(held)) && again.contains("new to it"),
+            "{again}"
+        );
+    }
+    assert!(error(&sealed(&token), ALICE, BOB).contains("is sealed"));
+    let mut longest = token;
+    for _ in 2..TOKEN_BLOCKS_MAX {
+        longest = attenuate(&longest, &only(&["fs.*"]), [5; 32]).unwrap();
+    }
+    assert!(error(&longest, ALICE, BOB).contains("has 8 blocks"));
+    assert!(seal(&longest).is_ok());
 }
 
 #[test]
@@ -1103,6 +1213,16 @@ fn four_path_constraints_fit_into_a_token() {
     assert!(clauses(5).is_err());
 }
 
+/// Joined pair by pair, three alike in each of forty lists would be 3^40.
+#[test]
+fn a_token_with_many_lists_of_capabilities_is_narrowed_at_once() {
+    let list = "check if covers(\"fs.*\") or covers(\"fs.*\") or covers(\"fs.read.*\")";
+    let mut terms = terms(&["fs.*"]);
+    terms.checks = vec![list.parse().unwrap(); 40];
+    let token = attenuate(&mint(&terms), &only(&["fs.read.a"]), [3; 32]).unwrap();
+    assert!(attenuate(&token, &only(&["fs.read.b"]), [4; 32]).is_err());
+}
+
 #[test]
 fn what_we_issue_passes_our_own_gate_or_is_an_error() {
     let bad = |change: fn(&mut Terms)| {
@@ -1124,6 +1244,19 @@ fn what_we_issue_passes_our_own_gate_or_is_an_error() {
         (bad(|t| t.not_before = Some(t.expires)), "before it begins"),
         (bad(|t| t.calls = Some(0)), "calls"),
         (bad(|t| t.sandbox = Some("vm".into())), "sandbox"),
+        (
+            bad(|t| t.checks = vec!["check if covers(\"net.*\")".parse().unwrap()]),
+            "would leave nothing",
+        ),
+        (
+            bad(|t| {
+                t.checks = ["n < 3", "n >= 3"]
+                    .iter()
+                    .flat_map(|clause| Check::where_clause(clause).unwrap())
+                    .collect();
+            }),
+            "no call can meet both",
+        ),
         (
             bad(|t| t.agent = "a@globex".parse().unwrap()),
             "names an agent",

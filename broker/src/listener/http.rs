@@ -186,7 +186,11 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
         network: client.network(),
         address: client.address(),
     };
-    envelope(match core.handle(bytes, &door) {
+    let step = match core.handle(bytes, &door) {
+        Ok(Step::Reserve(act, need)) => core.reserve(act, need, &door).await,
+        step => step,
+    };
+    envelope(match step {
         Ok(Step::Say(envelope)) => Answer {
             envelope,
             credential: None,
@@ -200,7 +204,7 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
             answer.unwrap_or_else(|_| internal(core))
         }
         Ok(Step::Order(order, agent, id)) => core.settle(order, agent, id).await,
-        Ok(Step::Nothing) => internal(core),
+        Ok(Step::Nothing | Step::Reserve(..)) => internal(core),
         Err(answer) => answer,
     })
 }

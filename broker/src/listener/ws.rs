@@ -289,12 +289,16 @@ async fn read(
             Some(Err(_)) | None => return Err(Ended::ByClient),
         };
         if !bytes.is_empty() {
-            let answer = match core.handle(bytes, door) {
+            let step = match core.handle(bytes, door) {
+                Ok(Step::Reserve(act, need)) => core.reserve(act, need, door).await,
+                step => step,
+            };
+            let answer = match step {
                 Ok(Step::Say(envelope)) => Some(envelope),
                 Ok(Step::Order(order, agent, id)) => {
                     Some(core.settle(order, agent, id).await.envelope)
                 }
-                Ok(Step::Wait(..) | Step::Nothing) => None,
+                Ok(Step::Wait(..) | Step::Reserve(..) | Step::Nothing) => None,
                 Err(answer) => Some(answer.envelope),
             };
             if let Some(envelope) = answer {

@@ -51,7 +51,7 @@ impl Desk {
         patterns: &[Pattern],
     ) -> Result<Option<Decision>, Refusal> {
         let named = &self.config.approval.two_admins;
-        let is_named = |pattern: &Pattern| named.iter().any(|one| one.overlaps(pattern));
+        let is_named = |pattern: &Pattern| named.iter().any(|one| one.overlap(pattern).is_some());
         if by.second.is_some() || !patterns.iter().any(is_named) {
             return Ok(None);
         }

@@ -105,19 +105,15 @@ impl Desk {
                 "its tool prefixes overlap those of {other}"
             )));
         }
-        let grant = self.mint_record(
-            name,
-            request.pubkey,
-            &capabilities,
-            at,
-            at.later(APPROVAL_LIFETIME),
-        )?;
+        let expires = at.later(APPROVAL_LIFETIME);
+        let grant = self.mint_record(name, request.pubkey, &capabilities, at, expires)?;
         let enrolled = Change::Enrolled {
             enrolment: id,
             name: name.clone(),
             key: request.pubkey,
             grant,
             capabilities: capabilities.clone(),
+            expires,
             prefixes: prefixes.clone(),
             at,
         };
@@ -221,6 +217,7 @@ impl Desk {
             key: body.key,
             grant,
             capabilities: body.capabilities,
+            expires,
             prefixes,
             admin,
             by: by.first.clone(),

@@ -29,6 +29,7 @@ use crate::journal::{Journal, JournalError};
 use crate::state::budgets::Need;
 use crate::state::{State, Taking};
 use scope::By;
+pub(crate) use roots::load as load_root;
 pub(crate) use tokens::first_admin;
 
 /// Orders that may wait for the registrar.

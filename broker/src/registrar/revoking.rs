@@ -131,7 +131,7 @@ impl Desk {
                 && record
                     .capabilities
                     .iter()
-                    .any(|one| body.under.iter().any(|bar| bar.overlaps(one)));
+                    .any(|one| body.under.iter().any(|bar| bar.overlap(one).is_some()));
             if is_struck {
                 struck.tokens += 1;
                 if struck.ids.len() < SHOWN {

@@ -125,7 +125,7 @@ impl Desk {
             key: agent.map_or(self.root.public(), |agent| agent.key),
             capabilities: record.capabilities.clone(),
             checks: record.checks.clone(),
-            expires: record.expires.unwrap_or_default(),
+            expires: record.expires,
             calls_left: record
                 .calls
                 .map(|limit| self.state.budgets.left(&record.id, limit)),
@@ -247,7 +247,7 @@ fn token_record(state: &State, record: &Record) -> TokenRecord {
         capabilities: record.capabilities.clone(),
         checks: record.checks.clone(),
         issued: record.issued,
-        expires: record.expires.unwrap_or_default(),
+        expires: record.expires,
         issuer: record.issuer.clone(),
         record: record.text.is_some(),
         revoked: is_gone || state.revocations.is_revoked(&record.id),

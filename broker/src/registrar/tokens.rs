@@ -212,6 +212,7 @@ pub(crate) fn first_admin(
         key,
         grant: Some((id, encode_text(&sealed))),
         capabilities: all.clone(),
+        expires: terms.expires,
         prefixes: default_prefixes(admin.name()),
         admin: Some(AdminScope {
             grantable: all,
@@ -255,7 +256,7 @@ fn bad_terms(error: &BadTerms) -> Refusal {
     Refusal::InvalidBody(error.to_string())
 }
 
-fn entropy() -> Result<[u8; 32], Refusal> {
+pub(super) fn entropy() -> Result<[u8; 32], Refusal> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| {
         tracing::error!(%error, "the system gives no randomness");

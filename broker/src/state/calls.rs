@@ -109,7 +109,7 @@ impl Blow {
         };
         let is_barred = |(under, before): &(Vec<Pattern>, Timestamp)| {
             let is_old = token.issued().as_secs() <= before.as_secs();
-            is_old && under.iter().any(|bar| bar.overlaps(required))
+            is_old && under.iter().any(|bar| bar.overlap(required).is_some())
         };
         self.strikes_key(call.session.key())
             || token.holders().iter().any(|key| self.strikes_key(key))

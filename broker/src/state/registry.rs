@@ -51,8 +51,8 @@ pub struct Record {
     pub issued: Timestamp,
     /// From when.
     pub not_before: Option<Timestamp>,
-    /// Until when; an approval's is in its grant.
-    pub expires: Option<Timestamp>,
+    /// Until when.
+    pub expires: Timestamp,
     /// How many calls, in all.
     pub calls: Option<u32>,
     /// By which admin; nobody for what an enrolment token gave.
@@ -301,7 +301,7 @@ impl Registry {
 
     pub(super) fn apply(&self, change: &Change) {
         match change {
-            Change::Approved { name, key, grant, capabilities, prefixes, admin, by, at, .. } => {
+            Change::Approved { name, key, grant, capabilities, expires, prefixes, admin, by, at, .. } => {
                 let record = grant.as_ref().map(|(id, text)| Record {
                     id: *id,
                     subject: Subject::Approval(name.clone()),
@@ -309,14 +309,14 @@ impl Registry {
                     checks: Vec::new(),
                     issued: *at,
                     not_before: None,
-                    expires: None,
+                    expires: *expires,
                     calls: None,
                     issuer: Some(by.clone()),
                     text: Some(text.as_str().into()),
                 });
                 self.put(name, *key, record, prefixes, admin.clone(), None, Some(by), *at);
             }
-            Change::Enrolled { enrolment, name, key, grant, capabilities, prefixes, at } => {
+            Change::Enrolled { enrolment, name, key, grant, capabilities, expires, prefixes, at } => {
                 let record = grant.as_ref().map(|(id, text)| Record {
                     id: *id,
                     subject: Subject::Approval(name.clone()),
@@ -324,7 +324,7 @@ impl Registry {
                     checks: Vec::new(),
                     issued: *at,
                     not_before: None,
-                    expires: None,
+                    expires: *expires,
                     calls: None,
                     issuer: None,
                     text: Some(text.as_str().into()),
@@ -342,7 +342,7 @@ impl Registry {
                     checks: checks.clone(),
                     issued: *at,
                     not_before: *not_before,
-                    expires: Some(*expires),
+                    expires: *expires,
                     calls: *calls,
                     issuer: Some(by.clone()),
                     text: record.as_deref().map(Arc::from),
@@ -359,7 +359,7 @@ impl Registry {
                     checks: Vec::new(),
                     issued: *at,
                     not_before: None,
-                    expires: Some(*expires),
+                    expires: *expires,
                     calls: None,
                     issuer: Some(by.clone()),
                     text: None,

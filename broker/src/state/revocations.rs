@@ -60,7 +60,7 @@ impl Revocations {
     pub fn is_barred(&self, issued: Timestamp, required: &Pattern) -> bool {
         let bars = self.bars.load();
         bars.iter()
-            .any(|bar| issued.as_secs() <= bar.before && bar.under.overlaps(required))
+            .any(|bar| issued.as_secs() <= bar.before && bar.under.overlap(required).is_some())
     }
 
     /// The first moment whose second no bar has: what is issued then is not barred.

@@ -5,6 +5,8 @@
 //! found, or is refused when it is read. The engine iterates over hash tables with random seeds and
 //! stops at the first error, so an untyped comparison could pass on one broker and fail on the next.
 
+mod contradiction;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -20,6 +22,8 @@ use crate::limits::{
     ARGUMENT_FACTS_MAX, ARGUMENT_STRING_MAX, SEGMENTS_MAX, TOKEN_ATOMS_MAX, TOKEN_BYTES_MAX,
     TOKEN_CLOSURES_MAX, TOKEN_COST_MAX, TOKEN_OPERATORS_MAX,
 };
+
+pub(super) use contradiction::can_hold;
 
 /// Why a text or a block's bytes are not a check that a token may carry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -15,7 +15,7 @@
 //! Every clause fails where the argument is missing. A clause that no call could satisfy is an error.
 
 use super::arguments::is_plain_path;
-use super::check::{BadCheck, Check, Value, is_pointer};
+use super::check::{BadCheck, Check, Value, can_hold, is_pointer};
 use crate::limits::ARGUMENT_STRING_MAX;
 
 impl Check {
@@ -66,7 +66,12 @@ impl Check {
     ///
     /// [`BadCheck`]: it is not a clause, or no call could ever satisfy it.
     pub fn where_clause(clause: &str) -> Result<Vec<Self>, BadCheck> {
-        let clause = clause.trim();
+        let checks = Self::read_clause(clause.trim())?;
+        can_hold(&[], &checks)?;
+        Ok(checks)
+    }
+
+    fn read_clause(clause: &str) -> Result<Vec<Self>, BadCheck> {
         let is_datalog = ["check if", "check all", "reject if"]
             .iter()
             .any(|k| clause.starts_with(k));
@@ -322,6 +327,12 @@ mod tests {
             "/a~2 == 1",
             "size > 9223372036854775807",
             "check if arg(\"mode\", \"r\")",
+            "path under ../srv",
+            "path under \"\"",
+            "path under /srv/./a",
+            "check if trust($s), $s > 100",
+            "check if path(\"/path\", \"/srv/../etc\")",
+            "check if arg(\"/n\", $v), $v < 3, $v > 5",
             &long,
         ] {
             assert!(Check::where_clause(clause).is_err(), "{clause:?}");

@@ -3,16 +3,20 @@
 //! Randomness comes in as an argument, so that vectors are reproducible. `entropy` becomes the secret
 //! that the next block is signed with: fresh for every call, and as secret as the unsealed token.
 
+use std::borrow::Cow;
+
 use biscuit_auth::builder::{Algorithm, BiscuitBuilder, BlockBuilder, Fact, Term};
 use biscuit_auth::datalog::SymbolTable;
 use biscuit_auth::{KeyPair, PrivateKey, UnverifiedBiscuit, error};
 
 use super::chain;
-use super::check::{BadCheck, Check, rfc3339};
+use super::check::{BadCheck, Check, DATE_MAX, Standard, can_hold, rfc3339};
+use super::decision::Standing;
 use super::gate::{self, Gated};
 use super::pattern::Pattern;
 use super::token::{Enrolment, TokenKind};
 use crate::identity::{AgentId, Org};
+use crate::limits::TOKEN_BLOCKS_MAX;
 use crate::refusal::Refusal;
 use crate::signature::{PublicKey, SigningKey};
 use crate::time::Timestamp;
@@ -22,7 +26,7 @@ use crate::time::Timestamp;
 pub enum BadTerms {
     /// What it should say is wrong.
     #[error("{0}")]
-    Terms(&'static str),
+    Terms(Cow<'static, str>),
     /// A condition is wrong.
     #[error("{0}")]
     Check(#[from] BadCheck),
@@ -32,6 +36,10 @@ pub enum BadTerms {
     /// The token it should be made from cannot be used for that.
     #[error("{0}")]
     Engine(String),
+}
+
+fn bad<T>(why: impl Into<Cow<'static, str>>) -> Result<T, BadTerms> {
+    Err(BadTerms::Terms(why.into()))
 }
 
 impl From<error::Token> for BadTerms {
@@ -126,12 +134,13 @@ pub fn grant(
     if let Some(calls) = terms.calls {
         block = fact(block, "calls", Term::Integer(i64::from(calls)))?;
     }
+    let mut times = vec![before(terms.expires)];
     if let Some(at) = terms.not_before {
-        if at.as_secs() >= terms.expires.as_secs() {
-            return Err(BadTerms::Terms("it would end before it begins"));
-        }
+        check_end(terms.expires, terms.issued, Some(at))?;
         block = block.check(not_before(at).as_str())?;
+        times.push(not_before(at));
     }
+    can_be_met(&terms.capabilities, &terms.checks, &times)?;
     mint(root, conditions(block, &terms.checks)?, entropy)
 }
 
@@ -177,6 +186,7 @@ pub fn bearer(
     for capability in &terms.capabilities {
         block = fact(block, "capability", Term::Str(capability.to_string()))?;
     }
+    can_be_met(&terms.capabilities, &terms.checks, &[before(terms.expires)])?;
     seal(&mint(root, conditions(block, &terms.checks)?, entropy)?)
 }
 
@@ -190,11 +200,9 @@ pub fn attenuate(
     narrowing: &Narrowing,
     entropy: [u8; 32],
 ) -> Result<Vec<u8>, BadTerms> {
-    let gated = unsealed(token)?;
+    let gated = appendable(token)?;
     if narrowing.calls.is_some() {
-        return Err(BadTerms::Terms(
-            "only a delegation can carry a budget of calls",
-        ));
+        return bad("only a delegation can carry a budget of calls");
     }
     let block = narrowed(&gated, narrowing)?;
     let token = UnverifiedBiscuit::from(token)?;
@@ -216,15 +224,23 @@ pub fn delegate(
     narrowing: &Narrowing,
     entropy: [u8; 32],
 ) -> Result<Vec<u8>, BadTerms> {
-    let gated = unsealed(token)?;
+    let gated = appendable(token)?;
     let holders = chain::walk(gated.authority.kind, &gated.blocks).map_err(BadTerms::Gate)?;
-    if holders.last() != Some(&holder.public()) {
-        return Err(BadTerms::Terms(
-            "only the token's current holder can delegate it",
+    let Some(last) = holders.last() else {
+        return bad("no key holds this kind of token, so nobody can delegate it");
+    };
+    if *last != holder.public() {
+        return bad(format!(
+            "the key {} holds the token, and only it can delegate it; the key to sign with is {}",
+            last.fingerprint(),
+            holder.public().fingerprint(),
         ));
     }
     if holders.contains(next) {
-        return Err(BadTerms::Terms("this key holds the token, or has held it"));
+        return bad(format!(
+            "the key {} holds the token, or has held it: delegate to a key that is new to it",
+            next.fingerprint(),
+        ));
     }
     let mut block = narrowed(&gated, narrowing)?;
     block = block.fact(statement("holder", Term::Bytes(next.as_bytes().to_vec())))?;
@@ -275,12 +291,7 @@ fn authority(
     issued: Timestamp,
     expires: Timestamp,
 ) -> Result<BiscuitBuilder, BadTerms> {
-    if expires.as_secs() <= issued.as_secs() {
-        return Err(BadTerms::Terms("it would end before it is issued"));
-    }
-    if expires.as_secs() > super::check::DATE_MAX {
-        return Err(BadTerms::Terms("it would end after the year 9999"));
-    }
+    check_end(expires, issued, None)?;
     let mut block = BiscuitBuilder::new();
     block = fact(block, "kind", Term::Str(kind.as_str().into()))?;
     block = fact(block, "org", Term::Str(org.to_string()))?;
@@ -317,8 +328,19 @@ fn admitted(token: Vec<u8>) -> Result<Vec<u8>, BadTerms> {
 fn unsealed(token: &[u8]) -> Result<Gated, BadTerms> {
     let gated = gate::admit(token).map_err(BadTerms::Gate)?;
     if gated.is_sealed {
-        return Err(BadTerms::Terms(
-            "the token is sealed: nothing can be appended",
+        return bad(
+            "the token is sealed, and nothing can be appended: take the unsealed one that its holder was handed",
+        );
+    }
+    Ok(gated)
+}
+
+/// An unsealed token with room for one block more.
+fn appendable(token: &[u8]) -> Result<Gated, BadTerms> {
+    let gated = unsealed(token)?;
+    if gated.blocks.len() >= TOKEN_BLOCKS_MAX {
+        return bad(format!(
+            "the token has {TOKEN_BLOCKS_MAX} blocks, and no verifier takes more: start from an earlier one of its chain, or ask for a new one"
         ));
     }
     Ok(gated)
@@ -326,27 +348,102 @@ fn unsealed(token: &[u8]) -> Result<Gated, BadTerms> {
 
 /// The checks of a narrowing, refusing one that would leave nothing.
 fn narrowed(gated: &Gated, narrowing: &Narrowing) -> Result<BlockBuilder, BadTerms> {
-    let held = &gated.authority.capabilities;
-    let overlaps = |p: &Pattern| held.iter().any(|own| own.covers(p) || p.covers(own));
-    if !narrowing.only.iter().all(overlaps) {
-        return Err(BadTerms::Terms(
-            "a capability to keep is not one that the token has",
-        ));
+    let held: Vec<&Check> = gated
+        .blocks
+        .iter()
+        .flat_map(|block| &block.checks)
+        .collect();
+    let held_capabilities = gated.authority.capabilities.clone();
+    let left = left_of(held_capabilities, held.iter().copied())?;
+    let mut checks = Vec::new();
+    for only in &narrowing.only {
+        if !left.iter().any(|own| own.overlap(only).is_some()) {
+            return bad(format!(
+                "{only} overlaps nothing that the token permits: keep some of {}",
+                list(&left)
+            ));
+        }
     }
-    let mut block = BlockBuilder::new();
     if !narrowing.only.is_empty() {
         let each = narrowing.only.iter().map(|p| format!("covers(\"{p}\")"));
         let only = format!("check if {}", each.collect::<Vec<_>>().join(" or "));
-        block = block.check(only.as_str())?;
+        checks.push(only.parse()?);
     }
     if let Some(at) = narrowing.expires {
-        if at.as_secs() <= gated.authority.issued.as_secs() {
-            return Err(BadTerms::Terms("it would end before it is issued"));
-        }
-        block = block.check(before(at).as_str())?;
+        let standing = Standing::of(held.iter().copied());
+        check_end(at, gated.authority.issued, standing.not_before)?;
+        checks.push(before(at).parse()?);
     }
-    for check in &narrowing.checks {
+    checks.extend_from_slice(&narrowing.checks);
+    left_of(left, &checks)?;
+    can_hold(&held, &checks)?;
+    let mut block = BlockBuilder::new();
+    for check in &checks {
         block = block.check(check.to_string().as_str())?;
     }
     Ok(block)
+}
+
+/// Refuses conditions on a new token that no call could meet, besides the times that it states.
+fn can_be_met(
+    capabilities: &[Pattern],
+    checks: &[Check],
+    times: &[String],
+) -> Result<(), BadTerms> {
+    let times: Vec<Check> = times
+        .iter()
+        .map(|time| time.parse())
+        .collect::<Result<_, _>>()?;
+    left_of(capabilities.to_vec(), checks)?;
+    Ok(can_hold(&times.iter().collect::<Vec<_>>(), checks)?)
+}
+
+/// What the lists of capabilities in `checks` leave of `capabilities`. Each is among those that were there,
+/// and none stands there twice, so that a token cannot make this long.
+fn left_of<'a>(
+    mut capabilities: Vec<Pattern>,
+    checks: impl IntoIterator<Item = &'a Check>,
+) -> Result<Vec<Pattern>, BadTerms> {
+    for check in checks {
+        let Some(Standard::Only(only)) = check.standard() else {
+            continue;
+        };
+        let mut next: Vec<Pattern> = Vec::new();
+        for held in &capabilities {
+            for both in only.iter().filter_map(|kept| kept.overlap(held)) {
+                if !next.iter().any(|had| had.covers(both)) {
+                    next.push(both.clone());
+                }
+            }
+        }
+        if next.is_empty() && !capabilities.is_empty() {
+            return bad(format!(
+                "keeping only {} would leave nothing: what there is to keep is {}",
+                list(&only),
+                list(&capabilities)
+            ));
+        }
+        capabilities = next;
+    }
+    Ok(capabilities)
+}
+
+fn list(patterns: &[Pattern]) -> String {
+    let texts: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
+    texts.join(", ")
+}
+
+/// Refuses an end that comes before there is anything to end.
+fn check_end(end: Timestamp, issued: Timestamp, begins: Option<Timestamp>) -> Result<(), BadTerms> {
+    let end = end.as_secs();
+    if end <= issued.as_secs() {
+        return bad("it would end before it is issued: give a later end");
+    }
+    if begins.is_some_and(|at| end <= at.as_secs()) {
+        return bad("it would end before it begins: give a later end, or an earlier beginning");
+    }
+    if end > DATE_MAX {
+        return bad("it would end after the year 9999: give an earlier end");
+    }
+    Ok(())
 }

@@ -113,10 +113,14 @@ impl Pattern {
         }
     }
 
-    /// Whether something is meant by both.
+    /// What both mean: the narrower of the two, or nothing where they have nothing in common.
     #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.covers(other) || other.covers(self)
+    pub fn overlap<'a>(&'a self, other: &'a Self) -> Option<&'a Self> {
+        if self.covers(other) {
+            Some(other)
+        } else {
+            other.covers(self).then_some(self)
+        }
     }
 
     /// Whether this is or lies under a segment that belongs to the protocol.

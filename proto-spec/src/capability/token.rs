@@ -4,6 +4,7 @@
 //! and who presents it, is looked up at every use. [`Token::permits`] is told the time.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -11,16 +12,15 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use biscuit_auth::{Algorithm, Biscuit, UnverifiedBiscuit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::chain;
 use super::check::Check;
-use super::decision::{Question, Standing, token_permits};
-use super::gate::{self, Authority, Gated};
+use super::claims::{Block, Claims};
+use super::decision::{Question, token_permits};
+use super::gate::{self, Gated};
 use super::pattern::Pattern;
-use crate::identity::{NamePattern, Org, Speaker, serde_as_text};
+use crate::identity::{NamePattern, serde_as_text};
 use crate::limits::TOKEN_BYTES_MAX;
 use crate::refusal::Refusal;
 use crate::signature::{BadDigest, Digest, PublicKey};
-use crate::time::Timestamp;
 
 /// What a token is for. Each door takes exactly one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,70 +97,30 @@ pub struct Enrolment {
     pub uses: u32,
 }
 
-/// One block of a [`Token`].
-#[derive(Debug, Clone)]
-pub struct Block {
-    id: RevocationId,
-    signer: Option<PublicKey>,
-    holder: Option<PublicKey>,
-    calls: Option<u32>,
-    checks: Vec<Check>,
-    /// How many of the token's holders precede this block.
-    holders_before: usize,
-}
-
-impl Block {
-    /// What it is revoked by; what its budget is counted under.
-    #[must_use]
-    pub fn id(&self) -> RevocationId {
-        self.id
-    }
-
-    /// Who delegated with it; nothing for the authority block and for blocks that only restrict.
-    #[must_use]
-    pub fn signer(&self) -> Option<&PublicKey> {
-        self.signer.as_ref()
-    }
-
-    /// Whom it makes the holder.
-    #[must_use]
-    pub fn holder(&self) -> Option<&PublicKey> {
-        self.holder.as_ref()
-    }
-
-    /// How many calls it allows in all.
-    #[must_use]
-    pub fn calls(&self) -> Option<u32> {
-        self.calls
-    }
-
-    /// Its conditions; shown as Datalog.
-    #[must_use]
-    pub fn checks(&self) -> &[Check] {
-        &self.checks
-    }
-}
-
 /// A token of this organisation whose form, signatures and chain of holders are right.
+///
+/// What it says is read as of any [`Claims`]; here a root stands for it.
 ///
 /// It has no `Display` and its `Debug` shows no bytes: who can read a log must not get a token from it.
 #[derive(Clone)]
 pub struct Token {
-    authority: Authority,
-    blocks: Vec<Block>,
-    holders: Vec<PublicKey>,
-    standing: Standing,
-    is_sealed: bool,
+    claims: Claims,
+    root: PublicKey,
     /// For the engine. Only kept where there are conditions that a table cannot answer.
     biscuit: Option<Biscuit>,
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("Token");
-        shown.field("kind", &self.kind()).field("org", self.org());
-        let ids: Vec<_> = self.blocks.iter().map(Block::id).collect();
-        shown.field("blocks", &ids).finish_non_exhaustive()
+        f.debug_tuple("Token").field(&self.claims).finish()
+    }
+}
+
+/// Only in this direction: what is verified may be read as if it were not.
+impl Deref for Token {
+    type Target = Claims;
+    fn deref(&self) -> &Claims {
+        &self.claims
     }
 }
 
@@ -193,66 +153,19 @@ impl Token {
     }
 
     fn verify(bytes: &[u8], gated: Gated, roots: &[PublicKey]) -> Result<Self, Refusal> {
-        let biscuit = verified(bytes, roots)?;
-        let Gated {
-            is_sealed,
-            authority,
-            blocks: gated,
-        } = gated;
-        let holders = chain::walk(authority.kind, &gated)?;
-        let standing = Standing::of(gated.iter().flat_map(|block| &block.checks));
-        let mut blocks = Vec::with_capacity(gated.len());
-        let mut holders_before = 0;
-        for block in gated {
-            holders_before += usize::from(block.holder.is_some());
-            blocks.push(Block {
-                id: block.id,
-                signer: block.signer,
-                holder: block.holder,
-                calls: block.calls,
-                checks: block.checks,
-                holders_before: holders_before - usize::from(block.signer.is_some()),
-            });
-        }
+        let (root, biscuit) = verified(bytes, roots)?;
+        let claims = Claims::of(gated)?;
         Ok(Self {
-            biscuit: (!standing.is_all).then_some(biscuit),
-            authority,
-            blocks,
-            holders,
-            standing,
-            is_sealed,
+            root,
+            biscuit: (!claims.standing.is_all).then_some(biscuit),
+            claims,
         })
     }
 
-    /// What it is for.
+    /// The root key that it is rooted in.
     #[must_use]
-    pub fn kind(&self) -> TokenKind {
-        self.authority.kind
-    }
-
-    /// Who issued it.
-    #[must_use]
-    pub fn org(&self) -> &Org {
-        &self.authority.org
-    }
-
-    /// Whom it was issued to: an agent, or for a peer token the other organisation's broker. Whoever it was
-    /// delegated to is known by key only.
-    #[must_use]
-    pub fn agent(&self) -> Option<&Speaker> {
-        self.authority.agent.as_ref()
-    }
-
-    /// Every key of its chain: the first holder, then each delegate. One of them revoked kills it.
-    #[must_use]
-    pub fn holders(&self) -> &[PublicKey] {
-        &self.holders
-    }
-
-    /// Who may present it. Bearer tokens have none.
-    #[must_use]
-    pub fn holder(&self) -> Option<&PublicKey> {
-        self.holders.last()
+    pub fn root(&self) -> &PublicKey {
+        &self.root
     }
 
     /// Whether `key`, which signed the envelope, may present it there.
@@ -274,81 +187,16 @@ impl Token {
         }
     }
 
-    /// Its blocks, the authority block first.
-    #[must_use]
-    pub fn blocks(&self) -> &[Block] {
-        &self.blocks
-    }
-
-    /// What it grants before any condition. Empty for an enrolment token.
-    #[must_use]
-    pub fn capabilities(&self) -> &[Pattern] {
-        &self.authority.capabilities
-    }
-
-    /// When it was issued, as it says itself.
-    #[must_use]
-    pub fn issued(&self) -> Timestamp {
-        self.authority.issued
-    }
-
-    /// When it ends: the earliest expiry of its blocks.
-    #[must_use]
-    pub fn expires(&self) -> Timestamp {
-        self.standing.expires.unwrap_or_default()
-    }
-
-    /// When it begins to hold: the latest beginning that its blocks name.
-    #[must_use]
-    pub fn not_before(&self) -> Option<Timestamp> {
-        self.standing.not_before
-    }
-
-    /// The sandbox that calls with it must run in.
-    #[must_use]
-    pub fn sandbox(&self) -> Option<&str> {
-        self.authority.sandbox.as_deref()
-    }
-
-    /// How many calls its authority block allows; [`Token::budgets`] has all of them.
-    #[must_use]
-    pub fn calls(&self) -> Option<u32> {
-        self.authority.calls
-    }
-
     /// Every budget of calls that a call with it draws on, by the block that states it.
     pub fn budgets(&self) -> impl Iterator<Item = (RevocationId, u32)> + '_ {
-        let stated = |block: &Block| block.calls.map(|calls| (block.id, calls));
-        self.blocks.iter().filter_map(stated)
-    }
-
-    /// The resource that an `mcp` token is for.
-    #[must_use]
-    pub fn audience(&self) -> Option<&str> {
-        self.authority.audience.as_deref()
-    }
-
-    /// What an enrolment token allows.
-    #[must_use]
-    pub fn enrolment(&self) -> Option<&Enrolment> {
-        self.authority.enrolment.as_ref()
+        let stated = |block: &Block| block.calls().map(|calls| (block.id(), calls));
+        self.blocks().iter().filter_map(stated)
     }
 
     /// Whether it has no conditions but times and lists of capabilities, so that a table answers for it.
     #[must_use]
     pub fn is_standard(&self) -> bool {
         self.biscuit.is_none()
-    }
-
-    /// Whether nothing can be appended to it.
-    #[must_use]
-    pub fn is_sealed(&self) -> bool {
-        self.is_sealed
-    }
-
-    /// All conditions of all blocks.
-    pub fn checks(&self) -> impl Iterator<Item = &Check> {
-        self.blocks.iter().flat_map(Block::checks)
     }
 
     /// Whether it permits what is asked, now. Revocation and presenter are the caller's to look up.
@@ -375,13 +223,13 @@ impl Token {
     /// was made, and those who held it before. Nothing when the token has no such block.
     #[must_use]
     pub fn holder_of(&self, id: &RevocationId) -> Option<&[PublicKey]> {
-        let block = self.blocks.iter().find(|block| block.id == *id)?;
-        self.holders.get(..block.holders_before)
+        let block = self.blocks().iter().find(|block| block.id() == *id)?;
+        self.holders().get(..block.holders_before)
     }
 }
 
-/// The engine's token, once one root's signature fits.
-fn verified(bytes: &[u8], roots: &[PublicKey]) -> Result<Biscuit, Refusal> {
+/// The engine's token, once one root's signature fits, and that root.
+fn verified(bytes: &[u8], roots: &[PublicKey]) -> Result<(PublicKey, Biscuit), Refusal> {
     let invalid = |e: biscuit_auth::error::Token| Refusal::TokenInvalid(e.to_string());
     let token = UnverifiedBiscuit::from(bytes).map_err(invalid)?;
     let mut refusal = Refusal::TokenInvalid("there is no root key".into());
@@ -389,7 +237,7 @@ fn verified(bytes: &[u8], roots: &[PublicKey]) -> Result<Biscuit, Refusal> {
         let key = biscuit_auth::PublicKey::from_bytes(root.as_bytes(), Algorithm::Ed25519);
         let verified = key.and_then(|key| token.clone().verify(key));
         match verified {
-            Ok(biscuit) => return Ok(biscuit),
+            Ok(biscuit) => return Ok((*root, biscuit)),
             Err(error) => refusal = Refusal::TokenInvalid(error.to_string()),
         }
     }

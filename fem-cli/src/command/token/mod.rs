@@ -1,9 +1,10 @@
-//! `token`: issues grants, narrows them, reads them and revokes them.
+//! `token`: issues grants, narrows them, passes them on, reads them and revokes them.
 
+mod inspect;
 mod issue;
 mod narrow;
-mod read;
 mod revoke;
+mod verify;
 
 use serde_json::json;
 
@@ -15,7 +16,7 @@ use crate::request;
 use crate::time;
 use crate::words;
 
-/// Issues, reads, narrows and revokes capabilities
+/// Issues, reads, narrows, delegates and revokes capabilities
 #[derive(Debug, clap::Args)]
 pub(crate) struct Token {
     #[command(subcommand)]
@@ -25,9 +26,10 @@ pub(crate) struct Token {
 #[derive(Debug, clap::Subcommand)]
 enum Act {
     Issue(issue::Issue),
-    Inspect(read::Inspect),
+    Inspect(inspect::Inspect),
     Attenuate(narrow::Attenuate),
-    Verify(read::Verify),
+    Delegate(narrow::Delegate),
+    Verify(verify::Verify),
     List(List),
     Revoke(revoke::Revoke),
 }
@@ -46,9 +48,10 @@ struct List {
 pub(crate) fn run(args: Token, chosen: &Chosen, output: Output) -> Outcome {
     match args.act {
         Act::Issue(args) => wait_for(issue::run(args, chosen, output)),
-        Act::Inspect(args) => read::inspect(&args, chosen, output),
-        Act::Attenuate(args) => narrow::run(args, chosen, output),
-        Act::Verify(args) => read::verify(&args, chosen, output),
+        Act::Inspect(args) => inspect::run(&args, chosen, output),
+        Act::Attenuate(args) => narrow::attenuate(args, output),
+        Act::Delegate(args) => narrow::delegate(args, chosen, output),
+        Act::Verify(args) => verify::run(&args, chosen, output),
         Act::List(args) => wait_for(list(args, chosen, output)),
         Act::Revoke(args) => wait_for(revoke::run(args, chosen, output)),
     }

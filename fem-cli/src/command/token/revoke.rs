@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use proto_spec::capability::Claims;
 use proto_spec::message::{self, Ack};
 use proto_spec::{Digest, Kind};
 
-use super::read;
 use crate::args::MARK;
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
@@ -35,9 +35,6 @@ pub(crate) struct Revoke {
     /// For the record
     #[arg(long)]
     reason: Option<String>,
-    /// The organisation's root key: base64, did:key, or a file such as ORG/keys/root.pub
-    #[arg(long, value_name = "KEY-or-FILE")]
-    root_key: Option<String>,
 }
 
 /// An id as it is typed, or as [`crate::args`] marked it.
@@ -47,13 +44,21 @@ fn revocation_id(text: &str) -> Result<Digest, String> {
         .map_err(|e: proto_spec::signature::BadDigest| e.to_string())
 }
 
+/// The id of the block that was added last: revoking it ends this very token. Whether the token is genuine
+/// is for the broker to find out.
+fn last_id(bytes: &[u8]) -> Outcome<Digest> {
+    let said = Claims::read(bytes).map_err(|r| Failure::refused(r.code(), r.to_string()))?;
+    let last = said.blocks().last().map(|block| block.id().0);
+    last.ok_or_else(|| Failure::fault("the token has no block"))
+}
+
 pub(super) async fn run(args: Revoke, chosen: &Chosen, output: Output) -> Outcome {
     let (ids, token) = match &args.token {
         None => (args.ids, None),
         Some(file) => {
             let bytes = token_file::read(file)?;
             let ids = if args.ids.is_empty() {
-                vec![read::last_id(&bytes, args.root_key.as_deref(), chosen)?]
+                vec![last_id(&bytes)?]
             } else {
                 args.ids
             };
