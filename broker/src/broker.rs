@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use proto_spec::{AgentId, Name, Org, PublicKey, SigningKey, Timestamp};
+use proto_spec::message::Roots;
+use proto_spec::{AgentId, Kind, Name, Org, PublicKey, SigningKey, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -21,8 +22,8 @@ use crate::listener::{self, Phase, Room, tls};
 use crate::metrics::Metrics;
 use crate::pipeline::Core;
 use crate::registrar::{Registrar, first_admin, load_root};
-use crate::state::{State, Taking};
 use crate::state::replay::{Ended, Replay};
+use crate::state::{State, Taking};
 use crate::voice::Voice;
 
 /// How often deadlines are looked at: how late a `DEADLINE` may come.
@@ -172,7 +173,7 @@ impl Broker {
         ));
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(keep_window(Arc::clone(&core)));
-        tasks.spawn(end_struck_calls(Arc::clone(&core)));
+        tasks.spawn(follow_changes(Arc::clone(&core)));
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
@@ -325,12 +326,28 @@ async fn keep_time(core: Arc<Core>) {
     }
 }
 
-/// Ends calls in flight as soon as what permitted them is revoked.
-async fn end_struck_calls(core: Arc<Core>) {
+/// After each durable change: ends the calls that it struck, and tells everybody of new root keys.
+async fn follow_changes(core: Arc<Core>) {
+    let mut told = core.state.roots.keys();
     loop {
-        core.state.struck.notified().await;
+        core.state.changed.notified().await;
         let now = core.clock.now();
         Place { core: &core, now }.end_struck_calls();
+        let roots = core.state.roots.keys();
+        if roots != told {
+            let said = Roots {
+                roots: roots.to_vec(),
+            };
+            for session in core.state.sessions.all() {
+                let to = session.agent().clone().into();
+                let said = core.voice.say(Kind::Roots, Some(&to), None, &said, now);
+                if session.send(said.bytes).is_err() {
+                    // It learns them when it attaches again.
+                    session.close();
+                }
+            }
+            told = roots;
+        }
     }
 }
 

@@ -88,7 +88,10 @@ impl Place<'_> {
             return Ok(Called::Reserve(need));
         }
         let give_back = || {
-            if let Permit::Held { token: Some(token), .. } = call.permit() {
+            if let Permit::Held {
+                token: Some(token), ..
+            } = call.permit()
+            {
                 budgets.give_back(token);
             }
         };
@@ -246,8 +249,8 @@ impl Place<'_> {
                 return false;
             };
             let agent = state.registry.agent(call.caller.name());
-            let is_off_record = call.on_record
-                && !agent.is_some_and(|agent| agent.has_grant(&grant_id(token)));
+            let is_off_record =
+                call.on_record && !agent.is_some_and(|agent| agent.has_grant(&grant_id(token)));
             is_off_record
                 || state.revocations.alive(token).is_err()
                 || state.revocations.is_barred(token.issued(), required)
@@ -411,14 +414,14 @@ impl Place<'_> {
         };
         let question = Question::plain(&required, session.agent(), self.now);
         let standing = Standing::of(&self.core.state);
-        let permits = |token: &Token| {
-            !standing.barred(token, &required) && token.permits(&question).is_ok()
-        };
+        let permits =
+            |token: &Token| !standing.barred(token, &required) && token.permits(&question).is_ok();
         match &subscription.token {
             Some(token) => standing.alive(token).is_ok() && permits(token),
-            None => standing.granted(session.agent()).iter().any(|token| {
-                token.holder() == Some(session.key()) && permits(token)
-            }),
+            None => standing
+                .granted(session.agent())
+                .iter()
+                .any(|token| token.holder() == Some(session.key()) && permits(token)),
         }
     }
 }

@@ -27,7 +27,9 @@ pub(crate) fn create(path: &Path, key: &SigningKey) -> anyhow::Result<()> {
         .save(path)
         .with_context(|| format!("the key file {}", path.display()))?;
     std::fs::File::open(path)?.sync_all()?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(())
 }

@@ -127,7 +127,7 @@ impl Metrics {
             (
                 "fem_requests_pending",
                 "Registrations that wait for an admin.",
-                state.pending.waiting(None).len(),
+                state.pending.len(),
             ),
         ] {
             head(&mut out, name, "gauge", help);

@@ -12,8 +12,8 @@ use proto_spec::capability::Token;
 use proto_spec::limits::{SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
 use proto_spec::message::{Ack, Attach, Basis, OfferTools, Topics};
 use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Kind, Newcomer, Pattern, PublicKey, Received,
-    Refusal, Speaker, Timestamp,
+    AgentId, Audience, Authorized, Capability, Digest, Kind, Newcomer, Pattern, PublicKey,
+    Received, Refusal, Speaker, Timestamp,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -456,6 +456,7 @@ impl Core {
         let kind = match &order {
             Order::Register(..) => Kind::RegisterAgent,
             Order::Act(act) => act.envelope().kind(),
+            Order::Reserve(_) => Kind::ToolCall,
         };
         match self.registrar.order(order).await {
             Ok(ack) => {

@@ -616,7 +616,7 @@ impl Authority for NothingGranted {
     fn alive(&self, _: &Token) -> Result<(), Refusal> {
         Ok(())
     }
-    fn barred(&self, _: &Token, _: &Pattern) -> bool {
+    fn barred(&self, _: &Token, _: &proto_spec::Pattern) -> bool {
         false
     }
     fn required_for(&self, _: &AgentId, tool: &Capability) -> Capability {

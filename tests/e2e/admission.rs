@@ -578,16 +578,20 @@ async fn refusals_change_nothing() {
     let world = World::new().await;
     let list = |lab: &Lab| {
         let registry = &lab.broker.core().state.registry;
-        let agents: Vec<_> = registry
-            .agents()
-            .iter()
-            .map(|agent| format!("{agent:?}"))
-            .collect();
-        format!(
-            "{agents:?} {:?} {}",
-            registry.issued(),
-            lab.broker.core().state.calls.len()
-        )
+        let mut all = Vec::new();
+        for agent in registry.agents_after(None) {
+            let (key, grants) = (agent.key, agent.grants.records());
+            all.push(format!(
+                "{} {key} {:?} {grants:?}",
+                agent.name, agent.prefixes
+            ));
+        }
+        registry.each_issued(None, |record| {
+            all.push(format!("{record:?}"));
+            true
+        });
+        all.push(lab.broker.core().state.calls.len().to_string());
+        all
     };
     let before = list(&world.lab);
     for (kind, body) in [

@@ -279,6 +279,18 @@ impl Lab {
         Self::on(folder, admin, now).await
     }
 
+    /// Stops the broker, appends lines to its configuration, and starts another.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start again.
+    pub async fn reconfigured(self, lines: &str) -> Result<Self> {
+        let file = self.folder.path().join("broker.toml");
+        let text = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, format!("{text}{lines}\n"))?;
+        self.restart().await
+    }
+
     /// The lab's time.
     #[must_use]
     pub fn now(&self) -> Timestamp {

@@ -68,7 +68,10 @@ impl Desk {
             at,
             expires,
         };
-        Ok(Some(change(proposed, move |_| Ack::Proposed { id, expires })))
+        Ok(Some(change(proposed, move |_| Ack::Proposed {
+            id,
+            expires,
+        })))
     }
 
     fn list_proposals(&self, body: &str, by: &By) -> Result<Decision, Refusal> {

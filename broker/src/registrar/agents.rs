@@ -88,8 +88,12 @@ impl Desk {
             let is_barred = self.state.revocations.is_barred(token.issued(), pattern);
             !is_barred && terms.ceiling.iter().any(|ceiling| ceiling.covers(pattern))
         };
-        let capabilities: Vec<Pattern> =
-            request.capabilities.iter().filter(is_given).cloned().collect();
+        let capabilities: Vec<Pattern> = request
+            .capabilities
+            .iter()
+            .filter(is_given)
+            .cloned()
+            .collect();
         let own = default_prefixes(name);
         let is_allowed = |pattern: &&Pattern| {
             let allowed = own.iter().chain(&terms.prefixes);
@@ -97,7 +101,12 @@ impl Desk {
         };
         let prefixes = match request.prefixes.is_empty() {
             true => own.clone(),
-            false => request.prefixes.iter().filter(is_allowed).cloned().collect(),
+            false => request
+                .prefixes
+                .iter()
+                .filter(is_allowed)
+                .cloned()
+                .collect(),
         };
         check_prefixes(&prefixes)?;
         if let Some(other) = self.state.registry.overlap(name, &prefixes) {
@@ -200,7 +209,10 @@ impl Desk {
             let same = known.as_ref().filter(|_| is_agents);
             same.and_then(|agent| agent.admin.clone())
         });
-        let holds_all = body.capabilities.iter().any(|one| one.as_str() == "admin.*");
+        let holds_all = body
+            .capabilities
+            .iter()
+            .any(|one| one.as_str() == "admin.*");
         if !(holds_all && admin.as_ref().is_some_and(is_full)) {
             self.check_a_full_admin_remains(std::slice::from_ref(&body.name))?;
         }

@@ -28,8 +28,8 @@ use crate::config::Config;
 use crate::journal::{Journal, JournalError};
 use crate::state::budgets::Need;
 use crate::state::{State, Taking};
-use scope::By;
 pub(crate) use roots::load as load_root;
+use scope::By;
 pub(crate) use tokens::first_admin;
 
 /// Orders that may wait for the registrar.
@@ -286,7 +286,7 @@ impl Desk {
         })?;
         self.take_root(change);
         self.close_sessions_that_lost_their_key(change);
-        self.state.struck.notify_one();
+        self.state.changed.notify_one();
         Ok(())
     }
 

@@ -42,7 +42,9 @@ impl Desk {
                 self.revoke_ids(body.ids, body.reason, by, body.dry_run)
             }
             (true, false) => self.bar(body, by),
-            _ => Err(Refusal::InvalidBody("exactly one of `ids` and `under`".into())),
+            _ => Err(Refusal::InvalidBody(
+                "exactly one of `ids` and `under`".into(),
+            )),
         }
     }
 
@@ -215,7 +217,9 @@ impl Desk {
                 "the admin who orders this would be struck itself".into(),
             ));
         }
-        names.iter().try_for_each(|name| self.check_name(by, name))?;
+        names
+            .iter()
+            .try_for_each(|name| self.check_name(by, name))?;
         self.check_a_full_admin_remains(&names)?;
         let blow = Blow::keys(agents.iter().map(|(_, key)| *key)).with_ids(&ids);
         let struck = Struck {

@@ -28,7 +28,13 @@ impl Desk {
     pub(super) fn prepare_root(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
         let _: Nothing = read(body)?;
         self.check_is_full(by)?;
-        if self.state.roots.all().iter().any(|root| root.stage == Stage::Prepared) {
+        if self
+            .state
+            .roots
+            .all()
+            .iter()
+            .any(|root| root.stage == Stage::Prepared)
+        {
             return Err(Refusal::Conflict("a root key is prepared already".into()));
         }
         let next = SigningKey::from_seed(&entropy()?);
@@ -52,7 +58,11 @@ impl Desk {
         self.check_is_full(by)?;
         match self.state.roots.find(&key).map(|root| root.stage) {
             Some(Stage::Prepared) => {}
-            Some(_) => return Err(Refusal::Conflict("this root key was activated before".into())),
+            Some(_) => {
+                return Err(Refusal::Conflict(
+                    "this root key was activated before".into(),
+                ));
+            }
             None => return Err(Refusal::NotFound("root key".into())),
         }
         load(&self.config.root_key, &key).map_err(|why| Refusal::Conflict(why.to_string()))?;

@@ -36,7 +36,11 @@ impl Desk {
 
     /// An admin acts on the agents that its patterns name, and on no admin of a wider scope.
     pub(super) fn check_name(&self, by: &By, name: &Name) -> Result<(), Refusal> {
-        let of_the_other = self.state.registry.agent(name).and_then(|agent| agent.admin.clone());
+        let of_the_other = self
+            .state
+            .registry
+            .agent(name)
+            .and_then(|agent| agent.admin.clone());
         if let Some(scope) = of_the_other {
             self.check_scope(by, &scope)?;
         }
@@ -120,10 +124,8 @@ impl Desk {
         if !gone.iter().any(was_full) {
             return Ok(());
         }
-        let none = Name::try_from("none".to_owned()).map_err(|_| Refusal::Internal)?;
         let remains = |agent: &Agent| !gone.contains(&agent.name) && may_all(agent);
-        let any = gone.first().unwrap_or(&none);
-        if self.state.registry.another(any, remains) {
+        if self.state.registry.any_agent(remains) {
             Ok(())
         } else {
             Err(Refusal::Conflict("this is the last full admin".into()))

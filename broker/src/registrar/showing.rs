@@ -38,7 +38,10 @@ impl Desk {
         waiting.retain(|one| visible(&one.name));
         waiting.truncate(PAGE);
         Ok(Decision::Answer(Ack::Agents {
-            agents: agents.iter().map(|agent| record_of(&self.state, agent)).collect(),
+            agents: agents
+                .iter()
+                .map(|agent| record_of(&self.state, agent))
+                .collect(),
             pending: waiting,
             next,
         }))
@@ -64,7 +67,9 @@ impl Desk {
         self.state.registry.each_issued(after, |record| {
             if visible(record) {
                 if tokens.len() == PAGE {
-                    next = tokens.last().map(|last: &TokenRecord| place(last.issued, &last.id));
+                    next = tokens
+                        .last()
+                        .map(|last: &TokenRecord| place(last.issued, &last.id));
                     return false;
                 }
                 tokens.push(token_record(&self.state, record));
@@ -115,7 +120,9 @@ impl Desk {
 
     fn issued_node(&self, record: &Record, name: &Name, is_dead: bool) -> TreeNode {
         let agent = self.state.registry.agent(name);
-        let holds = agent.as_ref().is_some_and(|agent| agent.has_grant(&record.id));
+        let holds = agent
+            .as_ref()
+            .is_some_and(|agent| agent.has_grant(&record.id));
         let is_handed_out = record.text.is_none();
         TreeNode {
             id: record.id,
@@ -151,7 +158,12 @@ impl Desk {
                     below.entry(parent).or_default().push(TreeNode {
                         id,
                         parent: Some(parent),
-                        kind: if block.signer().is_some() { "delegation" } else { "narrowing" }.into(),
+                        kind: if block.signer().is_some() {
+                            "delegation"
+                        } else {
+                            "narrowing"
+                        }
+                        .into(),
                         agent: self.state.registry.owner(&key),
                         key,
                         capabilities: Vec::new(),

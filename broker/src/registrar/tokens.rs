@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use proto_spec::capability::{BadTerms, Check, Enrolment, Terms, Token, encode_text, issue};
 use proto_spec::message::{Ack, AdminScope, EnrolIssue, TokenIssue};
-use proto_spec::{
-    AgentId, Digest, Kind, Name, Pattern, PublicKey, Refusal, SigningKey, Timestamp,
-};
+use proto_spec::{AgentId, Digest, Kind, Name, Pattern, PublicKey, Refusal, SigningKey, Timestamp};
 
 use super::admin::read;
 use super::agents::check_prefixes;
@@ -125,8 +123,15 @@ impl Desk {
             uses,
         };
         let issued = self.state.revocations.after_bars(at);
-        let sealed = issue::enrolment(&self.root, &self.state.org, &terms, issued, expires, entropy()?)
-            .map_err(|error| bad_terms(&error))?;
+        let sealed = issue::enrolment(
+            &self.root,
+            &self.state.org,
+            &terms,
+            issued,
+            expires,
+            entropy()?,
+        )
+        .map_err(|error| bad_terms(&error))?;
         let id = self.id_of(&sealed)?;
         let issued = Change::EnrolmentIssued {
             id,

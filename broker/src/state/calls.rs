@@ -113,7 +113,10 @@ impl Blow {
         };
         self.strikes_key(call.session.key())
             || token.holders().iter().any(|key| self.strikes_key(key))
-            || token.blocks().iter().any(|one| self.ids.contains(&one.id().0))
+            || token
+                .blocks()
+                .iter()
+                .any(|one| self.ids.contains(&one.id().0))
             || self.bar.as_ref().is_some_and(is_barred)
     }
 }

@@ -56,8 +56,8 @@ pub struct State {
     pub calls: Calls,
     /// Each nonce once.
     pub replay: Replay,
-    /// Something was revoked: calls in flight have to be looked at.
-    pub struck: Notify,
+    /// A durable change was taken over: calls in flight have to be looked at.
+    pub changed: Notify,
 }
 
 /// Whether changes are being read back, or made.
@@ -91,12 +91,9 @@ impl State {
                 config.limits.sessions_per_agent_max,
                 config.limits.outbox_bytes_max,
             ),
-            calls: Calls::new(
-                config.limits.calls_max,
-                config.limits.calls_per_session_max,
-            ),
+            calls: Calls::new(config.limits.calls_max, config.limits.calls_per_session_max),
             replay,
-            struck: Notify::new(),
+            changed: Notify::new(),
         }
     }
 

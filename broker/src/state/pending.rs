@@ -126,6 +126,18 @@ impl Pending {
         all
     }
 
+    /// How many wait, and wait too long.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// Whether none does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub(super) fn apply(&self, change: &Change) {
         let mut inner = self.lock();
         match change {

@@ -66,13 +66,22 @@ impl Proposals {
         if self.waiting(now).len() < WAITING_MAX {
             Ok(())
         } else {
-            Err(Refusal::Busy("the list of acts that wait for a second admin"))
+            Err(Refusal::Busy(
+                "the list of acts that wait for a second admin",
+            ))
         }
     }
 
     pub(super) fn apply(&self, change: &Change) {
         match change {
-            Change::Proposed { id, act, body, by, at, expires } => {
+            Change::Proposed {
+                id,
+                act,
+                body,
+                by,
+                at,
+                expires,
+            } => {
                 let mut waiting = self.lock();
                 waiting.retain(|_, one| one.expires > *at);
                 let one = Waiting {

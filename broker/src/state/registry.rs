@@ -131,7 +131,9 @@ impl Agent {
     #[must_use]
     pub fn capabilities(&self) -> Vec<Pattern> {
         let all = self.grants.records().iter();
-        let all: BTreeSet<_> = all.flat_map(|record| record.capabilities.iter().cloned()).collect();
+        let all: BTreeSet<_> = all
+            .flat_map(|record| record.capabilities.iter().cloned())
+            .collect();
         all.into_iter().collect()
     }
 
@@ -199,12 +201,10 @@ impl Registry {
             .collect()
     }
 
-    /// Some agent other than `name` that `is` true of.
+    /// Whether some agent `is`.
     #[must_use]
-    pub fn another(&self, name: &Name, is: impl Fn(&Agent) -> bool) -> bool {
-        self.agents
-            .iter()
-            .any(|entry| entry.name != *name && is(&entry))
+    pub fn any_agent(&self, is: impl Fn(&Agent) -> bool) -> bool {
+        self.agents.iter().any(|entry| is(&entry))
     }
 
     /// All agents, in no order.
@@ -258,7 +258,11 @@ impl Registry {
     }
 
     /// What was issued, in order of time, from after `after`, as long as `visit` wants more.
-    pub fn each_issued(&self, after: Option<Position>, mut visit: impl FnMut(&Arc<Record>) -> bool) {
+    pub fn each_issued(
+        &self,
+        after: Option<Position>,
+        mut visit: impl FnMut(&Arc<Record>) -> bool,
+    ) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         for (_, record) in read(&self.issued).range((from, Bound::Unbounded)) {
             if !visit(record) {
@@ -292,7 +296,9 @@ impl Registry {
     /// Takes revoked grants off the record, so that no lookup has to ask again.
     pub(super) fn drop_grants(&self, ids: &[Digest]) {
         for id in ids {
-            let subject = self.issued_by_id(id).and_then(|record| record.subject.agent().cloned());
+            let subject = self
+                .issued_by_id(id)
+                .and_then(|record| record.subject.agent().cloned());
             if let Some(name) = subject {
                 self.change_grants(&name, |records| records.retain(|record| record.id != *id));
             }
@@ -301,7 +307,18 @@ impl Registry {
 
     pub(super) fn apply(&self, change: &Change) {
         match change {
-            Change::Approved { name, key, grant, capabilities, expires, prefixes, admin, by, at, .. } => {
+            Change::Approved {
+                name,
+                key,
+                grant,
+                capabilities,
+                expires,
+                prefixes,
+                admin,
+                by,
+                at,
+                ..
+            } => {
                 let record = grant.as_ref().map(|(id, text)| Record {
                     id: *id,
                     subject: Subject::Approval(name.clone()),
@@ -314,9 +331,27 @@ impl Registry {
                     issuer: Some(by.clone()),
                     text: Some(text.as_str().into()),
                 });
-                self.put(name, *key, record, prefixes, admin.clone(), None, Some(by), *at);
+                self.put(
+                    name,
+                    *key,
+                    record,
+                    prefixes,
+                    admin.clone(),
+                    None,
+                    Some(by),
+                    *at,
+                );
             }
-            Change::Enrolled { enrolment, name, key, grant, capabilities, expires, prefixes, at } => {
+            Change::Enrolled {
+                enrolment,
+                name,
+                key,
+                grant,
+                capabilities,
+                expires,
+                prefixes,
+                at,
+            } => {
                 let record = grant.as_ref().map(|(id, text)| Record {
                     id: *id,
                     subject: Subject::Approval(name.clone()),
@@ -329,12 +364,32 @@ impl Registry {
                     issuer: None,
                     text: Some(text.as_str().into()),
                 });
-                self.put(name, *key, record, prefixes, None, Some(*enrolment), None, *at);
+                self.put(
+                    name,
+                    *key,
+                    record,
+                    prefixes,
+                    None,
+                    Some(*enrolment),
+                    None,
+                    *at,
+                );
                 if let Some(mut left) = self.uses_left.get_mut(enrolment) {
                     *left = left.saturating_sub(1);
                 }
             }
-            Change::Issued { id, agent, capabilities, checks, not_before, expires, calls, record, by, at } => {
+            Change::Issued {
+                id,
+                agent,
+                capabilities,
+                checks,
+                not_before,
+                expires,
+                calls,
+                record,
+                by,
+                at,
+            } => {
                 let record = self.list(Record {
                     id: *id,
                     subject: Subject::Grant(agent.clone()),
@@ -351,7 +406,15 @@ impl Registry {
                     self.change_grants(agent, |records| records.push(record));
                 }
             }
-            Change::EnrolmentIssued { id, name, ceiling, uses, expires, by, at } => {
+            Change::EnrolmentIssued {
+                id,
+                name,
+                ceiling,
+                uses,
+                expires,
+                by,
+                at,
+            } => {
                 self.list(Record {
                     id: *id,
                     subject: Subject::Enrol(name.clone()),
@@ -366,7 +429,13 @@ impl Registry {
                 });
                 self.uses_left.insert(*id, *uses);
             }
-            Change::Rotated { name, from, to, grants, .. } => {
+            Change::Rotated {
+                name,
+                from,
+                to,
+                grants,
+                ..
+            } => {
                 self.by_key.remove(from);
                 self.by_key.insert(*to, name.clone());
                 self.reissue(name, grants, Some(*to));
@@ -376,7 +445,10 @@ impl Registry {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one journal record")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the fields of one journal record"
+    )]
     fn put(
         &self,
         name: &Name,
@@ -397,7 +469,10 @@ impl Registry {
         let kept: Vec<_> = match &before {
             Some(agent) if agent.key == key => {
                 let records = agent.grants.records().iter();
-                records.filter(|record| Some(record.id) != agent.approval).cloned().collect()
+                records
+                    .filter(|record| Some(record.id) != agent.approval)
+                    .cloned()
+                    .collect()
             }
             Some(agent) => {
                 self.by_key.remove(&agent.key);
@@ -432,7 +507,10 @@ impl Registry {
             }
         }
         for prefix in after {
-            known.entry(stem(prefix).into()).or_default().insert(name.clone());
+            known
+                .entry(stem(prefix).into())
+                .or_default()
+                .insert(name.clone());
         }
     }
 

@@ -47,7 +47,10 @@ impl Roots {
     /// All, active first.
     #[must_use]
     pub fn all(&self) -> Vec<Root> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.all
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The one of this key.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use agent_sdk::Agent;
 use proto_spec::message::{
-    Ack, AgentApprove, AgentRecord, AgentShow, DiscoverTools, PendingRecord, Revoke, TokenIssue,
+    Ack, AgentApprove, AgentRecord, AgentShow, DiscoverTools, PendingRecord, Revoke, Struck,
+    TokenIssue,
 };
 use proto_spec::{Digest, Kind, Timestamp};
 
@@ -231,6 +232,7 @@ impl Stage {
         let checks = proto_spec::capability::Check::where_clause(bounds);
         let checks = checks.map_err(|e| Failure::fault(e.to_string()))?;
         let body = TokenIssue {
+            calls: None,
             agent: name(RESEARCHER)?,
             capabilities: vec![name("files.read")?],
             expires: Some(time::now().later(Duration::from_secs(3_600))),

@@ -1,6 +1,8 @@
 //! `agent approve`, `deny`, `revoke`: what an admin decides about agents.
 
-use proto_spec::message::{Ack, AgentApprove, AgentDeny, AgentRecord, AgentRevoke, PendingRecord};
+use proto_spec::message::{
+    Ack, AgentApprove, AgentDeny, AgentRecord, AgentRevoke, PendingRecord, Struck,
+};
 use proto_spec::{Kind, Name, Pattern, PublicKey};
 use serde_json::json;
 
@@ -155,6 +157,7 @@ pub(super) async fn revoke(
     let body = AgentRevoke {
         name: name.clone(),
         reason,
+        dry_run: false,
     };
     match request::act(&chosen.agent()?, Kind::AdminAgentRevoke, &body).await? {
         Ack::Revoked(Struck { ids, .. }) => output.give(&json!({"revoked": name, "ids": ids}), || {

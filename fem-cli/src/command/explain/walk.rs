@@ -45,7 +45,7 @@ impl Authority for Offline {
     fn alive(&self, _: &Token) -> Result<(), Refusal> {
         Ok(())
     }
-    fn barred(&self, _: &Token, _: &Pattern) -> bool {
+    fn barred(&self, _: &Token, _: &proto_spec::Pattern) -> bool {
         false
     }
     fn required_for(&self, _: &AgentId, tool: &Capability) -> Capability {

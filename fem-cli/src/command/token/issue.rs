@@ -77,6 +77,7 @@ pub(super) async fn run(args: Issue, chosen: &Chosen, output: Output) -> Outcome
         .next("name another file with --out; nothing was issued"));
     }
     let body = TokenIssue {
+        calls: None,
         agent: args.name.clone(),
         capabilities: args.capabilities.clone(),
         expires: args.expires.map(|when| when.from(now)),

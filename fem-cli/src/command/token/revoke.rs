@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use proto_spec::capability::Claims;
-use proto_spec::message::{self, Ack};
+use proto_spec::message::{self, Ack, Struck};
 use proto_spec::{Digest, Kind};
 
 use crate::args::MARK;
@@ -71,15 +71,17 @@ pub(super) async fn run(args: Revoke, chosen: &Chosen, output: Output) -> Outcom
         reason: args.reason,
     };
     match request::act(&chosen.agent()?, Kind::Revoke, &body).await? {
-        Ack::Revoked { ids } if ids.is_empty() => Err(Failure::not_found(
+        Ack::Revoked(Struck { ids, .. }) if ids.is_empty() => Err(Failure::not_found(
             "nothing was revoked: all of it was revoked before",
         )),
-        Ack::Revoked { ids } => output.give(&serde_json::json!({"revoked": ids}), || {
-            format!(
-                "Revoked {}. It holds from the next message on, also on open connections.",
-                join(&ids)
-            )
-        }),
+        Ack::Revoked(Struck { ids, .. }) => {
+            output.give(&serde_json::json!({"revoked": ids}), || {
+                format!(
+                    "Revoked {}. It holds from the next message on, also on open connections.",
+                    join(&ids)
+                )
+            })
+        }
         other => Err(unexpected(&other)),
     }
 }
