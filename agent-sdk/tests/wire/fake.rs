@@ -223,6 +223,10 @@ impl FakeBroker {
         self.posts.try_recv().is_ok()
     }
 
+    pub(crate) fn has_connection(&mut self) -> bool {
+        self.sockets.try_recv().is_ok()
+    }
+
     /// The next connection, before anything was said on it.
     pub(crate) async fn connection(&mut self) -> Peer {
         let socket = soon("a connection", self.sockets.recv()).await.unwrap();

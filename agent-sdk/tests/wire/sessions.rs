@@ -1,5 +1,9 @@
 //! Attaching, and attaching again.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use agent_sdk::proto_spec::{Refusal, SigningKey};
@@ -227,4 +231,88 @@ async fn dropping_the_agent_closes_its_session() {
     let mut peer = broker.attached().await;
     drop(attaching.await.unwrap().unwrap());
     peer.closed().await;
+}
+
+/// Attaches once more on the very thread, and in the very moment, in which it is woken: no other
+/// schedule has a new attempt begin closer to the end of the one before.
+struct AttachesWhenWoken {
+    agent: Agent,
+    attaching: Mutex<Option<Attaching>>,
+}
+
+type Attaching = Pin<Box<dyn Future<Output = agent_sdk::Result<()>> + Send>>;
+
+fn attaching(agent: &Agent) -> Attaching {
+    let agent = agent.clone();
+    Box::pin(async move { agent.attach().await })
+}
+
+impl Wake for AttachesWhenWoken {
+    fn wake(self: Arc<Self>) {
+        let mut again = attaching(&self.agent);
+        let mut slot = self.attaching.lock().unwrap();
+        if slot.is_none()
+            && again
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        {
+            *slot = Some(again);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_begins_as_another_ends_is_the_only_one_and_has_its_own_end() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let witness = Arc::new(AttachesWhenWoken {
+        agent: agent.clone(),
+        attaching: Mutex::default(),
+    });
+    let mut first = attaching(&agent);
+    let waker = Waker::from(Arc::clone(&witness));
+    assert!(
+        first
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    drop(broker.connection().await);
+    let again = async {
+        loop {
+            if let Some(again) = witness.attaching.lock().unwrap().take() {
+                return again;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let again = tokio::spawn(soon("another attempt", again).await);
+    let mut peer = broker.attached().await;
+    again.await.unwrap().unwrap();
+    // Whoever asks from here on shares that session.
+    agent.attach().await.unwrap();
+    let calling = agent.clone();
+    tokio::spawn(async move { calling.call::<()>("other@acme", "other.tool", &()).await });
+    assert_eq!(peer.receive().await.kind(), Kind::ToolCall);
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_needs_any_more_is_not_attached_again() {
+    let mut broker = FakeBroker::start().await;
+    let clock = TestClock::new();
+    let config = broker.config("fs@acme", 10).clock(clock.clone());
+    let agent = Agent::new(config.build().unwrap()).unwrap();
+    let serves = agent.clone();
+    let serving = tokio::spawn(async move { serves.serve([nothing()]).await });
+    drop(broker.serving().await);
+    clock.somebody_sleeps().await;
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    clock.advance(Duration::from_secs(60));
+    let asking = tokio::spawn(async move { agent.register(RegisterOptions::default()).await });
+    let post = broker.post().await;
+    assert!(!broker.has_connection());
+    drop(post);
+    asking.await.unwrap().unwrap_err();
 }
