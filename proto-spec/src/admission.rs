@@ -772,7 +772,7 @@ impl Vouched {
         me: &AgentId,
         now: Timestamp,
     ) -> Result<Self, Refusal> {
-        let said = BrokerSaid::check(bytes, broker, me)?;
+        let said = BrokerSaid::check(Received::parse(bytes, ENVELOPE_BYTES_MAX)?, broker, me)?;
         if said.envelope.kind() != Kind::Credential {
             return Err(Refusal::UnknownType(said.envelope.kind().to_string()));
         }
@@ -829,9 +829,8 @@ impl BrokerSaid {
     ///
     /// # Errors
     ///
-    /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], and those of [`Envelope::parse`].
-    pub fn check(bytes: Bytes, broker: &PublicKey, me: &AgentId) -> Result<Self, Refusal> {
-        let received = Received::parse(bytes, ENVELOPE_BYTES_MAX)?;
+    /// [`Refusal::BadSignature`] and [`Refusal::WrongAudience`].
+    pub fn check(received: Received, broker: &PublicKey, me: &AgentId) -> Result<Self, Refusal> {
         if *received.envelope.speaker() != Speaker::Broker(me.org().clone()) {
             return Err(Refusal::BadSignature);
         }
@@ -862,20 +861,20 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Checks that `bytes` are the answer of `provider`, under the key that was certified for it, to
-    /// the call `re`, for `me`.
+    /// Checks that this is the answer of `provider`, under the key that was certified for it, to the
+    /// call `re`, for `me`.
     ///
     /// # Errors
     ///
     /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], [`Refusal::NoSuchCall`].
     pub fn check(
-        bytes: Bytes,
+        received: Received,
         vouched: &Vouched,
         provider: &AgentId,
         me: &AgentId,
         re: &Digest,
     ) -> Result<Self, Refusal> {
-        let verified = Received::parse(bytes, ENVELOPE_BYTES_MAX)?.verify(vouched)?;
+        let verified = received.verify(vouched)?;
         let envelope = &verified.envelope;
         if envelope.speaker().agent() != Some(provider) {
             return Err(Refusal::BadSignature);

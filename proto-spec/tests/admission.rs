@@ -142,7 +142,8 @@ fn a_caller_takes_a_result_only_from_the_agent_it_called() {
     let names = ("broker@acme", "researcher@acme");
     let check = |word: Value, bytes: Bytes| {
         let vouched = believed(credential(BROKER, names, &word), NOW).unwrap();
-        Answer::check(bytes, &vouched, &fs(), &researcher(), &call)
+        Received::parse(bytes, ENVELOPE_BYTES)
+            .and_then(|said| Answer::check(said, &vouched, &fs(), &researcher(), &call))
             .map(|answer| answer.id())
             .map_err(|refusal| refusal.code())
     };

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use proto_spec::admission::BrokerSaid;
-use proto_spec::limits::CLOCK_SKEW_MAX;
+use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
 use proto_spec::message::{Ack, Attach, Challenge};
-use proto_spec::{Digest, Kind, PublicKey};
+use proto_spec::{Digest, Kind, PublicKey, Received};
 
 use super::{Core, expect, refusal_in};
 use crate::error::{Error, Result};
@@ -32,12 +33,7 @@ pub(super) async fn shake_hands(
 ) -> Result<Terms> {
     let voice = &core.voice;
     let closed = || core.closed("the broker closed the connection before it was attached");
-    let first = source.next().await.ok_or_else(closed)?;
-    let said =
-        BrokerSaid::check(first, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
-    if let Some(refused) = refusal_in(said.envelope()) {
-        return Err(refused);
-    }
+    let said = word(core, source.next().await.ok_or_else(closed)?)?;
     let challenge: Challenge = expect(said.envelope(), Kind::Challenge)?;
     let body = Attach {
         challenge: challenge.challenge,
@@ -45,12 +41,7 @@ pub(super) async fn shake_hands(
     };
     let attach = voice.say(Kind::Attach, voice.broker(), Header::default(), &body)?;
     sink.send(&core.link, attach.bytes).await?;
-    let second = source.next().await.ok_or_else(closed)?;
-    let said =
-        BrokerSaid::check(second, &core.broker_key, voice.id()).map_err(Error::NotTheBroker)?;
-    if let Some(refused) = refusal_in(said.envelope()) {
-        return Err(refused);
-    }
+    let said = word(core, source.next().await.ok_or_else(closed)?)?;
     if said.envelope().re() != Some(attach.id) || said.envelope().to().is_none() {
         return Err(Error::Unexpected("something else than our `attach`".into()));
     }
@@ -68,5 +59,16 @@ pub(super) async fn shake_hands(
         _ => Err(Error::Unexpected(
             "an `ack` of another kind to our `attach`".into(),
         )),
+    }
+}
+
+/// The broker's own word, where it is not a refusal.
+fn word(core: &Core, bytes: Bytes) -> Result<BrokerSaid> {
+    let said = Received::parse(bytes, ENVELOPE_BYTES_MAX)
+        .and_then(|received| BrokerSaid::check(received, &core.broker_key, core.voice.id()))
+        .map_err(Error::NotTheBroker)?;
+    match refusal_in(said.envelope()) {
+        Some(refused) => Err(refused),
+        None => Ok(said),
     }
 }
