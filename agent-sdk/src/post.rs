@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proto_spec::admission::{Answer, BrokerSaid, Vouched};
-use proto_spec::limits::ENVELOPE_BYTES_MAX;
+use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
 use proto_spec::{AgentId, Envelope, Kind, Received, Refusal, Sealed, Speaker};
 
 use crate::error::{Error, Result};
@@ -83,6 +83,14 @@ fn answer(
         .decode(text)
         .map_err(|_| Refusal::BadMember("FEM-Credential", "base64url"))?;
     let me = core.voice.id();
-    let vouched = Vouched::check(credential.into(), &core.broker_key, me, core.now())?;
+    // There is no session from which we know the broker's time. Where the clocks differ by no more
+    // than is permitted, it is within this of ours.
+    let vouched = Vouched::check(
+        credential.into(),
+        &core.broker_key,
+        me,
+        core.now(),
+        CLOCK_SKEW_MAX,
+    )?;
     Answer::check(received, &vouched, provider, me, &asked.id)
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt as _;
 use futures_util::future::{AbortHandle, abortable};
-use proto_spec::admission::{BrokerSaid, Judge, Me, Permit, Vouched};
+use proto_spec::admission::{BrokerSaid, Permit, Vouched};
 use proto_spec::limits::TOOLS_MAX;
 use proto_spec::message::{self, ToolCall, ToolInput};
 use proto_spec::refusal::ErrorBody;
@@ -168,15 +168,10 @@ impl Provider {
     ) -> Result<(), Refusal> {
         let verified = received.verify(vouched)?;
         let asker = Asker::of(verified.id(), verified.envelope());
-        let me = session.voice().id();
-        let judge = Judge {
-            me: Me::Agent(me),
-            skew: session.terms().skew,
-            now: session.voice().now(),
-        };
+        let judge = session.judge();
         let required = |tool: &Capability| Some(self.tools.get(tool)?.offer.required().clone());
         let authorized = verified
-            .admit(&judge, &*self.seen)
+            .admit(&judge, &self.seen.by(session.broker_clock()))
             .and_then(|fresh| {
                 fresh.authorize_delivered(vouched, &session.terms().roots, required, &judge)
             })
@@ -287,13 +282,8 @@ impl Provider {
         vouched: &Vouched,
         received: Received,
     ) -> Result<(), Refusal> {
-        let me = session.voice().id();
-        let judge = Judge {
-            me: Me::Agent(me),
-            skew: session.terms().skew,
-            now: session.voice().now(),
-        };
-        let fresh = received.verify(vouched)?.admit(&judge, &*self.seen)?;
+        let seen = self.seen.by(session.broker_clock());
+        let fresh = received.verify(vouched)?.admit(&session.judge(), &seen)?;
         let envelope = fresh.envelope();
         let call = envelope.re().ok_or(Refusal::NoSuchCall)?;
         let running = self.running();

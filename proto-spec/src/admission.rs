@@ -760,7 +760,9 @@ pub struct Vouched {
 
 impl Vouched {
     /// Checks a `credential` envelope against the broker's key, which comes from the agent's own
-    /// configuration.
+    /// configuration. `expires` is the broker's time: `now` is what the agent takes that to be, and
+    /// `apart` how far it may be from the truth. What is wrongly taken for alive lets a key that was
+    /// revoked answer for as much longer.
     ///
     /// # Errors
     ///
@@ -771,6 +773,7 @@ impl Vouched {
         broker: &PublicKey,
         me: &AgentId,
         now: Timestamp,
+        apart: Duration,
     ) -> Result<Self, Refusal> {
         let said = BrokerSaid::check(Received::parse(bytes, ENVELOPE_BYTES_MAX)?, broker, me)?;
         if said.envelope.kind() != Kind::Credential {
@@ -785,16 +788,25 @@ impl Vouched {
                 "a credential that holds for longer than five minutes".into(),
             ));
         }
-        if credential.expires < now {
-            return Err(Refusal::Stale(
-                now.distance(credential.expires),
-                Duration::ZERO,
-            ));
-        }
-        Ok(Self {
+        let vouched = Self {
             credential,
             id: said.id,
-        })
+        };
+        vouched.alive(now.earlier(apart))?;
+        Ok(vouched)
+    }
+
+    /// Looks at its expiry, at every use.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Stale`] when it has expired.
+    pub fn alive(&self, now: Timestamp) -> Result<(), Refusal> {
+        let expires = self.credential.expires;
+        if expires < now {
+            return Err(Refusal::Stale(now.distance(expires), Duration::ZERO));
+        }
+        Ok(())
     }
 
     /// What the broker says.

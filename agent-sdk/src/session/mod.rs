@@ -11,7 +11,7 @@ mod waiting;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto_spec::admission::{Answer, BrokerSaid, Vouched};
+use proto_spec::admission::{Answer, BrokerSaid, Judge, Me, Vouched};
 use proto_spec::frame::{FRAME, Frame};
 use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use proto_spec::refusal::ErrorBody;
@@ -21,6 +21,7 @@ use proto_spec::{
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::clock::Offset;
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::link::Link;
@@ -151,10 +152,12 @@ impl Session {
         receiver: &dyn Receiver,
     ) -> Result<(), Refusal> {
         let frame = Frame::decode(bytes)?;
-        let voice = &self.core.voice;
-        let now = voice.now();
-        let vouched =
-            credentials.resolve(&frame.vouching, &self.core.broker_key, voice.id(), now)?;
+        let vouched = credentials.resolve(
+            &frame.vouching,
+            &self.core.broker_key,
+            self.core.voice.id(),
+            self.broker_clock().at(self.core.now()),
+        )?;
         let received = Received::parse(frame.envelope, ENVELOPE_BYTES_MAX)?;
         let envelope = received.envelope();
         match (envelope.kind(), envelope.re()) {
@@ -322,6 +325,21 @@ impl Session {
 
     pub(crate) fn voice(&self) -> &Voice {
         &self.core.voice
+    }
+
+    /// The clock by which everything that comes over this session is judged. Its callers were judged
+    /// by it too, so whom the broker accepts the agent accepts.
+    pub(crate) fn broker_clock(&self) -> Offset {
+        self.terms.broker_clock
+    }
+
+    /// Judges what others signed for this agent, at this moment.
+    pub(crate) fn judge(&self) -> Judge<'_> {
+        Judge {
+            me: Me::Agent(self.core.voice.id()),
+            skew: self.terms.skew,
+            now: self.broker_clock().at(self.core.now()),
+        }
     }
 
     pub(crate) fn has_ended(&self) -> bool {
