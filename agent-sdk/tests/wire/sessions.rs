@@ -316,3 +316,72 @@ async fn a_session_that_nobody_needs_any_more_is_not_attached_again() {
     drop(post);
     asking.await.unwrap().unwrap_err();
 }
+
+#[tokio::test]
+async fn an_offer_is_done_when_the_broker_has_taken_it_and_not_before() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let mut offering = Box::pin(agent.offer([nothing()]));
+    let mut taken = None;
+    let mut peer = tokio::select! {
+        _ = &mut offering => panic!("nobody has taken it"),
+        peer = async {
+            let mut peer = broker.attached().await;
+            taken = Some(peer.receive().await);
+            peer
+        } => peer,
+    };
+    let offer = taken.unwrap();
+    assert_eq!(offer.kind(), Kind::OfferTools);
+    peer.ack(&offer, &agent_sdk::Ack::Offered { tools: 1 })
+        .await;
+    let serving = soon("the offer", offering).await.unwrap();
+    assert!(matches!(
+        agent.offer([nothing()]).await,
+        Err(Error::AlreadyServing(_))
+    ));
+
+    // It is served before anybody runs it, and dropping it takes it back.
+    let me = Person::new("me@acme", 20);
+    let call = peer.calls(&me, "fs.nothing", "{}").await;
+    assert_eq!(peer.receive().await.re(), Some(call));
+    drop(serving);
+    let back = peer.receive().await;
+    assert_eq!(
+        (back.kind(), back.body()),
+        (Kind::OfferTools, r#"{"tools":[]}"#)
+    );
+}
+
+#[tokio::test]
+async fn what_was_offered_is_offered_again_once_it_runs_and_its_session_was_lost() {
+    let mut broker = FakeBroker::start().await;
+    let clock = TestClock::new();
+    let config = broker.config("fs@acme", 10).clock(clock.clone());
+    let agent = Agent::new(config.build().unwrap()).unwrap();
+    let offering = tokio::spawn(async move { agent.offer([nothing()]).await });
+    let peer = broker.serving().await;
+    let serving = offering.await.unwrap().unwrap();
+    drop(peer);
+    clock.somebody_sleeps().await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(serving.run_until(async { drop(stopped.await) }));
+    clock.advance(Duration::from_secs(1));
+    let mut peer = broker.serving().await;
+    stop.send(()).unwrap();
+    let back = peer.receive().await;
+    peer.ack(&back, &agent_sdk::Ack::Offered { tools: 0 }).await;
+    soon("the end", running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_offer_that_is_denied_says_so() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let offering = tokio::spawn(async move { agent.offer([nothing()]).await.map(drop) });
+    let mut peer = broker.attached().await;
+    let offer = peer.receive().await;
+    let refusal = Refusal::OfferDenied("fs.nothing".into(), "outside");
+    peer.refuse(&offer, &refusal).await;
+    assert_eq!(code(offering.await.unwrap()), Some(Code::OfferDenied));
+}
