@@ -279,16 +279,11 @@ async fn an_attempt_that_begins_as_another_ends_is_the_only_one_and_has_its_own_
             .is_pending()
     );
     drop(broker.connection().await);
-    let again = async {
-        loop {
-            if let Some(again) = witness.attaching.lock().unwrap().take() {
-                return again;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    let again = tokio::spawn(soon("another attempt", again).await);
-    let mut peer = broker.attached().await;
+    let mut peer = broker.connection().await;
+    let again = witness.attaching.lock().unwrap().take();
+    let again = tokio::spawn(again.unwrap());
+    let (attach, _) = peer.challenged().await;
+    peer.ack(&attach, &broker.welcome()).await;
     again.await.unwrap().unwrap();
     // Whoever asks from here on shares that session.
     agent.attach().await.unwrap();
