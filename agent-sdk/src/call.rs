@@ -139,11 +139,17 @@ impl CallHandle {
         self.sent.id
     }
 
-    /// The next progress, in order; none when the answer is there. Progress that comes faster than it
-    /// is looked at is dropped.
+    /// The next progress, in order; none when the answer is there, or when it is late. Progress that
+    /// comes faster than it is looked at is dropped.
     pub async fn progress(&mut self) -> Option<Progress> {
+        let session = Arc::clone(&self.session);
+        let mut patience = session.voice().clock().sleep(self.patience_left());
         loop {
-            let answer = self.sent.progress.recv().await?;
+            let answer = tokio::select! {
+                biased;
+                answer = self.sent.progress.recv() => answer?,
+                () = &mut patience => return None,
+            };
             let Ok(body) = answer.envelope().read_body::<ToolProgress<'_>>() else {
                 continue;
             };
@@ -204,11 +210,7 @@ impl CallHandle {
     /// Those of [`CallHandle::result`], without the last.
     pub async fn raw(mut self) -> Result<Box<RawValue>> {
         let session = Arc::clone(&self.session);
-        let waited = self.since.elapsed();
-        let patience = session
-            .voice()
-            .clock()
-            .sleep(self.patience.saturating_sub(waited));
+        let patience = session.voice().clock().sleep(self.patience_left());
         tokio::select! {
             answered = &mut self.sent.result => {
                 self.over = true;
@@ -217,6 +219,10 @@ impl CallHandle {
             }
             () = patience => Err(Error::Deadline(self.patience)),
         }
+    }
+
+    fn patience_left(&self) -> Duration {
+        self.patience.saturating_sub(self.since.elapsed())
     }
 
     fn about<B: Serialize>(&self, kind: Kind, body: &B) -> Result<Sealed> {

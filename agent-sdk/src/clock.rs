@@ -32,3 +32,30 @@ impl Clock for SystemClock {
         Box::pin(tokio::time::sleep(duration))
     }
 }
+
+/// How far another clock is from ours.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Offset {
+    Ahead(Duration),
+    Behind(Duration),
+}
+
+impl Offset {
+    /// Of a clock that shows `theirs` when ours shows `ours`.
+    pub(crate) fn of(theirs: Timestamp, ours: Timestamp) -> Self {
+        let apart = theirs.distance(ours);
+        if theirs > ours {
+            Self::Ahead(apart)
+        } else {
+            Self::Behind(apart)
+        }
+    }
+
+    /// What the other clock shows when ours shows `ours`.
+    pub(crate) fn at(self, ours: Timestamp) -> Timestamp {
+        match self {
+            Self::Ahead(apart) => ours.later(apart),
+            Self::Behind(apart) => ours.earlier(apart),
+        }
+    }
+}

@@ -19,7 +19,7 @@ pub(crate) struct Credentials {
 
 impl Credentials {
     /// The credential that a frame carries or names. It is checked when it arrives, and its expiry at
-    /// every use.
+    /// every use; `now` is the broker's time.
     ///
     /// # Errors
     ///
@@ -36,7 +36,8 @@ impl Credentials {
     ) -> Result<Arc<Vouched>, Refusal> {
         let vouched = match vouching {
             Vouching::Full(bytes) => {
-                let vouched = Arc::new(Vouched::check(bytes.clone(), broker, me, now)?);
+                let vouched = Vouched::check(bytes.clone(), broker, me, now, Duration::ZERO)?;
+                let vouched = Arc::new(vouched);
                 self.make_room(now)?;
                 self.known.insert(vouched.id(), Arc::clone(&vouched));
                 vouched
@@ -45,10 +46,7 @@ impl Credentials {
                 Refusal::Denied("a credential that this connection has not carried".into())
             })?,
         };
-        let expires = vouched.credential().expires;
-        if expires < now {
-            return Err(Refusal::Stale(now.distance(expires), Duration::ZERO));
-        }
+        vouched.alive(now)?;
         Ok(vouched)
     }
 
@@ -56,8 +54,7 @@ impl Credentials {
         if self.known.len() < CREDENTIALS_MAX {
             return Ok(());
         }
-        self.known
-            .retain(|_, vouched| vouched.credential().expires >= now);
+        self.known.retain(|_, vouched| vouched.alive(now).is_ok());
         if self.known.len() < CREDENTIALS_MAX {
             Ok(())
         } else {

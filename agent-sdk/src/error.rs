@@ -63,6 +63,19 @@ pub enum Error {
         retryable: bool,
     },
 
+    /// The broker attached us by a clock that is not near ours: one of the two is wrong, or lies.
+    #[error(
+        "the broker's clock is {} ms from this machine's, and it permits {} ms: set this machine's clock, or tell the broker's operator",
+        apart.as_millis(),
+        most.as_millis()
+    )]
+    Clocks {
+        /// How far the clocks are apart.
+        apart: Duration,
+        /// How far they may be.
+        most: Duration,
+    },
+
     /// The tool answered with an error of its own.
     #[error("the tool answered {code}: {message}")]
     Tool {
@@ -150,7 +163,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Busy(_) => true,
+            Self::Unreachable { .. } | Self::Clocks { .. } | Self::Busy(_) => true,
             Self::Refused { retryable, .. } => *retryable,
             _ => false,
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use futures_util::Stream;
-use proto_spec::admission::{Judge, Me, Vouched};
+use proto_spec::admission::Vouched;
 use proto_spec::message::{EmitEvent, Topics};
 use proto_spec::{AgentId, Audience, Capability, Kind, Pattern, Received, Refusal, Timestamp};
 use serde::de::DeserializeOwned;
@@ -88,15 +88,10 @@ impl Hearers {
         received: Received,
         seen: &Seen,
     ) -> Result<(), Refusal> {
-        let me = session.voice().id();
-        let judge = Judge {
-            me: Me::Agent(me),
-            skew: session.terms().skew,
-            now: session.voice().now(),
-        };
+        let judge = session.judge();
         let event = received
             .verify(vouched)?
-            .admit(&judge, seen)?
+            .admit(&judge, &seen.by(session.broker_clock()))?
             .accept_event(vouched, &judge)?;
         let envelope = event.envelope();
         let Some(Audience::Topic(_, topic)) = envelope.to() else {

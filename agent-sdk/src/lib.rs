@@ -29,7 +29,7 @@ mod session;
 mod tool;
 mod voice;
 
-pub use agent::{Agent, RegisterOptions, Registration};
+pub use agent::{Agent, RegisterOptions, Registration, Serving};
 pub use call::{CallHandle, CallOptions};
 pub use clock::{Clock, SystemClock};
 pub use config::{Builder, CALLS_AT_ONCE, CONNECT_TIMEOUT, Config};

@@ -3,6 +3,9 @@
 //! `serve` and `subscribe` hold the line: while anybody does, a lost session is attached again, with
 //! growing random waits. What must be said on each new session (offers, subscriptions) its owner says
 //! itself. Calls that were in flight are not repeated: their outcome is unknown.
+//!
+//! There is never a second keeper. The state itself is the place: whoever makes `Over` into
+//! `Attaching` starts one, and only a keeper makes it `Over` again, once, as the last thing it does.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +23,7 @@ pub(crate) struct Line {
     keeping: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the task that keeps the session works with.
+/// What a keeper works with, and where it says how it stands.
 struct Keeper {
     core: Arc<Core>,
     receiver: Arc<dyn Receiver>,
@@ -35,7 +38,7 @@ enum State {
     Up(Arc<Session>),
     /// The last attempt failed; another follows if somebody holds the line.
     Down(Error),
-    /// Nothing follows until somebody asks again.
+    /// Nobody keeps the session until somebody asks again.
     Over(Error),
 }
 
@@ -88,13 +91,13 @@ impl Line {
         }
     }
 
-    /// Starts the keeper unless it runs.
+    /// Starts a keeper unless there is one.
     fn start(&self) -> watch::Receiver<State> {
+        // Held until the task stands here, so that dropping the line ends this keeper and no other. A
+        // runtime that shuts down drops the task at once: a place that is dropped takes no lock.
         let mut keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*self.keeper.state.borrow(), State::Over(_)) {
-            self.keeper.state.send_replace(State::Attaching);
-            let keeper = Arc::clone(&self.keeper);
-            *keeping = Some(tokio::spawn(async move { keeper.keep().await }));
+        if let Some(place) = Place::take(&self.keeper) {
+            *keeping = Some(tokio::spawn(place.keep()));
         }
         self.keeper.state.subscribe()
     }
@@ -139,7 +142,11 @@ impl Hold {
             };
             match over {
                 // Given up at the moment when we took hold.
-                Some(why) if why.is_retryable() => state = self.line.start(),
+                Some(why) if why.is_retryable() => {
+                    // A runtime that shuts down ends every keeper at once: it must find us waiting.
+                    tokio::task::yield_now().await;
+                    state = self.line.start();
+                }
                 Some(why) => return Err(why),
                 None => self.line.changed(&mut state).await?,
             }
@@ -153,10 +160,46 @@ impl Drop for Hold {
     }
 }
 
+/// The one place of a keeper. Dropping it, whichever way that comes about, tells that it is free:
+/// nobody may wait for somebody who is gone.
+struct Place {
+    keeper: Arc<Keeper>,
+    end: Error,
+}
+
+impl Place {
+    /// Takes the place if it is free.
+    fn take(keeper: &Arc<Keeper>) -> Option<Self> {
+        let is_free = keeper.state.send_if_modified(|state| {
+            let is_free = matches!(state, State::Over(_));
+            if is_free {
+                *state = State::Attaching;
+            }
+            is_free
+        });
+        is_free.then(|| Self {
+            keeper: Arc::clone(keeper),
+            end: keeper.core.closed("the session is no longer kept"),
+        })
+    }
+
+    async fn keep(mut self) {
+        self.end = self.keeper.keep().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.keeper
+            .state
+            .send_replace(State::Over(self.end.clone()));
+    }
+}
+
 impl Keeper {
-    /// Attaches, reads until the session ends, and begins again while somebody holds the line.
-    async fn keep(&self) {
-        let _gone = Gone(self);
+    /// Attaches, reads until the session ends, and begins again while somebody holds the line. Gives
+    /// why it ends.
+    async fn keep(&self) -> Error {
         let clock = self.core.voice.clock();
         let mut backoff = Backoff::default();
         let mut was_up = false;
@@ -176,31 +219,21 @@ impl Keeper {
                 }
                 Err(why) => why,
             };
-            if self.held.load(Ordering::SeqCst) == 0 || !passes(&why, was_up) {
-                self.state.send_replace(State::Over(why));
-                return;
+            if !self.is_held() || !passes(&why, was_up) {
+                return why;
             }
             let wait = backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
             tracing::warn!(agent = %self.core.voice.id(), %why, wait_ms = wait.as_millis() as u64, "attaching again");
-            self.state.send_replace(State::Down(why));
+            self.state.send_replace(State::Down(why.clone()));
             clock.sleep(wait).await;
+            if !self.is_held() {
+                return why;
+            }
         }
     }
-}
 
-/// Tells that nobody keeps the session any more, whichever way that came about: nobody may wait for
-/// somebody who is gone.
-struct Gone<'a>(&'a Keeper);
-
-impl Drop for Gone<'_> {
-    fn drop(&mut self) {
-        self.0.state.send_if_modified(|state| {
-            let is_told = matches!(state, State::Over(_));
-            if !is_told {
-                *state = State::Over(self.0.core.closed("the session is no longer kept"));
-            }
-            !is_told
-        });
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst) > 0
     }
 }
 

@@ -2,10 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use proto_spec::admission::{Answer, BrokerSaid, Vouched};
-use proto_spec::limits::ENVELOPE_BYTES_MAX;
-use proto_spec::{AgentId, Envelope, Kind, Refusal, Sealed, Speaker};
+use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
+use proto_spec::{AgentId, Envelope, Kind, Received, Refusal, Sealed, Speaker};
 
 use crate::error::{Error, Result};
 use crate::link::http::{Posted, Poster};
@@ -39,21 +38,23 @@ fn read(core: &Core, posted: Posted, asked: &Sealed, provider: Option<&AgentId>)
     let no_envelope = |why: Refusal| {
         Error::OutcomeUnknown(format!("HTTP {} and no envelope ({why})", posted.status))
     };
-    let envelope = Envelope::parse(posted.body.clone(), ENVELOPE_BYTES_MAX).map_err(no_envelope)?;
-    match (envelope.speaker(), provider) {
-        (Speaker::Agent(_), Some(provider)) => answer(core, &posted, asked, provider)
-            .map(Reply::Answer)
-            .map_err(|why| Error::Unproven {
-                from: provider.to_string(),
-                why,
-            }),
-        _ => word(core, posted.body, asked).map(Reply::Word),
+    let received = Received::parse(posted.body, ENVELOPE_BYTES_MAX).map_err(no_envelope)?;
+    match (received.envelope().speaker(), provider) {
+        (Speaker::Agent(_), Some(provider)) => {
+            answer(core, received, posted.credential, asked, provider)
+                .map(Reply::Answer)
+                .map_err(|why| Error::Unproven {
+                    from: provider.to_string(),
+                    why,
+                })
+        }
+        _ => word(core, received, asked).map(Reply::Word),
     }
 }
 
-fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<Envelope> {
-    let said =
-        BrokerSaid::check(body, &core.broker_key, core.voice.id()).map_err(Error::NotTheBroker)?;
+fn word(core: &Core, received: Received, asked: &Sealed) -> Result<Envelope> {
+    let said = BrokerSaid::check(received, &core.broker_key, core.voice.id())
+        .map_err(Error::NotTheBroker)?;
     let envelope = said.envelope();
     // A broker that could not verify us answers nobody in particular, and only with a refusal.
     let stranger = envelope.kind() == Kind::Error && envelope.to().is_none();
@@ -72,18 +73,24 @@ fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<Envelope> {
 
 fn answer(
     core: &Core,
-    posted: &Posted,
+    received: Received,
+    credential: Option<String>,
     asked: &Sealed,
     provider: &AgentId,
 ) -> Result<Answer, Refusal> {
-    let text = posted
-        .credential
-        .as_ref()
-        .ok_or(Refusal::MissingMember("FEM-Credential"))?;
+    let text = credential.ok_or(Refusal::MissingMember("FEM-Credential"))?;
     let credential = URL_SAFE_NO_PAD
         .decode(text)
         .map_err(|_| Refusal::BadMember("FEM-Credential", "base64url"))?;
     let me = core.voice.id();
-    let vouched = Vouched::check(credential.into(), &core.broker_key, me, core.now())?;
-    Answer::check(posted.body.clone(), &vouched, provider, me, &asked.id)
+    // There is no session from which we know the broker's time. Where the clocks differ by no more
+    // than is permitted, it is within this of ours.
+    let vouched = Vouched::check(
+        credential.into(),
+        &core.broker_key,
+        me,
+        core.now(),
+        CLOCK_SKEW_MAX,
+    )?;
+    Answer::check(received, &vouched, provider, me, &asked.id)
 }

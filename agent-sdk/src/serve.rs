@@ -10,14 +10,14 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt as _;
-use proto_spec::admission::{BrokerSaid, Judge, Me, Permit, Vouched};
+use futures_util::future::{AbortHandle, abortable};
+use proto_spec::admission::{BrokerSaid, Permit, Vouched};
 use proto_spec::limits::TOOLS_MAX;
 use proto_spec::message::{self, ToolCall, ToolInput};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{AgentId, Authorized, Capability, Digest, Kind, Received, Refusal};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::AbortHandle;
 
 use crate::answer::Asker;
 use crate::error::{Error, Result};
@@ -168,15 +168,10 @@ impl Provider {
     ) -> Result<(), Refusal> {
         let verified = received.verify(vouched)?;
         let asker = Asker::of(verified.id(), verified.envelope());
-        let me = session.voice().id();
-        let judge = Judge {
-            me: Me::Agent(me),
-            skew: session.terms().skew,
-            now: session.voice().now(),
-        };
+        let judge = session.judge();
         let required = |tool: &Capability| Some(self.tools.get(tool)?.offer.required().clone());
         let authorized = verified
-            .admit(&judge, &*self.seen)
+            .admit(&judge, &self.seen.by(session.broker_clock()))
             .and_then(|fresh| {
                 fresh.authorize_delivered(vouched, &session.terms().roots, required, &judge)
             })
@@ -258,27 +253,25 @@ impl Provider {
             call: authorized.id(),
             _place: place,
         };
-        // The lock is held until the call stands among those that run, so that its end, which takes
-        // it out again, comes after.
-        let mut running = self.running();
-        let task = tokio::spawn(async move {
+        let (run, task) = abortable(async move {
             let _ending = ending;
             // A tool that panics ends its own call and nothing else; what it left half done is its
             // own, for nothing of ours is lent to it mutably.
-            let run = AssertUnwindSafe(async move { tool.start(call, arguments).await });
-            let outcome = run.catch_unwind().await;
+            let started = AssertUnwindSafe(async move { tool.start(call, arguments).await });
+            let outcome = started.catch_unwind().await;
             let outcome =
                 outcome.unwrap_or_else(|_| Err(ToolError::new(TOOL_PANICKED, "the tool panicked")));
             asker.answer(&session, outcome).await;
         });
-        running.insert(
-            authorized.id(),
-            Running {
-                caller,
-                inputs,
-                task: task.abort_handle(),
-            },
-        );
+        let running = Running {
+            caller,
+            inputs,
+            task,
+        };
+        // It stands among those that run before it can end, which takes it out again: a runtime that
+        // shuts down drops it here and now.
+        self.running().insert(authorized.id(), running);
+        tokio::spawn(run);
         Ok(())
     }
 
@@ -289,13 +282,8 @@ impl Provider {
         vouched: &Vouched,
         received: Received,
     ) -> Result<(), Refusal> {
-        let me = session.voice().id();
-        let judge = Judge {
-            me: Me::Agent(me),
-            skew: session.terms().skew,
-            now: session.voice().now(),
-        };
-        let fresh = received.verify(vouched)?.admit(&judge, &*self.seen)?;
+        let seen = self.seen.by(session.broker_clock());
+        let fresh = received.verify(vouched)?.admit(&session.judge(), &seen)?;
         let envelope = fresh.envelope();
         let call = envelope.re().ok_or(Refusal::NoSuchCall)?;
         let running = self.running();

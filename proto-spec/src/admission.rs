@@ -768,7 +768,9 @@ pub struct Vouched {
 
 impl Vouched {
     /// Checks a `credential` envelope against the broker's key, which comes from the agent's own
-    /// configuration.
+    /// configuration. `expires` is the broker's time: `now` is what the agent takes that to be, and
+    /// `apart` how far it may be from the truth. What is wrongly taken for alive lets a key that was
+    /// revoked answer for as much longer.
     ///
     /// # Errors
     ///
@@ -779,8 +781,9 @@ impl Vouched {
         broker: &PublicKey,
         me: &AgentId,
         now: Timestamp,
+        apart: Duration,
     ) -> Result<Self, Refusal> {
-        let said = BrokerSaid::check(bytes, broker, me)?;
+        let said = BrokerSaid::check(Received::parse(bytes, ENVELOPE_BYTES_MAX)?, broker, me)?;
         if said.envelope.kind() != Kind::Credential {
             return Err(Refusal::UnknownType(said.envelope.kind().to_string()));
         }
@@ -793,16 +796,25 @@ impl Vouched {
                 "a credential that holds for longer than five minutes".into(),
             ));
         }
-        if credential.expires < now {
-            return Err(Refusal::Stale(
-                now.distance(credential.expires),
-                Duration::ZERO,
-            ));
-        }
-        Ok(Self {
+        let vouched = Self {
             credential,
             id: said.id,
-        })
+        };
+        vouched.alive(now.earlier(apart))?;
+        Ok(vouched)
+    }
+
+    /// Looks at its expiry, at every use.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Stale`] when it has expired.
+    pub fn alive(&self, now: Timestamp) -> Result<(), Refusal> {
+        let expires = self.credential.expires;
+        if expires < now {
+            return Err(Refusal::Stale(now.distance(expires), Duration::ZERO));
+        }
+        Ok(())
     }
 
     /// What the broker says.
@@ -837,9 +849,8 @@ impl BrokerSaid {
     ///
     /// # Errors
     ///
-    /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], and those of [`Envelope::parse`].
-    pub fn check(bytes: Bytes, broker: &PublicKey, me: &AgentId) -> Result<Self, Refusal> {
-        let received = Received::parse(bytes, ENVELOPE_BYTES_MAX)?;
+    /// [`Refusal::BadSignature`] and [`Refusal::WrongAudience`].
+    pub fn check(received: Received, broker: &PublicKey, me: &AgentId) -> Result<Self, Refusal> {
         if *received.envelope.speaker() != Speaker::Broker(me.org().clone()) {
             return Err(Refusal::BadSignature);
         }
@@ -870,20 +881,20 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Checks that `bytes` are the answer of `provider`, under the key that was certified for it, to
-    /// the call `re`, for `me`.
+    /// Checks that this is the answer of `provider`, under the key that was certified for it, to the
+    /// call `re`, for `me`.
     ///
     /// # Errors
     ///
     /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], [`Refusal::NoSuchCall`].
     pub fn check(
-        bytes: Bytes,
+        received: Received,
         vouched: &Vouched,
         provider: &AgentId,
         me: &AgentId,
         re: &Digest,
     ) -> Result<Self, Refusal> {
-        let verified = Received::parse(bytes, ENVELOPE_BYTES_MAX)?.verify(vouched)?;
+        let verified = received.verify(vouched)?;
         let envelope = &verified.envelope;
         if envelope.speaker().agent() != Some(provider) {
             return Err(Refusal::BadSignature);

@@ -76,7 +76,11 @@ fn credential(signer: [u8; 32], names: (&str, &str), body: &Value) -> Bytes {
 }
 
 fn believed(bytes: Bytes, now: u64) -> Result<Vouched, Refusal> {
-    Vouched::check(bytes, &key(BROKER).public(), &researcher(), at(now))
+    believed_within(Duration::ZERO, bytes, now)
+}
+
+fn believed_within(apart: Duration, bytes: Bytes, now: u64) -> Result<Vouched, Refusal> {
+    Vouched::check(bytes, &key(BROKER).public(), &researcher(), at(now), apart)
 }
 
 #[test]
@@ -89,7 +93,14 @@ fn a_credential_is_believed_only_from_ones_own_broker() {
     believed(good.clone(), NOW + TICK).unwrap();
 
     let refused = |bytes: Bytes, now: u64| believed(bytes, now).unwrap_err().code();
-    assert_eq!(refused(good, NOW + TICK + 1), Code::Stale, "expired");
+    assert_eq!(
+        refused(good.clone(), NOW + TICK + 1),
+        Code::Stale,
+        "expired"
+    );
+    let apart = Duration::from_millis(7);
+    believed_within(apart, good.clone(), NOW + TICK + 7).unwrap();
+    believed_within(apart, good, NOW + TICK + 8).unwrap_err();
     for (why, signer, names, code) in [
         ("another key", BOB, names, Code::NotAuthentic),
         (
@@ -142,7 +153,8 @@ fn a_caller_takes_a_result_only_from_the_agent_it_called() {
     let names = ("broker@acme", "researcher@acme");
     let check = |word: Value, bytes: Bytes| {
         let vouched = believed(credential(BROKER, names, &word), NOW).unwrap();
-        Answer::check(bytes, &vouched, &fs(), &researcher(), &call)
+        Received::parse(bytes, ENVELOPE_BYTES)
+            .and_then(|said| Answer::check(said, &vouched, &fs(), &researcher(), &call))
             .map(|answer| answer.id())
             .map_err(|refusal| refusal.code())
     };
@@ -340,7 +352,13 @@ impl Delivery {
             let offers = ["fs.read_file", "fs.stat"].contains(&tool.as_str());
             offers.then(|| capability("fs.read"))
         };
-        let vouched = Vouched::check(said, &key(BROKER).public(), &me, at(self.vouched_at))?;
+        let vouched = Vouched::check(
+            said,
+            &key(BROKER).public(),
+            &me,
+            at(self.vouched_at),
+            Duration::ZERO,
+        )?;
         Received::parse(call.into(), ENVELOPE_BYTES)?
             .verify(&vouched)?
             .admit(&judge, nonces)?

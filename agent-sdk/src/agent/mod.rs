@@ -17,7 +17,7 @@ use proto_spec::message::Ack;
 use proto_spec::{AgentId, Audience, Envelope, Kind, PublicKey};
 use serde::Serialize;
 
-use crate::call::is_stale;
+use crate::call::{CallOptions, is_stale};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::keyfile::Key;
@@ -30,6 +30,7 @@ use crate::session::{Core, Receiver, expect};
 use crate::voice::{Header, Voice};
 use receivers::Receivers;
 pub use registering::{RegisterOptions, Registration};
+pub use serving::Serving;
 
 /// An agent of an organisation, and its way to the organisation's broker. Cheap to clone; all clones
 /// share one session.
@@ -136,18 +137,21 @@ impl Agent {
     }
 
     /// Posts `bytes` as they are, and gives back status and body as they came: for tests and for
-    /// looking closely. Nothing is signed and nothing is believed.
+    /// looking closely. Nothing is signed and nothing is believed. Waits as long as a call without a
+    /// deadline of its own does.
     ///
     /// # Errors
     ///
-    /// [`Error::Unreachable`], [`Error::Tls`] and [`Error::OutcomeUnknown`].
+    /// [`Error::Unreachable`], [`Error::Tls`], [`Error::OutcomeUnknown`] and [`Error::Deadline`].
     pub async fn send_raw(&self, bytes: impl Into<Bytes>) -> Result<(u16, Bytes)> {
-        let posted = self
-            .inner
-            .poster
-            .post(&self.inner.core.link, bytes.into())
-            .await?;
-        Ok((posted.status, posted.body))
+        let Inner { core, poster, .. } = &*self.inner;
+        let patience = CallOptions::default().patience();
+        tokio::select! {
+            posted = poster.post(&core.link, bytes.into()) => {
+                posted.map(|posted| (posted.status, posted.body))
+            }
+            () = core.voice.clock().sleep(patience) => Err(Error::Deadline(patience)),
+        }
     }
 
     async fn ask(

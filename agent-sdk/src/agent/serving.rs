@@ -1,16 +1,19 @@
 //! Serving tools until told to stop.
+//!
+//! [`Agent::serve`] is the short way. [`Agent::offer`] is the same in two steps, for those who must
+//! know when callers can find them: whoever holds what it gives serves already.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use proto_spec::message::OfferTools;
-use proto_spec::{AgentId, Code, Kind};
+use proto_spec::{Code, Kind};
 
-use super::receivers::Receivers;
 use super::{Agent, Inner};
 use crate::error::{Error, Result};
-use crate::line::{Hold, Line};
+use crate::line::Hold;
 use crate::link::backoff::Backoff;
 use crate::serve::Provider;
 use crate::session::Session;
@@ -44,55 +47,174 @@ impl Agent {
         tools: impl IntoIterator<Item = Tool>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<()> {
+        Serving::begin(self, tools)?.run_until(shutdown).await
+    }
+
+    /// Offers `tools`, and waits until the broker has taken them: from then on callers find them, and
+    /// their calls are served. Waits through every failure that may pass; give it a deadline with
+    /// `tokio::time::timeout` where that may be long.
+    ///
+    /// ```no_run
+    /// # async fn example(agent: agent_sdk::Agent, tools: Vec<agent_sdk::Tool>) -> agent_sdk::Result<()> {
+    /// let serving = agent.offer(tools).await?;
+    /// println!("ready");
+    /// serving.run().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Agent::serve`].
+    pub async fn offer(&self, tools: impl IntoIterator<Item = Tool>) -> Result<Serving> {
+        let mut serving = Serving::begin(self, tools)?;
+        serving.offer().await?;
+        Ok(serving)
+    }
+}
+
+/// Tools that the broker has taken ([`Agent::offer`]). One at a time for each agent.
+///
+/// Calls are served while this lives. [`Serving::run`] also offers the tools again where the session
+/// was lost: until it is called, nobody does. Dropping this takes the offer back, and stops the calls
+/// that run.
+pub struct Serving {
+    agent: Agent,
+    provider: Arc<Provider>,
+    hold: Hold,
+    /// The session whose broker has taken the offer.
+    taken: Option<Arc<Session>>,
+    /// Whether the broker may still believe that we serve.
+    offers: bool,
+}
+
+impl Serving {
+    /// Serves until something ends it that no waiting mends. Lost sessions are attached again.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Agent::serve`].
+    pub async fn run(self) -> Result<()> {
+        self.run_until(std::future::pending()).await
+    }
+
+    /// Like [`Serving::run`], until `shutdown` is done: then nothing is offered any more, and calls
+    /// that run have half a minute to finish.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Agent::serve`].
+    pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        tokio::select! {
+            Err(why) = self.keep_offering() => return Err(why),
+            () = shutdown => {}
+        }
+        // Also where the first offer is still on its way: the broker may have taken it.
+        if let Some(session) = self.agent.inner.line.living() {
+            drain(&session, &self.provider).await;
+            self.offers = false;
+        }
+        Ok(())
+    }
+
+    fn begin(agent: &Agent, tools: impl IntoIterator<Item = Tool>) -> Result<Self> {
         let Inner {
             line,
             receivers,
             calls_at_once,
             ..
-        } = &*self.inner;
+        } = &*agent.inner;
         let tools = tools.into_iter().collect();
-        let provider = Arc::new(Provider::new(
-            tools,
-            Arc::clone(&receivers.seen),
-            *calls_at_once,
-        )?);
-        let mut serving = Serving::begin(receivers, line, &provider, self.id())?;
-        let hold = line.hold();
-        tokio::select! {
-            ended = self.offering(&hold, &provider) => ended,
-            () = shutdown => {
-                // Also where the first offer is still on its way: the broker may have taken it.
-                if let Some(session) = line.living() {
-                    drain(&session, &provider).await;
-                    serving.offers = false;
-                }
-                Ok(())
+        let provider = Provider::new(tools, Arc::clone(&receivers.seen), *calls_at_once)?;
+        let provider = Arc::new(provider);
+        let mut slot = receivers
+            .provider
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if slot.is_some() {
+            return Err(Error::AlreadyServing(agent.id().clone()));
+        }
+        *slot = Some(Arc::clone(&provider));
+        Ok(Self {
+            agent: agent.clone(),
+            provider,
+            hold: line.hold(),
+            taken: None,
+            offers: true,
+        })
+    }
+
+    /// Offers the tools on each new session. Ends only with an error.
+    async fn keep_offering(&mut self) -> Result<Infallible> {
+        loop {
+            if let Some(session) = &self.taken {
+                session.end().await;
             }
+            self.offer().await?;
         }
     }
 
-    /// Offers the provider's tools on each new session. Ends only with an error.
-    async fn offering(&self, hold: &Hold, provider: &Provider) -> Result<()> {
+    /// Offers the tools until a broker has taken them.
+    async fn offer(&mut self) -> Result<()> {
+        let agent = &self.agent;
+        let offer = self.provider.offer();
         let mut backoff = Backoff::default();
         loop {
-            let session = hold.session().await?;
-            let offer = provider.offer();
-            match session.ask(Kind::OfferTools, self.broker(), &offer).await {
+            let session = self.hold.session().await?;
+            match session.ask(Kind::OfferTools, agent.broker(), &offer).await {
                 Ok(_) => {
-                    tracing::info!(agent = %self.id(), tools = offer.tools.len(), "serving");
-                    backoff.reset();
-                    session.end().await;
+                    tracing::info!(agent = %agent.id(), tools = offer.tools.len(), "serving");
+                    self.taken = Some(session);
+                    return Ok(());
                 }
                 // The session was lost: the next one is offered to.
                 Err(_) if session.has_ended() => {}
                 Err(why) if why.is_retryable() || why.code() == Some(Code::OutcomeUnknown) => {
                     tracing::warn!(%why, "offering again");
                     let wait = backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
-                    self.inner.core.voice.clock().sleep(wait).await;
+                    agent.inner.core.voice.clock().sleep(wait).await;
                 }
                 Err(why) => return Err(why),
             }
         }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let Inner {
+            line, receivers, ..
+        } = &*self.agent.inner;
+        let provider = receivers
+            .provider
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let session = line.living();
+        if let Some(provider) = provider {
+            provider.stop(session.as_ref());
+        }
+        if let Some(session) = session.filter(|_| self.offers) {
+            let voice = session.voice();
+            let said = voice.say(
+                Kind::OfferTools,
+                voice.broker(),
+                Header::default(),
+                &NOTHING,
+            );
+            // Where the queue is full, calls that still come are not answered.
+            let _ = said.and_then(|envelope| session.try_tell(envelope));
+        }
+    }
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Serving({} tools of {})",
+            self.provider.offer().tools.len(),
+            self.agent.id()
+        )
     }
 }
 
@@ -110,63 +232,6 @@ async fn drain(session: &Session, provider: &Provider) {
         () = drained => {}
         () = session.voice().clock().sleep(DRAIN) => {
             tracing::warn!("calls were still running, and are stopped");
-        }
-    }
-}
-
-/// One `serve` at a time; its tools are gone when it ends, and with them what they hold.
-struct Serving<'a> {
-    receivers: &'a Receivers,
-    line: &'a Line,
-    /// Whether the broker may still believe that we serve.
-    offers: bool,
-}
-
-impl<'a> Serving<'a> {
-    fn begin(
-        receivers: &'a Receivers,
-        line: &'a Line,
-        provider: &Arc<Provider>,
-        me: &AgentId,
-    ) -> Result<Self> {
-        let mut slot = receivers
-            .provider
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if slot.is_some() {
-            return Err(Error::AlreadyServing(me.clone()));
-        }
-        *slot = Some(Arc::clone(provider));
-        Ok(Self {
-            receivers,
-            line,
-            offers: true,
-        })
-    }
-}
-
-impl Drop for Serving<'_> {
-    fn drop(&mut self) {
-        let provider = self
-            .receivers
-            .provider
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let session = self.line.living();
-        if let Some(provider) = provider {
-            provider.stop(session.as_ref());
-        }
-        if let Some(session) = session.filter(|_| self.offers) {
-            let voice = session.voice();
-            let said = voice.say(
-                Kind::OfferTools,
-                voice.broker(),
-                Header::default(),
-                &NOTHING,
-            );
-            // Where the queue is full, calls that still come are not answered.
-            let _ = said.and_then(|envelope| session.try_tell(envelope));
         }
     }
 }

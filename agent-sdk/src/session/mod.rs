@@ -11,7 +11,7 @@ mod waiting;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto_spec::admission::{Answer, BrokerSaid, Vouched};
+use proto_spec::admission::{Answer, BrokerSaid, Judge, Me, Vouched};
 use proto_spec::frame::{FRAME, Frame};
 use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use proto_spec::refusal::ErrorBody;
@@ -21,6 +21,7 @@ use proto_spec::{
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::clock::Offset;
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::link::Link;
@@ -28,7 +29,7 @@ use crate::link::ws::{self, Queue, Source};
 use crate::voice::{Header, Voice};
 pub(crate) use attach::Terms;
 use attach::shake_hands;
-use waiting::{Everybody, Outgoing, Turned, WAITING_MAX, Waiting};
+use waiting::{Everybody, Outgoing, Place, Turned, WAITING_MAX, Waiting};
 
 /// Progress of one call that waits for its caller to look. More is dropped; `seq` shows the gap.
 const PROGRESS_WAITING: usize = 64;
@@ -119,7 +120,8 @@ impl Session {
 
     /// The broker's own word: an answer, or something it tells us.
     fn take_word(&self, bytes: Bytes, receiver: &dyn Receiver) -> Result<(), Refusal> {
-        let said = BrokerSaid::check(bytes, &self.core.broker_key, self.core.voice.id())?;
+        let received = Received::parse(bytes, ENVELOPE_BYTES_MAX)?;
+        let said = BrokerSaid::check(received, &self.core.broker_key, self.core.voice.id())?;
         let envelope = said.envelope();
         // What answers something is for us by name; without that it could be another's answer.
         let re = envelope.re().filter(|_| envelope.to().is_some());
@@ -150,15 +152,17 @@ impl Session {
         receiver: &dyn Receiver,
     ) -> Result<(), Refusal> {
         let frame = Frame::decode(bytes)?;
-        let voice = &self.core.voice;
-        let now = voice.now();
-        let vouched =
-            credentials.resolve(&frame.vouching, &self.core.broker_key, voice.id(), now)?;
-        let received = Received::parse(frame.envelope.clone(), ENVELOPE_BYTES_MAX)?;
+        let vouched = credentials.resolve(
+            &frame.vouching,
+            &self.core.broker_key,
+            self.core.voice.id(),
+            self.broker_clock().at(self.core.now()),
+        )?;
+        let received = Received::parse(frame.envelope, ENVELOPE_BYTES_MAX)?;
         let envelope = received.envelope();
         match (envelope.kind(), envelope.re()) {
-            (Kind::ToolProgress, Some(call)) => self.take_progress(frame.envelope, &vouched, call),
-            (Kind::ToolResult, Some(call)) => self.take_result(frame.envelope, &vouched, call),
+            (Kind::ToolProgress, Some(call)) => self.take_progress(received, &vouched, call),
+            (Kind::ToolResult, Some(call)) => self.take_result(received, &vouched, call),
             _ => {
                 receiver.delivered(self, &vouched, received);
                 Ok(())
@@ -166,16 +170,26 @@ impl Session {
         }
     }
 
-    fn take_progress(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<(), Refusal> {
-        let answer = self.answer(bytes, vouched, call)?;
+    fn take_progress(
+        &self,
+        received: Received,
+        vouched: &Vouched,
+        call: Digest,
+    ) -> Result<(), Refusal> {
+        let answer = self.answer(received, vouched, call)?;
         self.waiting.progress(&call, answer);
         Ok(())
     }
 
     /// What does not prove to be the provider's answer leaves the call waiting: whoever can slip in
     /// a forgery must not be able to end a call with it.
-    fn take_result(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<(), Refusal> {
-        let answer = self.answer(bytes, vouched, call)?;
+    fn take_result(
+        &self,
+        received: Received,
+        vouched: &Vouched,
+        call: Digest,
+    ) -> Result<(), Refusal> {
+        let answer = self.answer(received, vouched, call)?;
         if let Some(Waiting::Call(outgoing)) = self.waiting.take(&call) {
             let _ = outgoing.result.send(Ok(answer));
         }
@@ -183,9 +197,14 @@ impl Session {
     }
 
     /// Checks that this is an answer to `call`, by the agent that was called.
-    fn answer(&self, bytes: Bytes, vouched: &Vouched, call: Digest) -> Result<Answer, Refusal> {
+    fn answer(
+        &self,
+        received: Received,
+        vouched: &Vouched,
+        call: Digest,
+    ) -> Result<Answer, Refusal> {
         let provider = self.waiting.provider_of(&call).ok_or(Refusal::NoSuchCall)?;
-        Answer::check(bytes, vouched, &provider, self.core.voice.id(), &call)
+        Answer::check(received, vouched, &provider, self.core.voice.id(), &call)
     }
 
     /// Asks the broker and waits for its word.
@@ -201,8 +220,9 @@ impl Session {
     ) -> Result<Envelope> {
         let question = self.core.voice.say(kind, to, Header::default(), body)?;
         let (answer, answered) = oneshot::channel();
-        self.send_waiting(question, Waiting::Question(answer))
-            .await?;
+        let waiting = Waiting::Question(answer);
+        // Given up here when it is late, or when the question is dropped.
+        let _place = self.send_waiting(question, waiting).await?;
         match tokio::time::timeout(self.core.link.timeout(), answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::OutcomeUnknown(
@@ -223,15 +243,12 @@ impl Session {
         let (progress, progressing) = mpsc::channel(PROGRESS_WAITING);
         let (result, resulting) = oneshot::channel();
         let id = call.id;
-        self.send_waiting(
-            call,
-            Waiting::Call(Outgoing {
-                provider,
-                progress,
-                result,
-            }),
-        )
-        .await?;
+        let waiting = Waiting::Call(Outgoing {
+            provider,
+            progress,
+            result,
+        });
+        self.send_waiting(call, waiting).await?.stay();
         Ok(Sent {
             id,
             progress: progressing,
@@ -274,30 +291,27 @@ impl Session {
         }
     }
 
-    async fn send_waiting(&self, envelope: Sealed, waiting: Waiting) -> Result<()> {
+    /// Sends what is to be answered. Whoever drops the place that is given back does not wait for the
+    /// answer any more; so does what is dropped before it was sent, for nobody will answer it.
+    async fn send_waiting(&self, envelope: Sealed, waiting: Waiting) -> Result<Place<'_>> {
         if envelope.bytes.len() > self.terms.envelope_bytes_max {
             return Err(too_long(
                 envelope.bytes.len(),
                 self.terms.envelope_bytes_max,
             ));
         }
-        self.waiting
+        let place = self
+            .waiting
             .wait(envelope.id, waiting)
             .map_err(|turned| match turned {
                 Turned::Ended => self.not_sent(),
                 Turned::Full => Error::Busy(WAITING_MAX),
             })?;
-        // Dropped before it was sent: nobody will answer, so nobody may wait.
-        let mut unsent = Unsent {
-            session: self,
-            id: Some(envelope.id),
-        };
         self.queue
             .send(envelope.bytes)
             .await
             .map_err(|_| self.not_sent())?;
-        unsent.id = None;
-        Ok(())
+        Ok(place)
     }
 
     /// The caller of `id` no longer wants its answer.
@@ -311,6 +325,21 @@ impl Session {
 
     pub(crate) fn voice(&self) -> &Voice {
         &self.core.voice
+    }
+
+    /// The clock by which everything that comes over this session is judged. Its callers were judged
+    /// by it too, so whom the broker accepts the agent accepts.
+    pub(crate) fn broker_clock(&self) -> Offset {
+        self.terms.broker_clock
+    }
+
+    /// Judges what others signed for this agent, at this moment.
+    pub(crate) fn judge(&self) -> Judge<'_> {
+        Judge {
+            me: Me::Agent(self.core.voice.id()),
+            skew: self.terms.skew,
+            now: self.broker_clock().at(self.core.now()),
+        }
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -354,19 +383,6 @@ impl Drop for End<'_> {
         self.receiver.ended();
         // Dropping them tells those who wait.
         drop(waiting);
-    }
-}
-
-struct Unsent<'a> {
-    session: &'a Session,
-    id: Option<Digest>,
-}
-
-impl Drop for Unsent<'_> {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            self.session.forget(&id);
-        }
     }
 }
 

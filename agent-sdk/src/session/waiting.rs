@@ -30,6 +30,27 @@ pub(super) struct Outgoing {
 /// All who wait.
 pub(super) struct Everybody(Mutex<Option<HashMap<Digest, Waiting>>>);
 
+/// The place of one who waits. Dropping it gives it up.
+pub(super) struct Place<'a> {
+    everybody: &'a Everybody,
+    id: Option<Digest>,
+}
+
+impl Place<'_> {
+    /// Waits on, until the answer comes or somebody else gives the place up.
+    pub(super) fn stay(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            drop(self.everybody.take(&id));
+        }
+    }
+}
+
 /// Why nobody may wait any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Turned {
@@ -44,13 +65,17 @@ impl Everybody {
         Self(Mutex::new(Some(HashMap::new())))
     }
 
-    pub(super) fn wait(&self, id: Digest, waiting: Waiting) -> Result<(), Turned> {
+    /// Waits for the answer to `id`, for as long as the place is kept.
+    pub(super) fn wait(&self, id: Digest, waiting: Waiting) -> Result<Place<'_>, Turned> {
         match self.all().as_mut() {
             None => Err(Turned::Ended),
             Some(all) if all.len() >= WAITING_MAX => Err(Turned::Full),
             Some(all) => {
                 all.insert(id, waiting);
-                Ok(())
+                Ok(Place {
+                    everybody: self,
+                    id: Some(id),
+                })
             }
         }
     }
@@ -83,5 +108,41 @@ impl Everybody {
     fn all(&self) -> MutexGuard<'_, Option<HashMap<Digest, Waiting>>> {
         // Nothing that can panic runs under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot::channel;
+
+    use super::*;
+
+    fn id(n: u32) -> Digest {
+        Digest::of(&n.to_le_bytes())
+    }
+
+    fn question() -> Waiting {
+        Waiting::Question(channel().0)
+    }
+
+    #[test]
+    fn who_gives_up_waiting_takes_no_place() {
+        let everybody = Everybody::new();
+        drop(everybody.wait(id(1), question()).ok());
+        assert!(everybody.take(&id(1)).is_none());
+        everybody.wait(id(1), question()).ok().unwrap().stay();
+        assert!(everybody.take(&id(1)).is_some());
+    }
+
+    #[test]
+    fn more_than_may_wait_are_turned_away_and_nobody_waits_after_the_end() {
+        let everybody = Everybody::new();
+        for n in 0..WAITING_MAX as u32 {
+            everybody.wait(id(n), question()).ok().unwrap().stay();
+        }
+        let turned = |n| everybody.wait(id(n), question()).err();
+        assert!(matches!(turned(WAITING_MAX as u32), Some(Turned::Full)));
+        assert_eq!(everybody.close().map(|all| all.len()), Some(WAITING_MAX));
+        assert!(matches!(turned(1), Some(Turned::Ended)));
     }
 }

@@ -361,3 +361,14 @@ async fn what_the_broker_would_not_take_is_not_sent() {
     let (_handle, next) = scene.call().await;
     assert_eq!(next.kind(), Kind::ToolCall);
 }
+
+#[tokio::test]
+async fn a_broker_that_says_nothing_ends_the_wait_for_progress_too() {
+    let mut scene = Scene::new().await;
+    let (mut handle, _) = scene.call().await;
+    let waiting = tokio::spawn(async move { handle.progress().await.is_none() });
+    scene.clock.somebody_sleeps().await;
+    scene.clock.advance(Duration::from_secs(65));
+    assert!(soon("the end", waiting).await.unwrap());
+    assert_eq!(scene.peer.receive().await.kind(), Kind::ToolCancel);
+}

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::fake::{now, soon};
 
-/// Stands still at the real time of its making until it is moved.
+/// Stands still until it is moved; at the real time of its making unless it is set.
 pub(crate) struct TestClock {
     now: watch::Sender<Timestamp>,
     asleep: AtomicUsize,
@@ -19,8 +19,12 @@ pub(crate) struct TestClock {
 
 impl TestClock {
     pub(crate) fn new() -> Arc<Self> {
+        Self::showing(now())
+    }
+
+    pub(crate) fn showing(shown: Timestamp) -> Arc<Self> {
         Arc::new(Self {
-            now: watch::Sender::new(now()),
+            now: watch::Sender::new(shown),
             asleep: AtomicUsize::new(0),
         })
     }

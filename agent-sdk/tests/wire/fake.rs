@@ -223,6 +223,10 @@ impl FakeBroker {
         self.posts.try_recv().is_ok()
     }
 
+    pub(crate) fn has_connection(&mut self) -> bool {
+        self.sockets.try_recv().is_ok()
+    }
+
     /// The next connection, before anything was said on it.
     pub(crate) async fn connection(&mut self) -> Peer {
         let socket = soon("a connection", self.sockets.recv()).await.unwrap();
@@ -411,18 +415,28 @@ impl Peer {
     }
 
     pub(crate) async fn ack(&mut self, to: &Envelope, ack: &Ack) {
-        self.word(Kind::Ack, to, ack).await;
+        self.ack_at(now(), to, ack).await;
+    }
+
+    pub(crate) async fn ack_at(&mut self, ts: Timestamp, to: &Envelope, ack: &Ack) {
+        self.word(ts, Kind::Ack, to, ack).await;
     }
 
     pub(crate) async fn refuse(&mut self, to: &Envelope, refusal: &Refusal) {
-        self.word(Kind::Error, to, &ErrorBody::from(refusal)).await;
+        self.word(now(), Kind::Error, to, &ErrorBody::from(refusal))
+            .await;
     }
 
-    async fn word(&mut self, kind: Kind, to: &Envelope, body: &(impl Serialize + ?Sized)) {
+    async fn word(
+        &mut self,
+        ts: Timestamp,
+        kind: Kind,
+        to: &Envelope,
+        body: &(impl Serialize + ?Sized),
+    ) {
         let re = Some(Digest::of(&to.signed_bytes()));
-        let word = self
-            .broker
-            .say(kind, &to.speaker().clone().into(), re, body);
+        let sender = to.speaker().clone().into();
+        let word = self.broker.say_at(ts, kind, Some(&sender), re, None, body);
         self.send(word.bytes).await;
     }
 

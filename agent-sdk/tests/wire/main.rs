@@ -8,6 +8,7 @@
 
 mod calling;
 mod clock;
+mod clocks;
 mod fake;
 mod listening;
 mod posting;

@@ -333,3 +333,20 @@ async fn raw_bytes_go_and_come_as_they_are() {
     post.answer(426, None, "anything".into());
     assert_eq!(asking.await.unwrap().unwrap(), (426, "anything".into()));
 }
+
+#[tokio::test]
+async fn raw_bytes_that_nobody_answers_are_not_waited_for_without_end() {
+    let mut broker = FakeBroker::start().await;
+    let clock = TestClock::new();
+    let config = broker.config("me@acme", 10).clock(clock.clone());
+    let agent = Agent::new(config.build().unwrap()).unwrap();
+    let bytes = Person::new("me@acme", 10)
+        .say(Kind::Attach, agent.broker(), None, &json!({}))
+        .bytes;
+    let asking = tokio::spawn(async move { agent.send_raw(bytes).await });
+    let _unanswered = broker.post().await;
+    clock.somebody_sleeps().await;
+    clock.advance(std::time::Duration::from_secs(65));
+    let asked = soon("the end", asking).await.unwrap();
+    assert!(matches!(asked, Err(Error::Deadline(_))));
+}

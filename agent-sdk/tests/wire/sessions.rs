@@ -1,5 +1,9 @@
 //! Attaching, and attaching again.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use agent_sdk::proto_spec::{Refusal, SigningKey};
@@ -227,4 +231,152 @@ async fn dropping_the_agent_closes_its_session() {
     let mut peer = broker.attached().await;
     drop(attaching.await.unwrap().unwrap());
     peer.closed().await;
+}
+
+/// Attaches once more on the very thread, and in the very moment, in which it is woken: no other
+/// schedule has a new attempt begin closer to the end of the one before.
+struct AttachesWhenWoken {
+    agent: Agent,
+    attaching: Mutex<Option<Attaching>>,
+}
+
+type Attaching = Pin<Box<dyn Future<Output = agent_sdk::Result<()>> + Send>>;
+
+fn attaching(agent: &Agent) -> Attaching {
+    let agent = agent.clone();
+    Box::pin(async move { agent.attach().await })
+}
+
+impl Wake for AttachesWhenWoken {
+    fn wake(self: Arc<Self>) {
+        let mut again = attaching(&self.agent);
+        let mut slot = self.attaching.lock().unwrap();
+        if slot.is_none()
+            && again
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        {
+            *slot = Some(again);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_begins_as_another_ends_is_the_only_one_and_has_its_own_end() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let witness = Arc::new(AttachesWhenWoken {
+        agent: agent.clone(),
+        attaching: Mutex::default(),
+    });
+    let mut first = attaching(&agent);
+    let waker = Waker::from(Arc::clone(&witness));
+    assert!(
+        first
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    drop(broker.connection().await);
+    let mut peer = broker.connection().await;
+    let again = witness.attaching.lock().unwrap().take();
+    let again = tokio::spawn(again.unwrap());
+    let (attach, _) = peer.challenged().await;
+    peer.ack(&attach, &broker.welcome()).await;
+    again.await.unwrap().unwrap();
+    // Whoever asks from here on shares that session.
+    agent.attach().await.unwrap();
+    let calling = agent.clone();
+    tokio::spawn(async move { calling.call::<()>("other@acme", "other.tool", &()).await });
+    assert_eq!(peer.receive().await.kind(), Kind::ToolCall);
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_needs_any_more_is_not_attached_again() {
+    let mut broker = FakeBroker::start().await;
+    let clock = TestClock::new();
+    let config = broker.config("fs@acme", 10).clock(clock.clone());
+    let agent = Agent::new(config.build().unwrap()).unwrap();
+    let serves = agent.clone();
+    let serving = tokio::spawn(async move { serves.serve([nothing()]).await });
+    drop(broker.serving().await);
+    clock.somebody_sleeps().await;
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    clock.advance(Duration::from_secs(60));
+    let asking = tokio::spawn(async move { agent.register(RegisterOptions::default()).await });
+    let post = broker.post().await;
+    assert!(!broker.has_connection());
+    drop(post);
+    asking.await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn an_offer_is_done_when_the_broker_has_taken_it_and_not_before() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let mut offering = Box::pin(agent.offer([nothing()]));
+    let mut taken = None;
+    let mut peer = tokio::select! {
+        _ = &mut offering => panic!("nobody has taken it"),
+        peer = async {
+            let mut peer = broker.attached().await;
+            taken = Some(peer.receive().await);
+            peer
+        } => peer,
+    };
+    let offer = taken.unwrap();
+    assert_eq!(offer.kind(), Kind::OfferTools);
+    peer.ack(&offer, &agent_sdk::Ack::Offered { tools: 1 })
+        .await;
+    let serving = soon("the offer", offering).await.unwrap();
+    assert!(matches!(
+        agent.offer([nothing()]).await,
+        Err(Error::AlreadyServing(_))
+    ));
+
+    // It is served before anybody runs it, and dropping it takes it back.
+    let me = Person::new("me@acme", 20);
+    let call = peer.calls(&me, "fs.nothing", "{}").await;
+    assert_eq!(peer.receive().await.re(), Some(call));
+    drop(serving);
+    let back = peer.receive().await;
+    assert_eq!(
+        (back.kind(), back.body()),
+        (Kind::OfferTools, r#"{"tools":[]}"#)
+    );
+}
+
+#[tokio::test]
+async fn what_was_offered_is_offered_again_once_it_runs_and_its_session_was_lost() {
+    let mut broker = FakeBroker::start().await;
+    let clock = TestClock::new();
+    let config = broker.config("fs@acme", 10).clock(clock.clone());
+    let agent = Agent::new(config.build().unwrap()).unwrap();
+    let offering = tokio::spawn(async move { agent.offer([nothing()]).await });
+    let peer = broker.serving().await;
+    let serving = offering.await.unwrap().unwrap();
+    drop(peer);
+    clock.somebody_sleeps().await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(serving.run_until(async { drop(stopped.await) }));
+    clock.advance(Duration::from_secs(1));
+    let mut peer = broker.serving().await;
+    stop.send(()).unwrap();
+    let back = peer.receive().await;
+    peer.ack(&back, &agent_sdk::Ack::Offered { tools: 0 }).await;
+    soon("the end", running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_offer_that_is_denied_says_so() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("fs@acme", 10);
+    let offering = tokio::spawn(async move { agent.offer([nothing()]).await.map(drop) });
+    let mut peer = broker.attached().await;
+    let offer = peer.receive().await;
+    let refusal = Refusal::OfferDenied("fs.nothing".into(), "outside");
+    peer.refuse(&offer, &refusal).await;
+    assert_eq!(code(offering.await.unwrap()), Some(Code::OfferDenied));
 }

@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use crate::failure::{Failure, Outcome};
 
 /// How long a process may take to say something. Only a broken one takes so long.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What an agent process is told to do.
 #[derive(Debug, Serialize, Deserialize)]

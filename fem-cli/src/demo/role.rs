@@ -76,8 +76,11 @@ async fn agent(context: &Path) -> Outcome {
     while let Some(order) = orders.recv().await {
         let said = match serde_json::from_str(&order)? {
             Order::Serve { directory } => {
-                serving = Some(serve(&agent, &directory, &served)?);
-                Ok(Said::Done)
+                let offered = serve(&agent, &directory, &served).await?;
+                offered.map(|running| {
+                    serving = Some(running);
+                    Said::Done
+                })
             }
             Order::Served => Ok(Said::Answer(served.load(Ordering::SeqCst).to_string())),
             order => obey(&agent, order).await,
@@ -123,12 +126,13 @@ struct File {
     path: PathBuf,
 }
 
-/// Serves the files below `directory`: whatever the grant says, nothing else is ever touched.
-fn serve(
+/// Serves the files below `directory`: whatever the grant says, nothing else is ever touched. Done
+/// when the broker has taken the tools.
+async fn serve(
     agent: &Agent,
     directory: &Path,
     served: &Arc<AtomicU64>,
-) -> Outcome<tokio::task::JoinHandle<()>> {
+) -> Outcome<agent_sdk::Result<tokio::task::JoinHandle<()>>> {
     let (root, served) = (directory.canonicalize()?, Arc::clone(served));
     let within = move |path: &Path| -> Result<PathBuf, ToolError> {
         served.fetch_add(1, Ordering::SeqCst);
@@ -154,10 +158,11 @@ fn serve(
         read.describe("Reads a text file").read_only(),
         delete.describe("Deletes a file"),
     ];
-    let agent = agent.clone();
-    Ok(tokio::spawn(async move {
-        if let Err(error) = agent.serve(tools).await {
-            crate::output::note(&format!("files no longer serves: {error}"));
-        }
+    Ok(agent.offer(tools).await.map(|serving| {
+        tokio::spawn(async move {
+            if let Err(error) = serving.run().await {
+                crate::output::note(&format!("files no longer serves: {error}"));
+            }
+        })
     }))
 }

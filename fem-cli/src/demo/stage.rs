@@ -14,7 +14,7 @@ use proto_spec::message::{
 };
 use proto_spec::{Digest, Kind, Timestamp};
 
-use super::process::{Order, PATIENCE, Process, Said};
+use super::process::{Order, Process, Said};
 use super::{REPORT, SALARIES, agent};
 use crate::connect::configure;
 use crate::context::Context;
@@ -257,18 +257,11 @@ impl Stage {
         if said != Said::Done {
             return Err(Failure::fault(format!("files does not serve: {said}")));
         }
-        // The offer is taken when the admin finds it; the agent's own process is not told sooner.
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let tools = self.admin()?.discover(DiscoverTools::default()).await?;
-            if !tools.is_empty() || tokio::time::Instant::now() > deadline {
-                return Ok(tools
-                    .iter()
-                    .map(|found| found.tool.name.to_string())
-                    .collect());
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let tools = self.admin()?.discover(DiscoverTools::default()).await?;
+        Ok(tools
+            .iter()
+            .map(|found| found.tool.name.to_string())
+            .collect())
     }
 
     /// How many calls have reached a tool of the files agent.
