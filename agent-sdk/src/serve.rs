@@ -173,7 +173,7 @@ impl Provider {
         let authorized = verified
             .admit(&judge, &self.seen.by(session.broker_clock()))
             .and_then(|fresh| {
-                fresh.authorize_delivered(vouched, &session.terms().roots, required, &judge)
+                fresh.authorize_delivered(vouched, &session.roots(), required, &judge)
             })
             .and_then(|authorized| Ok((authorized, self.place()?)));
         match authorized {

@@ -8,12 +8,13 @@
 mod attach;
 mod waiting;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use proto_spec::admission::{Answer, BrokerSaid, Judge, Me, Vouched};
 use proto_spec::frame::{FRAME, Frame};
 use proto_spec::limits::ENVELOPE_BYTES_MAX;
+use proto_spec::message;
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
     AgentId, Audience, Digest, Envelope, Kind, PublicKey, Received, Refusal, Sealed, Timestamp,
@@ -59,6 +60,8 @@ pub(crate) struct Session {
     core: Arc<Core>,
     queue: Queue,
     terms: Terms,
+    /// What tokens may be rooted in, and when the broker said so.
+    roots: RwLock<(Timestamp, Vec<PublicKey>)>,
     waiting: Everybody,
     ended: watch::Sender<bool>,
     /// Places for what is said by [`Session::tell_soon`].
@@ -87,6 +90,7 @@ impl Session {
         let session = Self {
             core: Arc::clone(core),
             queue: sink.into_queue(),
+            roots: RwLock::new((Timestamp::default(), terms.roots.clone())),
             terms,
             waiting: Everybody::new(),
             ended: watch::Sender::new(false),
@@ -139,9 +143,26 @@ impl Session {
                     error.unwrap_or_else(|| Error::Unexpected(envelope.kind().to_string()))
                 ));
             }
+            None if envelope.kind() == Kind::Roots => self.take_roots(envelope)?,
             None => receiver.said(&said),
         }
         Ok(())
+    }
+
+    /// The organisation's root keys have changed. An older word never replaces a newer one.
+    fn take_roots(&self, envelope: &Envelope) -> Result<(), Refusal> {
+        let message::Roots { roots } = envelope.read_body()?;
+        let mut known = self.roots.write().unwrap_or_else(PoisonError::into_inner);
+        if envelope.ts() >= known.0 {
+            *known = (envelope.ts(), roots);
+        }
+        Ok(())
+    }
+
+    /// The keys that this organisation's tokens are rooted in.
+    pub(crate) fn roots(&self) -> Vec<PublicKey> {
+        let known = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        known.1.clone()
     }
 
     /// What another agent signed.
