@@ -414,8 +414,8 @@ async fn a_capability_is_taken_from_all_that_was_issued_up_to_a_time_and_from_no
             .unwrap(),
     );
     assert_eq!(
-        would.tokens, 2,
-        "the approval, and the token that was handed out"
+        would.tokens, 3,
+        "two approvals, the admin's among them, and the token that was handed out"
     );
     assert_eq!(call(&lab, &caller, &mut fs, None).await, ANSWERED);
     lab.ask(&lab.admin, Kind::AdminTokenRevoke, &bar(false))
