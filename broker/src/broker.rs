@@ -31,6 +31,10 @@ const DEADLINE_TICK: Duration = Duration::from_millis(50);
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// How often nonces are dropped that can no longer be replayed.
 const WINDOW_TICK: Duration = Duration::from_secs(10);
+/// How often the replay ceilings are looked at.
+const CEILING_TICK: Duration = Duration::from_secs(1);
+/// Between two syncs of the replay ceilings.
+const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// A running broker.
 #[derive(Debug)]
@@ -178,6 +182,7 @@ impl Broker {
         ));
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(keep_window(Arc::clone(&core)));
+        tasks.spawn(keep_ceilings(Arc::clone(&core)));
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
@@ -271,7 +276,7 @@ fn restore(
     )?;
     if ended == Ended::PowerLost {
         tracing::warn!(
-            "the machine went down under this broker: until its window has passed, what was signed before then is refused as STALE"
+            "the machine went down under this broker: what each sender signed up to its ceiling is refused as STALE"
         );
     }
     let state = State::new(config, root.public(), replay);
@@ -333,5 +338,24 @@ async fn keep_window(core: Arc<Core>) {
     loop {
         tick.tick().await;
         core.state.replay.expire(core.clock.now());
+    }
+}
+
+/// Raises the ceilings: every second, if need be, and at once for whoever runs ahead and waits.
+async fn keep_ceilings(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(CEILING_TICK);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = core.state.replay.asked() => {}
+        }
+        let settling = Arc::clone(&core);
+        let settled =
+            tokio::task::spawn_blocking(move || settling.state.replay.settle(settling.clock.now()));
+        if let Ok(Err(error)) = settled.await {
+            tracing::error!(%error, "the replay ceilings cannot be made durable");
+        }
+        // However many senders run ahead, and however they do it: the disk syncs no more often.
+        tokio::time::sleep(SETTLE_PAUSE).await;
     }
 }

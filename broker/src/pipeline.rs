@@ -4,7 +4,7 @@
 //! middle of a decision.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto_spec::admission::{Authority, Judge, KeyBook, Me, Permit};
@@ -33,6 +33,11 @@ use crate::voice::Voice;
 const OFFER_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a `registerAgent`: it is kept until an admin decides, and anybody may send one.
 const REGISTER_BYTES_MAX: usize = 16 << 10;
+
+/// How long a sender that runs ahead waits for one settlement of its ceiling, and for how many: the
+/// first may have begun before the sender asked.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+const SETTLE_ROUNDS: u32 = 2;
 
 /// By which door an envelope came.
 #[derive(Debug, Clone)]
@@ -374,10 +379,36 @@ impl Core {
         Ok(self.ack(act, &Ack::Subscribed { topics }, now))
     }
 
+    /// [`Core::decide`], and once more where the sender's ceiling had to be made durable first: only
+    /// whoever runs ahead of the broker's clock waits for a disk.
+    async fn decide_durably(&self, bytes: Bytes, door: &Door) -> Result<Decided, Box<Refused>> {
+        let mut decided = self.decide(bytes.clone(), door, self.clock.now());
+        let mut settled = None;
+        while matches!(&decided, Err(refused) if refused.refusal == Refusal::Ahead) {
+            match &mut settled {
+                // Listening begins before the question is put again: no settlement is missed.
+                None => settled = Some((self.state.replay.settled(), SETTLE_ROUNDS)),
+                Some((_, 0)) => break,
+                Some((settled, rounds)) => {
+                    *rounds -= 1;
+                    let _ = tokio::time::timeout(SETTLE_MAX, settled.changed()).await;
+                }
+            }
+            decided = self.decide(bytes.clone(), door, self.clock.now());
+        }
+        decided
+    }
+
     /// One envelope from a POST or an attached session: decided, carried out, and if need be answered.
-    pub fn handle(&self, bytes: Bytes, door: &Door) -> Result<Step, Answer> {
-        let (begun, now) = (Instant::now(), self.clock.now());
-        match self.decide(bytes, door, now) {
+    ///
+    /// # Errors
+    ///
+    /// The signed refusal.
+    pub async fn handle(&self, bytes: Bytes, door: &Door) -> Result<Step, Answer> {
+        let begun = Instant::now();
+        let decided = self.decide_durably(bytes, door).await;
+        let now = self.clock.now();
+        match decided {
             Ok(Decided::Newcomer(newcomer)) => {
                 self.metrics.accepted(Kind::RegisterAgent);
                 let (agent, id) = (newcomer.agent().clone(), newcomer.id());
@@ -443,17 +474,17 @@ impl Core {
     /// # Errors
     ///
     /// The signed refusal to send before the connection closes.
-    pub fn attach(
+    pub async fn attach(
         &self,
         bytes: Bytes,
         challenge: Digest,
         outbox: mpsc::Sender<Bytes>,
     ) -> Result<(Arc<Session>, Bytes), Answer> {
-        let (begun, now) = (Instant::now(), self.clock.now());
-        let door = Door::Threshold;
+        let begun = Instant::now();
         let refuse = |refused: &Refused| self.refuse(refused, begun);
         let Decided::Authorized(act) = self
-            .decide(bytes, &door, now)
+            .decide_durably(bytes, &Door::Threshold)
+            .await
             .map_err(|refused| refuse(&refused))?
         else {
             return Err(refuse(&Refused {
@@ -485,9 +516,12 @@ impl Core {
                 .map(|agent| agent.prefixes.clone())
                 .unwrap_or_default(),
         };
-        let ack = self
-            .voice
-            .ack(&act.agent().clone().into(), act.id(), &ack, now);
+        let ack = self.voice.ack(
+            &act.agent().clone().into(),
+            act.id(),
+            &ack,
+            self.clock.now(),
+        );
         Ok((attached, ack))
     }
 

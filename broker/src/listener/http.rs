@@ -186,7 +186,7 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
         network: client.network(),
         address: client.address(),
     };
-    envelope(match core.handle(bytes, &door) {
+    envelope(match core.handle(bytes, &door).await {
         Ok(Step::Say(envelope)) => Answer {
             envelope,
             credential: None,

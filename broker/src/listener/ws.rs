@@ -162,7 +162,7 @@ async fn attach(
         .await
         .ok()
         .flatten()?;
-    match core.attach(message, challenge, outbox) {
+    match core.attach(message, challenge, outbox).await {
         Ok((session, ack)) => match send(socket, ack).await {
             Ok(()) => Some(session),
             Err(_) => {
@@ -289,7 +289,7 @@ async fn read(
             Some(Err(_)) | None => return Err(Ended::ByClient),
         };
         if !bytes.is_empty() {
-            let answer = match core.handle(bytes, door) {
+            let answer = match core.handle(bytes, door).await {
                 Ok(Step::Say(envelope)) => Some(envelope),
                 Ok(Step::Order(order, agent, id)) => {
                     Some(core.settle(order, agent, id).await.envelope)

@@ -2,6 +2,7 @@
 //! and nothing else, so it stays synchronous.
 
 pub mod calls;
+pub mod ceilings;
 pub mod pending;
 pub mod registry;
 pub mod replay;
