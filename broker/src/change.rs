@@ -97,6 +97,8 @@ pub enum Change {
         grants: Vec<Reissued>,
         at: Timestamp,
     },
+    /// Whoever runs this machine said that it is `at`, although there was a record of `was`.
+    ClockAccepted { was: Timestamp, at: Timestamp },
 }
 
 /// A grant on record that was issued anew to a new key.
@@ -120,6 +122,15 @@ impl Change {
         )
     }
 
+    /// The newest time on record after this change, where it was `newest` before.
+    #[must_use]
+    pub fn newest(&self, newest: Timestamp) -> Timestamp {
+        match self {
+            Self::ClockAccepted { at, .. } => *at,
+            _ => newest.max(self.at()),
+        }
+    }
+
     /// When it happened, by the broker's clock.
     #[must_use]
     pub fn at(&self) -> Timestamp {
@@ -132,7 +143,8 @@ impl Change {
             | Self::EnrolmentIssued { at, .. }
             | Self::Enrolled { at, .. }
             | Self::Revoked { at, .. }
-            | Self::Rotated { at, .. } => *at,
+            | Self::Rotated { at, .. }
+            | Self::ClockAccepted { at, .. } => *at,
         }
     }
 }

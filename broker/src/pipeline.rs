@@ -227,7 +227,14 @@ impl Core {
         if let Err(refusal) = fits_door(&received, door) {
             return Err(Box::new(Refused { refusal, ..stopped }));
         }
+        let clock = match self.clock.behind() {
+            Some(alarm) => Err(Refusal::Clock(alarm.to_string())),
+            None => Ok(()),
+        };
         if let (Kind::RegisterAgent, Door::Post { network, .. }) = (kind, door) {
+            if let Err(refusal) = clock {
+                return Err(Box::new(Refused { refusal, ..stopped }));
+            }
             let nonces = self
                 .state
                 .replay
@@ -246,6 +253,10 @@ impl Core {
             .agent()
             .map(|agent| (agent.clone(), verified.id()));
         stopped.stage = "admit";
+        // An admin's act is judged by time like any other: nobody can talk a wrong clock right.
+        if let Err(refusal) = clock {
+            return Err(Box::new(Refused { refusal, ..stopped }));
+        }
         let fresh = match verified.admit(&judge, &self.state.replay) {
             Ok(fresh) => fresh,
             Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),

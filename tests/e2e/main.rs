@@ -8,6 +8,7 @@
 mod admission;
 mod bounds;
 mod calls;
+mod clock;
 mod events;
 mod registration;
 mod restart;

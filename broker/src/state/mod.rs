@@ -94,7 +94,7 @@ impl State {
                     ));
                 }
             }
-            Change::Denied { .. } => {}
+            Change::Denied { .. } | Change::ClockAccepted { .. } => {}
             Change::AgentRevoked { name, key, .. } => {
                 self.revocations.revoke_key(*key);
                 self.registry.remove(name);
