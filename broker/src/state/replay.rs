@@ -132,7 +132,6 @@ impl Replay {
         )
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a window is made of")]
     fn with(
         file: Option<WindowFile>,
         ceilings: Option<Ceilings>,
@@ -942,7 +941,7 @@ mod tests {
                 who => {
                     let who = who as u8 % 5;
                     let (ms, off) = (now.as_ms() as i64, offsets[usize::from(who)]);
-                    let sign = if who % 2 == 0 { 1 } else { -1 };
+                    let sign = if who.is_multiple_of(2) { 1 } else { -1 };
                     let ts = Timestamp::from_ms((ms + sign * off) as u64);
                     let mut sent = attempt(&replay, who, n, ts, now);
                     if sent == Err(Refusal::Ahead) && dice.below(4) > 0 {
