@@ -7,8 +7,8 @@
 //! A ceiling is the broker's **mark**, which is raised ahead of the clock every few seconds for all
 //! senders at once, and the **lead** of that sender, which is none for whoever's clock is right. Both
 //! are synced before an envelope above them is accepted: until then it is refused as
-//! [`Refusal::Ahead`]. A lead only grows, by whole [`LEAD_STEP`]s, until its sender does not use it
-//! for [`LEAD_KEPT`]. So a sender costs at most a few syncs, and only its own envelopes wait for them.
+//! [`Refusal::Ahead`]. A lead only grows, by whole steps of half a minute, until its sender does not use it
+//! for an hour. So a sender costs at most a few syncs, and only its own envelopes wait for them.
 //!
 //! A file of its own, because a sync of the window would write all of it.
 
