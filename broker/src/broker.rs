@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::calls::Place;
 use crate::change::Change;
-use crate::clock::Clock;
+use crate::clock::{Clock, is_behind};
 use crate::config::Config;
 use crate::journal::{Embedded, Journal};
 use crate::listener::{self, Phase, Room, tls};
@@ -32,6 +32,12 @@ const DEADLINE_TICK: Duration = Duration::from_millis(50);
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// How often nonces are dropped that can no longer be replayed.
 const WINDOW_TICK: Duration = Duration::from_secs(10);
+/// How often the replay ceilings are looked at.
+const CEILING_TICK: Duration = Duration::from_secs(1);
+/// How often the machine's clock is looked at.
+const CLOCK_TICK: Duration = Duration::from_secs(1);
+/// Between two syncs of the replay ceilings.
+const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// A running broker.
 #[derive(Debug)]
@@ -95,6 +101,32 @@ pub fn found(data: &Path, founding: &Founding, now: Timestamp) -> anyhow::Result
     Ok(())
 }
 
+/// Takes the operator's word that it is `now`, where a start would wait because it is behind what is on
+/// record: the next start does not. For a broker that is stopped. Says how far behind it was.
+///
+/// This cannot be an admin's envelope: an envelope is judged by time too, so an admin with a right clock
+/// could not talk to a broker with a wrong one. Whoever may start the broker sets its clock anyway.
+///
+/// # Errors
+///
+/// When the journal or the replay window cannot be read or written, or a broker runs on them.
+pub fn accept_clock(config: &Config, now: Timestamp) -> anyhow::Result<Option<Duration>> {
+    let mut journal = Embedded::open(&config.data)?;
+    let mut was = Timestamp::default();
+    journal.replay(&mut |change| was = change.newest(was))?;
+    let seen = Replay::newest(&config.data)?;
+    if is_behind(now, seen) {
+        Replay::disown(&config.data, config.limits.skew(), now)?;
+    }
+    was = was.max(seen);
+    if !is_behind(now, was) {
+        return Ok(None);
+    }
+    // Last: what is killed before this waits again, and is accepted again.
+    journal.append(&[&Change::ClockAccepted { was, at: now }])?;
+    Ok(Some(now.distance(was)))
+}
+
 fn make_private(data: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
@@ -126,8 +158,9 @@ impl Broker {
         let (tls, channel) = tls::server(&config.certificate, &config.certificate_key)?;
         make_private(&config.data)?;
         let mut journal = Embedded::open(&config.data)?;
-        let (state, root_key) = restore(&config, &mut journal, &broker_key, clock.now())?;
+        let (state, root_key, newest) = restore(&config, &mut journal, &broker_key, clock.now())?;
         let state = Arc::new(state);
+        clock.await_time(newest);
         let (registrar, thread) = Registrar::start(
             Arc::clone(&state),
             Box::new(journal),
@@ -174,6 +207,8 @@ impl Broker {
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(keep_window(Arc::clone(&core)));
         tasks.spawn(follow_changes(Arc::clone(&core)));
+        tasks.spawn(keep_ceilings(Arc::clone(&core)));
+        tasks.spawn(watch_clock(Arc::clone(&core)));
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
@@ -246,13 +281,15 @@ async fn bind(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("{name}: {address} cannot be listened on"))
 }
 
-/// State as the journal has it. The first start of an organisation gives its first admin everything.
+/// State as the journal has it, and the newest time on record. The first start of an organisation
+/// gives its first admin everything.
 fn restore(
     config: &Config,
     journal: &mut Embedded,
     broker: &SigningKey,
     now: Timestamp,
-) -> anyhow::Result<(State, SigningKey)> {
+) -> anyhow::Result<(State, SigningKey, Timestamp)> {
+    let mut newest = Replay::newest(&config.data)?;
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)?;
     let limits = &config.limits;
@@ -266,12 +303,13 @@ fn restore(
     )?;
     if ended == Ended::PowerLost {
         tracing::warn!(
-            "the machine went down under this broker: until its window has passed, what was signed before then is refused as STALE"
+            "the machine went down under this broker: what each sender signed up to its ceiling is refused as STALE"
         );
     }
     let state = State::new(config, replay);
     let (mut founding, mut has_admin, mut misfit) = (None, false, None);
     journal.replay(&mut |change| {
+        newest = change.newest(newest);
         has_admin |= matches!(&change, Change::Approved { .. });
         if let Err(error) = state.apply(&change, Taking::Back) {
             misfit.get_or_insert(error);
@@ -309,7 +347,7 @@ fn restore(
         journal.append(&[&change])?;
         state.apply(&change, Taking::Back)?;
     }
-    Ok((state, root))
+    Ok((state, root, newest))
 }
 
 /// Ends calls whose deadline has passed, and tells sessions what they missed.
@@ -356,5 +394,39 @@ async fn keep_window(core: Arc<Core>) {
     loop {
         tick.tick().await;
         core.state.replay.expire(core.clock.now());
+    }
+}
+
+/// Raises the ceilings: every second, if need be, and at once for whoever runs ahead and waits.
+async fn keep_ceilings(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(CEILING_TICK);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = core.state.replay.asked() => {}
+        }
+        let settling = Arc::clone(&core);
+        let settled =
+            tokio::task::spawn_blocking(move || settling.state.replay.settle(settling.clock.now()));
+        if let Ok(Err(error)) = settled.await {
+            tracing::error!(%error, "the replay ceilings cannot be made durable");
+        }
+        // However many senders run ahead, and however they do it: the disk syncs no more often.
+        tokio::time::sleep(SETTLE_PAUSE).await;
+    }
+}
+
+/// Says once what is wrong with the machine's clock, and once that it is right again.
+async fn watch_clock(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(CLOCK_TICK);
+    let mut raised = false;
+    loop {
+        tick.tick().await;
+        match core.clock.alarm() {
+            Some(alarm) if !raised => tracing::warn!(code = "CLOCK", "{alarm}"),
+            None if raised => tracing::info!("the machine's clock agrees with the broker's time"),
+            _ => {}
+        }
+        raised = core.clock.alarm().is_some();
     }
 }

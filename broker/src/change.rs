@@ -168,6 +168,8 @@ pub enum Change {
         by: Name,
         at: Timestamp,
     },
+    /// Whoever runs this machine said that it is `at`, although there was a record of `was`.
+    ClockAccepted { was: Timestamp, at: Timestamp },
 }
 
 /// A grant on record that was issued anew: to a new key, or under another root.
@@ -194,6 +196,15 @@ impl Change {
         )
     }
 
+    /// The newest time on record after this change, where it was `newest` before.
+    #[must_use]
+    pub fn newest(&self, newest: Timestamp) -> Timestamp {
+        match self {
+            Self::ClockAccepted { at, .. } => *at,
+            _ => newest.max(self.at()),
+        }
+    }
+
     /// When it happened, by the broker's clock.
     #[must_use]
     pub fn at(&self) -> Timestamp {
@@ -215,7 +226,8 @@ impl Change {
             | Self::RootPrepared { at, .. }
             | Self::RootActivated { at, .. }
             | Self::Reissued { at, .. }
-            | Self::RootRetired { at, .. } => *at,
+            | Self::RootRetired { at, .. }
+            | Self::ClockAccepted { at, .. } => *at,
         }
     }
 }

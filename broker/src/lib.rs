@@ -31,5 +31,5 @@ pub mod voice;
 
 mod broker;
 
-pub use broker::{Broker, Founding, found};
+pub use broker::{Broker, Founding, accept_clock, found};
 pub use config::Config;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use broker::clock::Clock;
 use broker::{Broker, Config};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +18,9 @@ struct Args {
     /// Say what is wrong with the configuration, and start nothing.
     #[arg(long)]
     check_config: bool,
+    /// Start although this machine's clock is behind what is on record: say that it is right. On record.
+    #[arg(long)]
+    accept_clock: bool,
     /// Log in JSON, one object a line.
     #[arg(long, env = "FEM_LOG_JSON")]
     log_json: bool,
@@ -42,7 +46,7 @@ fn main() -> ExitCode {
     }
     broker::telemetry::start(args.log_json);
     broker::telemetry::raise_descriptor_limit();
-    match run(config) {
+    match run(config, args.accept_clock) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fem-broker: {error:#}");
@@ -52,7 +56,10 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, accept_clock: bool) -> anyhow::Result<()> {
+    if accept_clock && let Some(by) = broker::accept_clock(&config, Clock::machine().now())? {
+        tracing::warn!(by_s = by.as_secs(), "this machine's clock was accepted");
+    }
     let broker = Broker::start(config).await?;
     // For whoever started it and waits: the addresses, once they are real.
     println!("ready {} {}", broker.address(), broker.ops_address());

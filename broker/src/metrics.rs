@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use proto_spec::{Code, Kind};
 
+use crate::clock::Clock;
 use crate::state::State;
 
 /// Counters since the start. Gauges are read from the state when they are asked for.
@@ -64,7 +65,7 @@ impl Metrics {
 
     /// Prometheus text exposition, version 0.0.4.
     #[must_use]
-    pub fn render(&self, state: &State) -> String {
+    pub fn render(&self, state: &State, clock: &Clock) -> String {
         let mut out = String::new();
         let head = |out: &mut String, name: &str, kind: &str, help: &str| {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -128,6 +129,16 @@ impl Metrics {
                 "fem_requests_pending",
                 "Registrations that wait for an admin.",
                 state.pending.len(),
+            ),
+            (
+                "fem_clock_alarm",
+                "1 while CLOCK is raised: the machine's clock is behind the records, or was set.",
+                usize::from(clock.alarm().is_some()),
+            ),
+            (
+                "fem_clock_departure_ms",
+                "How far the machine's clock is from the broker's time, in milliseconds.",
+                clock.departure().as_millis() as usize,
             ),
         ] {
             head(&mut out, name, "gauge", help);

@@ -4,7 +4,7 @@
 //! middle of a decision.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto_spec::admission::{Authority, Judge, KeyBook, Me, Permit};
@@ -36,6 +36,11 @@ const RESERVES_MAX: usize = 8;
 const OFFER_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a `registerAgent`: it is kept until an admin decides, and anybody may send one.
 const REGISTER_BYTES_MAX: usize = 16 << 10;
+
+/// How long a sender that runs ahead waits for one settlement of its ceiling, and for how many: the
+/// first may have begun before the sender asked.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+const SETTLE_ROUNDS: u32 = 2;
 
 /// By which door an envelope came.
 #[derive(Debug, Clone)]
@@ -116,10 +121,15 @@ pub enum Step {
     Wait(Digest, oneshot::Receiver<Answer>),
     /// The registrar has to decide.
     Order(Order, AgentId, Digest),
-    /// The registrar has to reserve calls; then the call is made.
-    Reserve(Box<Authorized>, Need),
     /// The answer comes later, or there is none.
     Nothing,
+}
+
+/// How far carrying a decision out came.
+enum Performed {
+    Done(Step),
+    /// Nothing was done: calls of a budget have to be made durable first.
+    Reserve(Box<Authorized>, Need),
 }
 
 /// The authority on record, asked on behalf of one door.
@@ -227,7 +237,14 @@ impl Core {
         if let Err(refusal) = fits_door(&received, door) {
             return Err(Box::new(Refused { refusal, ..stopped }));
         }
+        let clock = match self.clock.behind() {
+            Some(alarm) => Err(Refusal::Clock(alarm.to_string())),
+            None => Ok(()),
+        };
         if let (Kind::RegisterAgent, Door::Post { network, .. }) = (kind, door) {
+            if let Err(refusal) = clock {
+                return Err(Box::new(Refused { refusal, ..stopped }));
+            }
             let nonces = self
                 .state
                 .replay
@@ -246,6 +263,10 @@ impl Core {
             .agent()
             .map(|agent| (agent.clone(), verified.id()));
         stopped.stage = "admit";
+        // An admin's act is judged by time like any other: nobody can talk a wrong clock right.
+        if let Err(refusal) = clock {
+            return Err(Box::new(Refused { refusal, ..stopped }));
+        }
         let fresh = match verified.admit(&judge, &self.state.replay) {
             Ok(fresh) => fresh,
             Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),
@@ -257,18 +278,29 @@ impl Core {
         }
     }
 
-    /// Carries a decision out.
+    /// The part of it that waits for nothing.
     ///
     /// # Errors
     ///
     /// [`Refusal`] where the world stands against it: no route, a full queue, a body that does not fit.
-    fn perform(&self, act: Authorized, door: &Door, now: Timestamp) -> Result<Step, Refusal> {
+    fn perform(
+        &self,
+        act: Box<Authorized>,
+        door: &Door,
+        now: Timestamp,
+    ) -> Result<Performed, Refusal> {
+        if act.envelope().kind() == Kind::ToolCall {
+            return Ok(match (Place { core: self, now }).call(&act, door)? {
+                Called::Done(step) => Performed::Done(step),
+                Called::Reserve(need) => Performed::Reserve(act, need),
+            });
+        }
+        self.act(*act, door, now).map(Performed::Done)
+    }
+
+    fn act(&self, act: Authorized, door: &Door, now: Timestamp) -> Result<Step, Refusal> {
         let place = Place { core: self, now };
         match (act.envelope().kind(), door) {
-            (Kind::ToolCall, _) => match place.call(&act, door)? {
-                Called::Done(step) => Ok(step),
-                Called::Reserve(need) => Ok(Step::Reserve(Box::new(act), need)),
-            },
             (Kind::ToolResult, _) => place.result(&act).map(|()| Step::Nothing),
             (Kind::ToolProgress, _) => place.progress(&act).map(|()| Step::Nothing),
             (Kind::ToolInput, _) => place.input(&act).map(|()| Step::Nothing),
@@ -382,10 +414,35 @@ impl Core {
         Ok(self.ack(act, &Ack::Subscribed { topics }, now))
     }
 
+    /// [`Core::decide`], and once more where the sender's ceiling had to be made durable first: only
+    /// whoever runs ahead of the broker's clock waits for a disk.
+    async fn decide_durably(&self, bytes: Bytes, door: &Door) -> Result<Decided, Box<Refused>> {
+        let mut decided = self.decide(bytes.clone(), door, self.clock.now());
+        let mut settled = None;
+        while matches!(&decided, Err(refused) if refused.refusal == Refusal::Ahead) {
+            match &mut settled {
+                // Listening begins before the question is put again: no settlement is missed.
+                None => settled = Some((self.state.replay.settled(), SETTLE_ROUNDS)),
+                Some((_, 0)) => break,
+                Some((settled, rounds)) => {
+                    *rounds -= 1;
+                    let _ = tokio::time::timeout(SETTLE_MAX, settled.changed()).await;
+                }
+            }
+            decided = self.decide(bytes.clone(), door, self.clock.now());
+        }
+        decided
+    }
+
     /// One envelope from a POST or an attached session: decided, carried out, and if need be answered.
-    pub fn handle(&self, bytes: Bytes, door: &Door) -> Result<Step, Answer> {
-        let (begun, now) = (Instant::now(), self.clock.now());
-        match self.decide(bytes, door, now) {
+    ///
+    /// # Errors
+    ///
+    /// The signed refusal.
+    pub async fn handle(&self, bytes: Bytes, door: &Door) -> Result<Step, Answer> {
+        let begun = Instant::now();
+        let decided = self.decide_durably(bytes, door).await;
+        match decided {
             Ok(Decided::Newcomer(newcomer)) => {
                 self.metrics.accepted(Kind::RegisterAgent);
                 let (agent, id) = (newcomer.agent().clone(), newcomer.id());
@@ -398,7 +455,7 @@ impl Core {
             Ok(Decided::Authorized(act)) => {
                 let (kind, sender) = (act.envelope().kind(), (act.agent().clone(), act.id()));
                 self.metrics.accepted(kind);
-                let done = self.perform(*act, door, now);
+                let done = self.carry_out(*act, door).await;
                 tracing::debug!(agent = %sender.0, r#type = %kind, us = begun.elapsed().as_micros() as u64, "accepted");
                 done.map_err(|refusal| {
                     let refused = Refused {
@@ -414,40 +471,20 @@ impl Core {
         }
     }
 
-    /// Has calls of a budget reserved, and makes the call.
-    ///
-    /// # Errors
-    ///
-    /// The signed refusal.
-    pub async fn reserve(
-        &self,
-        act: Box<Authorized>,
-        need: Need,
-        door: &Door,
-    ) -> Result<Step, Answer> {
-        let begun = Instant::now();
-        let (agent, id) = (act.agent().clone(), act.id());
-        let (mut act, mut need) = (act, need);
-        let mut refusal = Refusal::Busy("the budget's reserve");
+    /// Carries a decision out. A call that draws on a budget may have to wait for calls to be reserved.
+    async fn carry_out(&self, act: Authorized, door: &Door) -> Result<Step, Refusal> {
+        let mut act = Box::new(act);
         for _ in 0..RESERVES_MAX {
-            let reserved = self.registrar.reserve(need).await;
-            match reserved.and_then(|()| self.perform(*act, door, self.clock.now())) {
-                // Others were faster and used up what was reserved.
-                Ok(Step::Reserve(same, more)) => (act, need) = (same, more),
-                Ok(step) => return Ok(step),
-                Err(why) => {
-                    refusal = why;
-                    break;
+            match self.perform(act, door, self.clock.now())? {
+                Performed::Done(step) => return Ok(step),
+                // Others may be faster and use up what is reserved here.
+                Performed::Reserve(same, need) => {
+                    self.registrar.reserve(need).await?;
+                    act = same;
                 }
             }
         }
-        let refused = Refused {
-            refusal,
-            stage: "perform",
-            sender: Some((agent, id)),
-            kind: Some(Kind::ToolCall),
-        };
-        Err(self.refuse(&refused, begun))
+        Err(Refusal::Busy("the budget's reserve"))
     }
 
     /// Has the registrar decide, and says what came of it.
@@ -488,17 +525,17 @@ impl Core {
     /// # Errors
     ///
     /// The signed refusal to send before the connection closes.
-    pub fn attach(
+    pub async fn attach(
         &self,
         bytes: Bytes,
         challenge: Digest,
         outbox: mpsc::Sender<Bytes>,
     ) -> Result<(Arc<Session>, Bytes), Answer> {
-        let (begun, now) = (Instant::now(), self.clock.now());
-        let door = Door::Threshold;
+        let begun = Instant::now();
         let refuse = |refused: &Refused| self.refuse(refused, begun);
         let Decided::Authorized(act) = self
-            .decide(bytes, &door, now)
+            .decide_durably(bytes, &Door::Threshold)
+            .await
             .map_err(|refused| refuse(&refused))?
         else {
             return Err(refuse(&Refused {
@@ -530,9 +567,12 @@ impl Core {
                 .map(|agent| agent.prefixes.clone())
                 .unwrap_or_default(),
         };
-        let ack = self
-            .voice
-            .ack(&act.agent().clone().into(), act.id(), &ack, now);
+        let ack = self.voice.ack(
+            &act.agent().clone().into(),
+            act.id(),
+            &ack,
+            self.clock.now(),
+        );
         Ok((attached, ack))
     }
 

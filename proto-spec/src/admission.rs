@@ -40,8 +40,9 @@ pub trait Nonces {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Replayed`], [`Refusal::BelowFloor`], and [`Refusal::Busy`] where the sender's share
-    /// is full: refused rather than forgotten.
+    /// [`Refusal::Replayed`], [`Refusal::BelowFloor`], [`Refusal::Ahead`] where a ceiling has to be
+    /// made durable first, and [`Refusal::Busy`] where the sender's share is full: refused rather than
+    /// forgotten.
     fn remember(
         &self,
         key: &PublicKey,

@@ -367,6 +367,8 @@ pub enum Refusal {
     Stale(Duration, Duration),
     #[error("signed before the point up to which nonces are forgotten")]
     BelowFloor,
+    #[error("signed further ahead of the broker's clock than is durable yet")]
+    Ahead,
     #[error("nonce was used before")]
     Replayed,
 
@@ -466,7 +468,7 @@ impl Refusal {
             Self::ArgsUncheckable(_) => Code::ArgsUncheckable,
             Self::BudgetSpent(_) => Code::BudgetSpent,
             Self::TokenUndecided => Code::TokenUndecided,
-            Self::Busy(_) => Code::Busy,
+            Self::Busy(_) | Self::Ahead => Code::Busy,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Deadline(_) => Code::Deadline,
             Self::Cancelled => Code::Cancelled,
@@ -541,7 +543,8 @@ mod tests {
             Refusal::WrongAudience(_) => Refusal::BadKey(BadKey::SmallOrder),
             Refusal::BadKey(_) => Refusal::Stale(Duration::from_secs(2), Duration::from_secs(1)),
             Refusal::Stale(..) => Refusal::BelowFloor,
-            Refusal::BelowFloor => Refusal::Replayed,
+            Refusal::BelowFloor => Refusal::Ahead,
+            Refusal::Ahead => Refusal::Replayed,
             Refusal::Replayed => Refusal::InvalidBody(x()),
             Refusal::InvalidBody(_) => Refusal::SessionRequired("x"),
             Refusal::SessionRequired(_) => Refusal::Denied(x()),
@@ -636,6 +639,7 @@ WrongAudience       WRONG_AUDIENCE
 BadKey              BAD_KEY
 Stale               STALE
 BelowFloor          STALE
+Ahead               BUSY
 Replayed            REPLAYED
 InvalidBody         INVALID_BODY
 SessionRequired     SESSION_REQUIRED

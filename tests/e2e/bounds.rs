@@ -159,7 +159,7 @@ async fn what_was_ordered_under_a_key_is_not_done_once_that_key_is_dead() {
         network: 1,
         address: "192.0.2.1".into(),
     };
-    let Ok(broker::pipeline::Step::Order(order, agent, id)) = core.handle(order.bytes, &door)
+    let Ok(broker::pipeline::Step::Order(order, agent, id)) = core.handle(order.bytes, &door).await
     else {
         panic!()
     };

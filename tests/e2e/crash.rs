@@ -17,7 +17,7 @@ use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tests::binaries::Process;
 use tests::lab::{Actor, Extra, code_of, organisation, to_broker, wall_clock as now};
-use tests::wire::{Line, Socket};
+use tests::wire::{Line, Posting, Reply, Socket};
 use tokio::sync::Notify;
 
 /// Admin acts and calls at once.
@@ -107,18 +107,27 @@ struct World {
     counter: Arc<AtomicU64>,
     acknowledged: AtomicU64,
     progress: Notify,
+    /// Connections that nobody uses just then.
+    idle: Mutex<Vec<Posting>>,
 }
 
 /// No answer: the broker was killed.
 struct Killed;
 
 impl World {
+    async fn send(&self, bytes: Bytes) -> Result<Reply, Killed> {
+        let idle = self.idle.lock().unwrap().pop();
+        let mut posting = match idle {
+            Some(posting) => posting,
+            None => self.line.open().await.map_err(|_| Killed)?,
+        };
+        let reply = posting.post("/fem", bytes).await.map_err(|_| Killed)?;
+        self.idle.lock().unwrap().push(posting);
+        Ok(reply)
+    }
+
     async fn post(&self, bytes: Bytes) -> Result<proto_spec::Envelope, Killed> {
-        let reply = self
-            .line
-            .post("/fem", bytes.clone())
-            .await
-            .map_err(|_| Killed)?;
+        let reply = self.send(bytes.clone()).await?;
         let envelope = reply.envelope().map_err(|_| Killed)?;
         if reply.status == 200 {
             self.model.lock().unwrap().accepted.push(bytes);
@@ -388,7 +397,10 @@ async fn verify(world: &World) {
     let accepted = std::mem::take(&mut world.model.lock().unwrap().accepted);
     // The last of the life before: what was read before the kill is a replay for ever.
     for bytes in accepted.iter().rev().take(24) {
-        let reply = world.line.post("/fem", bytes.clone()).await.unwrap();
+        let reply = world
+            .send(bytes.clone())
+            .await
+            .unwrap_or_else(|Killed| panic!("killed"));
         assert_ne!(reply.status, 200, "a replay was accepted: {bytes:?}");
     }
     let (mut dead, mut enrolled) = (Vec::new(), BTreeSet::new());
@@ -443,7 +455,10 @@ async fn verify(world: &World) {
         let sealed = actor(name, *key)
             .seal(Kind::DiscoverTools, &to, now(), &body)
             .unwrap();
-        let reply = world.line.post("/fem", sealed.bytes).await.unwrap();
+        let reply = world
+            .send(sealed.bytes)
+            .await
+            .unwrap_or_else(|Killed| panic!("killed"));
         assert_eq!(reply.status, 401, "{name} is revoked and was heard");
     }
     verify_tokens(world).await;
@@ -575,6 +590,7 @@ async fn found(folder: &Path) -> (Actor, String) {
         counter: Arc::default(),
         acknowledged: AtomicU64::new(0),
         progress: Notify::new(),
+        idle: Mutex::default(),
     };
     let done = |result: Result<Ack, Killed>| result.unwrap_or_else(|Killed| panic!("killed"));
     for one in [actor("fs", 0xf5), actor("spender", 0)] {
@@ -636,6 +652,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_revoked_comes_back_over_many_k
             counter: Arc::clone(&counter),
             acknowledged: AtomicU64::new(0),
             progress: Notify::new(),
+            idle: Mutex::default(),
         });
         verify(&world).await;
         if round == rounds {

@@ -9,6 +9,7 @@ mod admission;
 mod bounds;
 mod calls;
 mod capability_life;
+mod clock;
 mod crash;
 mod events;
 mod registration;

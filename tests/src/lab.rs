@@ -212,7 +212,8 @@ pub fn organisation(folder: &Path, admin: &Actor, limits: &str) -> Result<String
         admin: admin.id.name().clone(),
         admin_key: admin.key.public(),
     };
-    found(&folder.join("data"), &founding, START)?;
+    // No later than today either: some brokers on these files run by the machine's clock.
+    found(&folder.join("data"), &founding, START.min(wall_clock()))?;
     let text = format!(
         "org = \"acme\"\nlisten = \"127.0.0.1:0\"\nops = \"127.0.0.1:0\"\ndata = \"data\"\n\
          [keys]\nbroker = \"broker.pem\"\nroot = \"root.pem\"\n\
@@ -269,6 +270,15 @@ impl Lab {
     /// When it does not start again.
     pub async fn restart(self) -> Result<Self> {
         let now = self.now();
+        self.restart_at(now, false).await
+    }
+
+    /// As [`Lab::restart`], when the machine's clock says `now`; `accept` as with `--accept-clock`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start again.
+    pub async fn restart_at(self, now: Timestamp, accept: bool) -> Result<Self> {
         let Self {
             broker,
             admin,
@@ -276,6 +286,10 @@ impl Lab {
             ..
         } = self;
         broker.stop().await;
+        if accept {
+            let config = Config::load(&folder.path().join("broker.toml"))?;
+            broker::accept_clock(&config, now)?;
+        }
         Self::on(folder, admin, now).await
     }
 

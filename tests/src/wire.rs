@@ -95,28 +95,20 @@ impl Line {
     ///
     /// When the connection fails.
     pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Result<Reply> {
+        self.open().await?.post(path, body).await
+    }
+
+    /// A connection for one POST after the other.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub async fn open(&self) -> Result<Posting> {
         let stream = self.connect().await?;
-        let (mut client, connection) =
+        let (client, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(connection);
-        let request = Request::post(path)
-            .header("host", "localhost")
-            .body(Full::new(body.into()))?;
-        let reply = timeout(PATIENCE, client.send_request(request)).await??;
-        let status = reply.status().as_u16();
-        let header = reply.headers().get("fem-credential");
-        let credential = header
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
-        let body = timeout(PATIENCE, reply.into_body().collect())
-            .await??
-            .to_bytes();
-        driver.abort();
-        Ok(Reply {
-            status,
-            credential,
-            body,
-        })
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        Ok(Posting { client, driver })
     }
 
     /// A WebSocket, with the channel that the client saw.
@@ -262,5 +254,45 @@ impl Socket {
                 credential: Envelope::parse(word, 1 << 24)?,
             });
         }
+    }
+}
+
+/// A connection for one POST after the other.
+#[derive(Debug)]
+pub struct Posting {
+    client: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Posting {
+    /// One POST.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails.
+    pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> Result<Reply> {
+        let request = Request::post(path)
+            .header("host", "localhost")
+            .body(Full::new(body.into()))?;
+        let reply = timeout(PATIENCE, self.client.send_request(request)).await??;
+        let status = reply.status().as_u16();
+        let header = reply.headers().get("fem-credential");
+        let credential = header
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let body = timeout(PATIENCE, reply.into_body().collect())
+            .await??
+            .to_bytes();
+        Ok(Reply {
+            status,
+            credential,
+            body,
+        })
+    }
+}
+
+impl Drop for Posting {
+    fn drop(&mut self) {
+        self.driver.abort();
     }
 }

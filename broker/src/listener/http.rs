@@ -186,11 +186,7 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
         network: client.network(),
         address: client.address(),
     };
-    let step = match core.handle(bytes, &door) {
-        Ok(Step::Reserve(act, need)) => core.reserve(act, need, &door).await,
-        step => step,
-    };
-    envelope(match step {
+    envelope(match core.handle(bytes, &door).await {
         Ok(Step::Say(envelope)) => Answer {
             envelope,
             credential: None,
@@ -204,7 +200,7 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
             answer.unwrap_or_else(|_| internal(core))
         }
         Ok(Step::Order(order, agent, id)) => core.settle(order, agent, id).await,
-        Ok(Step::Nothing | Step::Reserve(..)) => internal(core),
+        Ok(Step::Nothing) => internal(core),
         Err(answer) => answer,
     })
 }
@@ -309,8 +305,8 @@ fn well_known(core: &Core) -> Reply {
     })
 }
 
-pub(super) fn plain(status: StatusCode, text: &'static str) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+pub(super) fn plain(status: StatusCode, text: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(text.into()));
     *reply.status_mut() = status;
     reply.headers_mut().insert(
         CONTENT_TYPE,

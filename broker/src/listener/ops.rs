@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::http::plain;
 use super::{Phase, reached};
+use crate::clock::Alarm;
 use crate::pipeline::Core;
 
 /// Connections at once; monitoring needs few.
@@ -62,9 +63,20 @@ fn answer(core: &Core, request: &Request<Incoming>, phase: Phase) -> Response<Fu
         "/readyz" if phase != Phase::Serving => {
             plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
         }
-        "/readyz" => plain(StatusCode::OK, "ready\n"),
+        "/readyz" => match core.clock.alarm() {
+            None => plain(StatusCode::OK, "ready\n"),
+            // Calls go on by the broker's own time.
+            Some(alarm @ Alarm::Departed { .. }) => {
+                plain(StatusCode::OK, format!("ready, but CLOCK: {alarm}\n"))
+            }
+            Some(alarm @ Alarm::Behind { .. }) => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, format!("CLOCK: {alarm}\n"))
+            }
+        },
         "/metrics" => {
-            let mut reply = Response::new(Full::new(core.metrics.render(&core.state).into()));
+            let mut reply = Response::new(Full::new(
+                core.metrics.render(&core.state, &core.clock).into(),
+            ));
             let version = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             reply.headers_mut().insert(CONTENT_TYPE, version);
             reply

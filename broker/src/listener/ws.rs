@@ -162,7 +162,7 @@ async fn attach(
         .await
         .ok()
         .flatten()?;
-    match core.attach(message, challenge, outbox) {
+    match core.attach(message, challenge, outbox).await {
         Ok((session, ack)) => match send(socket, ack).await {
             Ok(()) => Some(session),
             Err(_) => {
@@ -289,16 +289,12 @@ async fn read(
             Some(Err(_)) | None => return Err(Ended::ByClient),
         };
         if !bytes.is_empty() {
-            let step = match core.handle(bytes, door) {
-                Ok(Step::Reserve(act, need)) => core.reserve(act, need, door).await,
-                step => step,
-            };
-            let answer = match step {
+            let answer = match core.handle(bytes, door).await {
                 Ok(Step::Say(envelope)) => Some(envelope),
                 Ok(Step::Order(order, agent, id)) => {
                     Some(core.settle(order, agent, id).await.envelope)
                 }
-                Ok(Step::Wait(..) | Step::Reserve(..) | Step::Nothing) => None,
+                Ok(Step::Wait(..) | Step::Nothing) => None,
                 Err(answer) => Some(answer.envelope),
             };
             if let Some(envelope) = answer {

@@ -3,6 +3,7 @@
 
 pub mod budgets;
 pub mod calls;
+pub mod ceilings;
 pub mod pending;
 pub mod proposals;
 pub mod registry;

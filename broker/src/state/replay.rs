@@ -2,8 +2,8 @@
 //! preallocated file before anything it let in is delivered.
 //!
 //! The file survives `kill -9` because the kernel has what was written to it. A loss of power is
-//! another boot of the machine without a clean stop: then nothing is accepted that could have been
-//! accepted before.
+//! another boot of the machine without a clean stop: then nothing in the file is believed, and the
+//! durable [`Ceilings`] tell up to where each sender is refused.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -16,6 +16,9 @@ use dashmap::DashMap;
 use proto_spec::admission::Nonces;
 use proto_spec::replay::{ReplayWindow, Tag};
 use proto_spec::{PublicKey, Refusal, Timestamp};
+use tokio::sync::{Notify, watch};
+
+use super::ceilings::{Before, Ceilings, Whose};
 
 const SHARDS: usize = 64;
 /// Strangers of all networks together have this part of the window: whoever has many networks takes
@@ -28,6 +31,7 @@ const SEGMENT: usize = 128;
 /// Tag, timestamp, sender.
 const RECORD_BYTES: usize = 32;
 const HEADER_BYTES: u64 = 4_096;
+const FILE_NAME: &str = "replay.window";
 const MAGIC: &[u8; 8] = b"FEMWIN\x00\x01";
 
 /// Every nonce once, for as long as it could be replayed.
@@ -41,6 +45,9 @@ pub struct Replay {
     senders: DashMap<Sender, Share>,
     file: Option<WindowFile>,
     free: Mutex<Vec<u32>>,
+    ceilings: Option<Ceilings>,
+    asked: Notify,
+    settled: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -101,7 +108,7 @@ pub enum Ended {
     First,
     /// It stopped, or was killed and the machine went on: the file is complete.
     Complete,
-    /// The machine went down with it: nothing that could have been accepted is accepted again.
+    /// The machine went down with it, or its window is gone: each sender is refused up to its ceiling.
     PowerLost,
 }
 
@@ -116,6 +123,7 @@ impl Replay {
     ) -> Self {
         Self::with(
             None,
+            None,
             nonces_max,
             per_sender_max,
             skew,
@@ -126,6 +134,7 @@ impl Replay {
 
     fn with(
         file: Option<WindowFile>,
+        ceilings: Option<Ceilings>,
         nonces_max: usize,
         per_sender_max: usize,
         skew: Duration,
@@ -148,6 +157,9 @@ impl Replay {
             senders: DashMap::new(),
             file,
             free: Mutex::new((0..segments).rev().collect()),
+            ceilings,
+            asked: Notify::new(),
+            settled: watch::Sender::new(0),
         }
     }
 
@@ -164,11 +176,13 @@ impl Replay {
         fresh_secret: [u8; 32],
         now: Timestamp,
     ) -> Result<(Self, Ended), WindowError> {
-        let path = data.join("replay.window");
+        let path = data.join(FILE_NAME);
         let failed = |why: &dyn std::fmt::Display| WindowError {
             path: path.display().to_string(),
             why: why.to_string(),
         };
+        // A window that is gone while its ceilings are there was lost.
+        let had_ceilings = Ceilings::exist(data);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -181,58 +195,131 @@ impl Replay {
         let segments = segments_for(nonces_max);
         let wanted = HEADER_BYTES + (segments * SEGMENT * RECORD_BYTES) as u64;
         // A first start that was killed before it wrote its header left zeros.
-        let before = if length == 0 || Header::is_blank(&file) {
+        let header = if length == 0 || Header::is_blank(&file) {
             None
         } else {
             Some(Header::read(&file).map_err(|error| failed(&error))?)
         };
         let boot = boot_id();
-        let ended = match &before {
+        let ended = match &header {
+            None if had_ceilings => Ended::PowerLost,
             None => Ended::First,
             Some(header) if header.clean || (header.boot == boot && boot != [0; 16]) => {
                 Ended::Complete
             }
             Some(_) => Ended::PowerLost,
         };
-        // What could have been accepted before the power went: signed up to the window ahead of then.
-        let floor = match (&before, ended) {
-            (None, _) => Timestamp::default(),
-            // … and, where the clock came back slow, up to what had been accepted by its own account.
-            (Some(header), Ended::PowerLost) => now.later(skew).max(header.floor.later(skew * 3)),
-            (Some(header), _) => header.floor,
+        let floor = header.as_ref().map_or(Timestamp::default(), |h| h.floor);
+        let before = match ended {
+            Ended::First => Before::None,
+            Ended::Complete => Before::Remembered,
+            // Without ceilings: what could have been accepted by this clock, or by that of the floor.
+            Ended::PowerLost => Before::Lost(now.later(skew).max(floor.later(skew * 3))),
         };
-        let secret = before.as_ref().map_or(fresh_secret, |header| header.secret);
+        // Durable before the window forgets: a start that is killed between the two begins again.
+        let ceilings = Ceilings::open(data, skew, now, before).map_err(|error| failed(&error))?;
+        if ended == Ended::PowerLost {
+            // What a loss of power left of the records is not believed, and must not mix with others.
+            file.set_len(length.min(HEADER_BYTES))
+                .map_err(|error| failed(&error))?;
+        }
+        let secret = header.as_ref().map_or(fresh_secret, |header| header.secret);
         let header = Header {
             secret,
             boot,
             clean: false,
             floor,
         };
+        let kept = if ended == Ended::Complete { length } else { 0 };
         // Preallocated: a full disk cannot make the broker forget.
         rustix::fs::fallocate(
             &file,
             rustix::fs::FallocateFlags::empty(),
             0,
-            wanted.max(length),
+            kept.max(wanted),
         )
         .map_err(|error| failed(&format!("{} bytes cannot be set aside: {error}", wanted)))?;
         let window = WindowFile { file };
         window
             .write_header(&header)
             .map_err(|error| failed(&error))?;
-        window.file.sync_data().map_err(|error| failed(&error))?;
+        window.file.sync_all().map_err(|error| failed(&error))?;
         let replay = Self::with(
             Some(window),
+            Some(ceilings),
             nonces_max,
             per_sender_max,
             skew,
             secret,
             floor,
         );
-        if before.is_some() && ended == Ended::Complete {
+        if ended == Ended::Complete {
             replay.load(length, now).map_err(|error| failed(&error))?;
+            // What was not loaded any more is below the floor from here on.
+            replay.expire(now);
         }
         Ok((replay, ended))
+    }
+
+    /// A time that the broker of `data` has certainly seen, by its window and its ceilings.
+    ///
+    /// # Errors
+    ///
+    /// [`WindowError`] where they cannot be read.
+    pub fn newest(data: &Path) -> Result<Timestamp, WindowError> {
+        let path = data.join(FILE_NAME);
+        let failed = |why: std::io::Error| WindowError {
+            path: path.display().to_string(),
+            why: why.to_string(),
+        };
+        let ceiling = Ceilings::newest(data).map_err(failed)?;
+        let floor = match File::open(&path) {
+            Ok(file) if !Header::is_blank(&file) => Header::read(&file).map_err(failed)?.floor,
+            _ => Timestamp::default(),
+        };
+        Ok(ceiling.max(floor))
+    }
+
+    /// Takes an operator's word that it is `now`: see [`Ceilings::disown`]. For a broker that is stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`WindowError`] where a file cannot be written.
+    pub fn disown(data: &Path, skew: Duration, now: Timestamp) -> Result<(), WindowError> {
+        let path = data.join(FILE_NAME);
+        let disowned = Ceilings::disown(data, skew, now).and_then(|()| {
+            // Its floor is the disowned clock's. Without it the ceilings count.
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => File::open(data)?.sync_all(),
+            }
+        });
+        disowned.map_err(|why| WindowError {
+            path: path.display().to_string(),
+            why: why.to_string(),
+        })
+    }
+
+    /// Makes durable what senders that run ahead wait for, and raises the mark. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written or synced: who waits is refused again.
+    pub fn settle(&self, now: Timestamp) -> std::io::Result<()> {
+        let settled = self.ceilings.as_ref().map_or(Ok(()), |it| it.settle(now));
+        self.settled.send_modify(|times| *times += 1);
+        settled
+    }
+
+    /// Changes whenever [`Replay::settle`] is done.
+    #[must_use]
+    pub fn settled(&self) -> watch::Receiver<u64> {
+        self.settled.subscribe()
+    }
+
+    /// Returns when somebody was refused as [`Refusal::Ahead`], and [`Replay::settle`] would help.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
     }
 
     /// Reads every record back whose nonce could still be replayed.
@@ -248,7 +335,7 @@ impl Replay {
             file.file
                 .read_exact_at(&mut segment, offset(index as u32, 0))?;
             let mut owner = None;
-            for record in segment.chunks_exact(RECORD_BYTES) {
+            for (slot, record) in segment.chunks_exact(RECORD_BYTES).enumerate() {
                 let Some((tag, ts, sender)) = parse(record) else {
                     continue;
                 };
@@ -264,17 +351,22 @@ impl Replay {
                         self.senders.entry(share).or_default().add(bucket);
                     }
                 }
-                owner = Some((number, bucket));
+                owner = Some((number, bucket, slot + 1));
             }
-            if let Some((number, bucket)) = owner {
+            if let Some((number, bucket, filled)) = owner {
                 taken.insert(index as u32);
                 let mut shard = lock(&self.shards[number]);
-                let entry = shard
+                let (owned, used) = shard
                     .segments
                     .entry(bucket)
                     .or_insert_with(|| (Vec::new(), SEGMENT));
-                entry.0.push(index as u32);
-                entry.1 = SEGMENT;
+                // The emptiest is filled on: many starts in a row use up no more than one.
+                if filled < *used {
+                    owned.push(index as u32);
+                    *used = filled;
+                } else {
+                    owned.insert(0, index as u32);
+                }
             }
         }
         // A segment beyond a capacity that was made smaller is kept until it is empty.
@@ -288,7 +380,19 @@ impl Replay {
         share_max: usize,
         tag: Tag,
         ts: Timestamp,
+        now: Timestamp,
     ) -> Result<(), Refusal> {
+        if let Some(ceilings) = &self.ceilings {
+            let whose = match sender {
+                Sender::Agent(agent) => Whose::Agent(agent),
+                Sender::Network(_) | Sender::Newcomers => Whose::Newcomers,
+            };
+            let covered = ceilings.cover(whose, ts, now);
+            if covered == Err(Refusal::Ahead) {
+                self.asked.notify_one();
+            }
+            covered?;
+        }
         let bucket = ReplayWindow::bucket_of(ts);
         let take_back = |share| {
             if let Some(mut share) = self.senders.get_mut(&share) {
@@ -358,14 +462,17 @@ impl Replay {
         Ok(())
     }
 
-    /// Drops what can no longer be replayed, and makes the floor above it durable against a kill.
+    /// Drops what can no longer be replayed. The floor above it is written first: a segment that is
+    /// given out again may still hold old nonces, and a start must know them as dead.
     pub fn expire(&self, now: Timestamp) {
-        let mut floor = Timestamp::default();
+        let mut next = ReplayWindow::new(lock(&self.shards[0]).window.floor());
+        next.expire(now, self.skew);
+        let floor = next.floor();
+        self.write_header(floor, false);
+        let oldest = ReplayWindow::bucket_of(floor);
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.window.expire(now, self.skew);
-            floor = floor.max(shard.window.floor());
-            let oldest = ReplayWindow::bucket_of(floor);
             let dead: Vec<u64> = shard
                 .segments
                 .keys()
@@ -378,21 +485,24 @@ impl Replay {
                 }
             }
         }
-        let oldest = ReplayWindow::bucket_of(floor);
         self.senders.retain(|_, share| {
             share.buckets.retain(|(bucket, _)| *bucket >= oldest);
             !share.buckets.is_empty()
         });
-        self.write_header(floor, false);
     }
 
     /// Marks the file complete: the next start trusts it even after a reboot.
     pub fn close(&self) {
+        let Some(file) = &self.file else {
+            return;
+        };
         let floor = lock(&self.shards[0]).window.floor();
-        self.write_header(floor, true);
-        if let Some(file) = &self.file {
-            let _ = file.file.sync_data();
+        // The mark must not be on disk before what it vouches for.
+        match file.file.sync_data() {
+            Ok(()) => self.write_header(floor, true),
+            Err(error) => tracing::error!(%error, "the replay window is not marked complete"),
         }
+        let _ = file.file.sync_data();
     }
 
     fn write_header(&self, floor: Timestamp, clean: bool) {
@@ -441,10 +551,16 @@ impl Nonces for Replay {
         key: &PublicKey,
         nonce: &str,
         ts: Timestamp,
-        _: Timestamp,
+        now: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.secret, key, nonce);
-        self.remember(Sender::Agent(head_of(key)), self.per_sender_max, tag, ts)
+        self.remember(
+            Sender::Agent(head_of(key)),
+            self.per_sender_max,
+            tag,
+            ts,
+            now,
+        )
     }
 }
 
@@ -462,11 +578,11 @@ impl Nonces for Newcomers<'_> {
         key: &PublicKey,
         nonce: &str,
         ts: Timestamp,
-        _: Timestamp,
+        now: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.replay.secret, key, nonce);
         let sender = Sender::Network(self.network);
-        self.replay.remember(sender, self.share_max, tag, ts)
+        self.replay.remember(sender, self.share_max, tag, ts, now)
     }
 }
 
@@ -672,7 +788,10 @@ mod tests {
         // All of it expires; then one record is written over the first slot of one segment.
         let later = NOW.later(SKEW * 3);
         replay.expire(later);
-        Nonces::remember(&replay, &key(1), &nonce(0), later, later).unwrap();
+        let again = || Nonces::remember(&replay, &key(1), &nonce(0), later, later);
+        assert_eq!(again(), Err(Refusal::Ahead), "it was idle");
+        replay.settle(later).unwrap();
+        again().unwrap();
         drop(replay);
         let (replay, ended) = open(data.path(), later);
         assert_eq!((ended, replay.len()), (Ended::Complete, 1));
@@ -680,6 +799,23 @@ mod tests {
         drop(replay);
         let (replay, _) = open(data.path(), NOW);
         assert_eq!(use_nonce(&replay, 7), Err(Refusal::BelowFloor));
+    }
+
+    #[test]
+    fn many_starts_in_a_row_use_up_no_room() {
+        let data = tempfile::tempdir().unwrap();
+        for start in 0..200 {
+            let (replay, _) = open(data.path(), NOW);
+            for n in 0..10 {
+                use_nonce(&replay, start * 10 + n).unwrap();
+            }
+        }
+        let (replay, _) = open(data.path(), NOW);
+        assert_eq!(replay.len(), 2_000);
+        assert!(lock(&replay.free).len() > segments_for(64 * SEGMENT) - 2 * SHARDS);
+        for n in 0..2_000 {
+            assert_eq!(use_nonce(&replay, n), Err(Refusal::Replayed), "{n}");
+        }
     }
 
     #[test]
@@ -711,18 +847,158 @@ mod tests {
         assert_eq!(replay.len(), 1_001);
     }
 
+    /// As another boot of the machine finds the window: whatever else is in it.
+    fn reboot(data: &Path) {
+        let file = OpenOptions::new().write(true).open(data.join(FILE_NAME));
+        file.unwrap().write_all_at(&[7; 16], 40).unwrap();
+    }
+
     #[test]
-    fn after_a_loss_of_power_nothing_is_accepted_that_could_have_been_accepted_before() {
+    fn after_a_loss_of_power_each_sender_is_refused_up_to_its_own_ceiling() {
         let data = tempfile::tempdir().unwrap();
-        drop(open(data.path(), NOW));
-        let path = data.path().join("replay.window");
-        let file = OpenOptions::new().write(true).open(path).unwrap();
-        file.write_all_at(&[7; 16], 40).unwrap();
+        let (replay, _) = open(data.path(), NOW);
+        let ahead = NOW.later(Duration::from_secs(240));
+        let fast =
+            |replay: &Replay, n, ts, now| Nonces::remember(replay, &key(2), &nonce(n), ts, now);
+        use_nonce(&replay, 0).unwrap();
+        assert_eq!(fast(&replay, 0, ahead, NOW), Err(Refusal::Ahead));
+        replay.settle(NOW).unwrap();
+        fast(&replay, 0, ahead, NOW).unwrap();
+        drop(replay);
+        reboot(data.path());
+        let start = NOW.later(Duration::from_secs(30));
+        let (replay, ended) = open(data.path(), start);
+        assert_eq!((ended, replay.len()), (Ended::PowerLost, 0));
+        assert_eq!(use_nonce(&replay, 0), Err(Refusal::BelowFloor));
+        Nonces::remember(&replay, &key(1), &nonce(1), start, start).unwrap();
+        for (n, ts) in [(0, ahead), (1, start)] {
+            assert_eq!(fast(&replay, n, ts, start), Err(Refusal::BelowFloor));
+        }
+        // Killed while it waits: it waits on.
+        drop(replay);
+        let (replay, ended) = open(data.path(), start);
+        assert_eq!(ended, Ended::Complete);
+        assert_eq!(fast(&replay, 0, ahead, start), Err(Refusal::BelowFloor));
+        let over = ahead.later(Duration::from_secs(60));
+        assert_eq!(fast(&replay, 0, over, over), Err(Refusal::Ahead));
+        replay.settle(over).unwrap();
+        fast(&replay, 0, over, over).unwrap();
+    }
+
+    #[test]
+    fn a_window_that_is_gone_is_a_loss() {
+        let data = tempfile::tempdir().unwrap();
+        let (replay, _) = open(data.path(), NOW);
+        use_nonce(&replay, 0).unwrap();
+        replay.close();
+        std::fs::remove_file(data.path().join(FILE_NAME)).unwrap();
         let (replay, ended) = open(data.path(), NOW);
         assert_eq!(ended, Ended::PowerLost);
         assert_eq!(use_nonce(&replay, 0), Err(Refusal::BelowFloor));
-        let later = NOW.later(SKEW);
-        Nonces::remember(&replay, &key(1), &nonce(0), later, later).unwrap();
+    }
+
+    /// Numbers from a seed.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % bound
+        }
+    }
+
+    #[test]
+    fn no_nonce_is_accepted_twice_whatever_power_and_clocks_do() {
+        for seed in 0..48 {
+            history(&mut Dice(seed), seed);
+        }
+    }
+
+    fn history(dice: &mut Dice, seed: u64) {
+        const SECOND: Duration = Duration::from_secs(1);
+        let data = tempfile::tempdir().unwrap();
+        let ceilings = data.path().join("replay.ceilings");
+        let mut now = NOW;
+        let (mut replay, _) = open(data.path(), now);
+        // What a loss of power leaves: the window's header, and the ceilings as they were synced.
+        let mut synced = std::fs::read(&ceilings).unwrap();
+        let offsets: Vec<i64> = (0..5).map(|n| n * dice.below(300_000) as i64 / 4).collect();
+        let mut accepted: Vec<(u8, usize, Timestamp)> = Vec::new();
+        for n in 0..150 {
+            let drift = dice.below(12_000);
+            now = now.later(Duration::from_millis(drift * drift / 12_000));
+            match dice.below(20) {
+                0 => replay.expire(now),
+                1 | 2 => {
+                    replay.settle(now).unwrap();
+                    synced = std::fs::read(&ceilings).unwrap();
+                }
+                3 => {
+                    drop(replay);
+                    let ended;
+                    (replay, ended) = open(data.path(), now);
+                    assert_eq!(ended, Ended::Complete);
+                    synced = std::fs::read(&ceilings).unwrap();
+                }
+                4 => {
+                    drop(replay);
+                    std::fs::write(&ceilings, &synced).unwrap();
+                    reboot(data.path());
+                    // It may be back at once, and with a clock that is a little slow.
+                    let away = SECOND * dice.below(40) as u32;
+                    now = now.earlier(SECOND * 5).later(away);
+                    let ended;
+                    (replay, ended) = open(data.path(), now);
+                    assert_eq!(ended, Ended::PowerLost);
+                    synced = std::fs::read(&ceilings).unwrap();
+                    if away > SECOND * 13 {
+                        let honest = Nonces::remember(&replay, &key(9), &nonce(n), now, now);
+                        assert_eq!(honest, Ok(()), "seed {seed}: a right clock waits");
+                        accepted.push((9, n, now));
+                    }
+                }
+                who => {
+                    let who = who as u8 % 5;
+                    let (ms, off) = (now.as_ms() as i64, offsets[usize::from(who)]);
+                    let sign = if who.is_multiple_of(2) { 1 } else { -1 };
+                    let ts = Timestamp::from_ms((ms + sign * off) as u64);
+                    let mut sent = attempt(&replay, who, n, ts, now);
+                    if sent == Err(Refusal::Ahead) && dice.below(4) > 0 {
+                        replay.settle(now).unwrap();
+                        synced = std::fs::read(&ceilings).unwrap();
+                        sent = attempt(&replay, who, n, ts, now);
+                        assert_ne!(sent, Err(Refusal::Ahead), "seed {seed}");
+                    }
+                    if sent.is_ok() {
+                        accepted.push((who, n, ts));
+                    }
+                }
+            }
+            for (who, n, ts) in &accepted {
+                if ts.distance(now) <= SKEW {
+                    let again = attempt(&replay, *who, *n, *ts, now);
+                    assert!(again.is_err(), "seed {seed}: {who} {n} {ts:?} at {now:?}");
+                }
+            }
+        }
+        assert!(accepted.len() > 20, "seed {seed}: {}", accepted.len());
+    }
+
+    /// The last of the senders is a stranger.
+    fn attempt(
+        replay: &Replay,
+        who: u8,
+        n: usize,
+        ts: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        match who {
+            4 => Nonces::remember(&replay.newcomers(4, 1_000), &key(who), &nonce(n), ts, now),
+            _ => Nonces::remember(replay, &key(who), &nonce(n), ts, now),
+        }
     }
 
     #[test]
@@ -732,13 +1008,7 @@ mod tests {
         use_nonce(&replay, 0).unwrap();
         replay.close();
         drop(replay);
-        let path = data.path().join("replay.window");
-        OpenOptions::new()
-            .write(true)
-            .open(path)
-            .unwrap()
-            .write_all_at(&[7; 16], 40)
-            .unwrap();
+        reboot(data.path());
         let (replay, ended) = open(data.path(), NOW);
         assert_eq!(ended, Ended::Complete);
         assert_eq!(use_nonce(&replay, 0), Err(Refusal::Replayed));
