@@ -23,6 +23,7 @@ use crate::pipeline::Core;
 use crate::registrar::{Registrar, first_admin};
 use crate::state::State;
 use crate::state::replay::{Ended, Replay};
+use crate::upkeep;
 use crate::voice::Voice;
 
 /// How often deadlines are looked at: how late a `DEADLINE` may come.
@@ -126,6 +127,7 @@ impl Broker {
         let (tls, channel) = tls::server(&config.certificate, &config.certificate_key)?;
         make_private(&config.data)?;
         let mut journal = Embedded::open(&config.data)?;
+        let reader = journal.reader();
         let state = Arc::new(restore(
             &config,
             &mut journal,
@@ -178,6 +180,13 @@ impl Broker {
         ));
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(keep_window(Arc::clone(&core)));
+        match upkeep::socket::listen(&core.config.data) {
+            Ok(listener) => drop(tasks.spawn(upkeep::socket::serve(listener, reader))),
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "no control socket: backups need the broker stopped"
+            ),
+        }
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
@@ -271,7 +280,7 @@ fn restore(
     )?;
     if ended == Ended::PowerLost {
         tracing::warn!(
-            "the machine went down under this broker: until its window has passed, what was signed before then is refused as STALE"
+            "the machine went down under this broker, or its data is a backup's: until its window has passed, what was signed before this start is refused as STALE"
         );
     }
     let state = State::new(config, root.public(), replay);
