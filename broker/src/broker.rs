@@ -10,14 +10,14 @@ use proto_spec::{AgentId, Name, Org, PublicKey, SigningKey, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use crate::calls::Place;
 use crate::change::Change;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{Embedded, Journal};
-use crate::listener::{self, Phase, Room, tls};
+use crate::listener::certificates::Certificates;
+use crate::listener::{self, Phase, Room};
 use crate::metrics::Metrics;
 use crate::pipeline::Core;
 use crate::registrar::{Registrar, first_admin};
@@ -37,6 +37,7 @@ const WINDOW_TICK: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Broker {
     core: Arc<Core>,
+    certificates: Arc<Certificates>,
     address: SocketAddr,
     ops_address: SocketAddr,
     phase: watch::Sender<Phase>,
@@ -124,7 +125,8 @@ impl Broker {
         let clock = Arc::new(clock);
         let broker_key = crate::keyfile::load(&config.broker_key)?;
         let root_key = crate::keyfile::load(&config.root_key)?;
-        let (tls, channel) = tls::server(&config.certificate, &config.certificate_key)?;
+        let certificates = Certificates::load(&config.certificate, &config.certificate_key)?;
+        let certificates = Arc::new(certificates);
         make_private(&config.data)?;
         let mut journal = Embedded::open(&config.data)?;
         let reader = journal.reader();
@@ -147,8 +149,7 @@ impl Broker {
         let (address, ops_address) = (listener.local_addr()?, ops.local_addr()?);
         let mut run = [0; 8];
         getrandom::fill(&mut run)?;
-        let mut channels = config.channels.clone();
-        channels.push(channel);
+        let channels = config.channels.clone();
         let bodies_kib = config.limits.bodies_bytes_max / 1_024;
         let core = Arc::new(Core {
             voice: Voice::new(broker_key, config.org.clone(), u64::from_be_bytes(run)),
@@ -165,11 +166,10 @@ impl Broker {
         let limits = &core.config.limits;
         let room = Room::new(limits.connections_max, limits.connections_per_network_max);
         let mut tasks = JoinSet::new();
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
         tasks.spawn(listener::accept(
             Arc::clone(&core),
             listener,
-            acceptor,
+            Arc::clone(&certificates),
             Arc::clone(&room),
             phase.subscribe(),
         ));
@@ -179,6 +179,7 @@ impl Broker {
             phase.subscribe(),
         ));
         tasks.spawn(keep_time(Arc::clone(&core)));
+        tasks.spawn(Arc::clone(&certificates).watch());
         tasks.spawn(keep_window(Arc::clone(&core)));
         match upkeep::socket::listen(&core.config.data) {
             Ok(listener) => drop(tasks.spawn(upkeep::socket::serve(listener, reader))),
@@ -190,6 +191,7 @@ impl Broker {
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
+            certificates,
             address,
             ops_address,
             phase,
@@ -209,6 +211,11 @@ impl Broker {
     #[must_use]
     pub fn ops_address(&self) -> SocketAddr {
         self.ops_address
+    }
+
+    /// Has new connections see the certificate as its files are; those that are open stay.
+    pub fn reload_certificates(&self) {
+        self.certificates.reload();
     }
 
     /// What it knows and does, for benches and tests in the same process.
@@ -285,8 +292,21 @@ fn restore(
     }
     let state = State::new(config, root.public(), replay);
     let (mut founding, mut has_admin, mut misfit) = (None, false, None);
+    let mut recovered: Vec<(Name, PublicKey, PublicKey, Timestamp)> = Vec::new();
     journal.replay(&mut |change| {
-        has_admin |= matches!(&change, Change::Approved { .. });
+        match &change {
+            Change::Approved { name, key, .. } => {
+                has_admin = true;
+                recovered.retain(|(admin, new, ..)| (admin, new) != (name, key));
+            }
+            Change::Recovered {
+                admin,
+                admin_key,
+                recovery,
+                at,
+            } => recovered.push((admin.clone(), *admin_key, *recovery, *at)),
+            _ => {}
+        }
         if let Err(error) = state.apply(&change) {
             misfit.get_or_insert(error);
         }
@@ -302,6 +322,7 @@ fn restore(
         broker: key,
         admin,
         admin_key,
+        recovery,
         ..
     }) = founding
     else {
@@ -313,6 +334,16 @@ fn restore(
     };
     if key != broker.public() {
         bail!("keys.broker is not the key that the journal names as {org}'s broker");
+    }
+    for (admin, new, by, at) in recovered {
+        if by != recovery {
+            bail!("a recovery on record is not by {org}'s recovery key");
+        }
+        tracing::warn!(%admin, key = %new.fingerprint(), at_ms = at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
+        let change = first_admin(root, &AgentId::new(admin, org.clone()), new, now)?;
+        journal.append(&[&change])?;
+        state.apply(&change)?;
+        has_admin = true;
     }
     if !has_admin {
         let admin = AgentId::new(admin, org);

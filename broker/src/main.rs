@@ -148,15 +148,19 @@ fn start(args: &Start) -> Result<(), End> {
 #[tokio::main]
 async fn run(config: Config) -> anyhow::Result<()> {
     let broker = Broker::start(config).await?;
-    // For whoever started it and waits: the addresses, once they are real.
-    println!("ready {} {}", broker.address(), broker.ops_address());
-    let (mut interrupt, mut terminate) = (
+    let (mut interrupt, mut terminate, mut hangup) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
     );
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    // For whoever started it and waits: the addresses, once they are real.
+    println!("ready {} {}", broker.address(), broker.ops_address());
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hangup.recv() => broker.reload_certificates(),
+        }
     }
     broker.stop().await;
     Ok(())

@@ -11,6 +11,7 @@ mod calls;
 mod events;
 mod registration;
 mod restart;
+mod storage;
 mod transport;
 
 use proto_spec::{Code, Envelope};

@@ -509,7 +509,7 @@ mod tests {
         let data = four();
         let _open = Embedded::open(data.path()).unwrap();
         let error = inspect(data.path(), &mut |_| {}).unwrap_err().to_string();
-        assert!(error.contains("another process has it open"), "{error}");
+        assert!(error.contains("open in another process"), "{error}");
         assert!(Embedded::open(data.path()).is_err());
     }
 

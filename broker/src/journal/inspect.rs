@@ -1,5 +1,6 @@
 //! Looks at a journal that nobody has open, and changes nothing.
 
+use std::io::ErrorKind;
 use std::mem::ManuallyDrop;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -41,8 +42,10 @@ pub fn copy(data: &Path, to: &Path) -> Result<Summary, JournalError> {
 
 fn open(data: &Path, checked: bool) -> Result<Database, JournalError> {
     let path = data.join("journal.redb");
-    let overlay = Overlay::open(&path)
-        .map_err(|error| JournalError::Read(format!("{}: {error}", path.display())))?;
+    let overlay = Overlay::open(&path).map_err(|error| match error.kind() {
+        ErrorKind::ResourceBusy => JournalError::InUse(path.display().to_string()),
+        _ => JournalError::Read(format!("{}: {error}", path.display())),
+    })?;
     Database::builder()
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(checked)

@@ -42,6 +42,9 @@ pub enum JournalError {
         /// What is wrong with it.
         why: String,
     },
+    /// One process at a time.
+    #[error("{0} is open in another process: is the broker running?")]
+    InUse(String),
     /// The broker that was asked did not do it.
     #[error("{0}")]
     Refused(String),

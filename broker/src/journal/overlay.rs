@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::io::{Error, ErrorKind, Result};
+use std::io::{ErrorKind, Result};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,10 +35,7 @@ impl Overlay {
         match file.try_lock_shared() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(
-                    ErrorKind::ResourceBusy,
-                    "another process has it open",
-                ));
+                return Err(ErrorKind::ResourceBusy.into());
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }

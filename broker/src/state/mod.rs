@@ -93,7 +93,7 @@ impl State {
                     ));
                 }
             }
-            Change::Denied { .. } => {}
+            Change::Denied { .. } | Change::Recovered { .. } => {}
             Change::AgentRevoked { name, key, .. } => {
                 self.revocations.revoke_key(*key);
                 self.registry.remove(name);

@@ -1,9 +1,11 @@
-//! What an operator does to a data directory: back it up, put a backup back, verify it.
+//! What an operator does to a data directory: back it up, put a backup back, verify it, and
+//! find the way back in when no admin is left.
 //!
 //! One process at a time has the journal, so a running broker does it itself: it listens on a socket
 //! in its data directory ([`socket`]) that only its own user can reach.
 
 mod backup;
+mod recovery;
 mod restore;
 pub mod socket;
 
@@ -15,6 +17,7 @@ use anyhow::Context as _;
 use crate::journal::{JournalError, Summary, inspect};
 
 pub use backup::back_up;
+pub use recovery::Recovery;
 pub use restore::restore;
 
 /// Verifies the journal of `data`: asks the broker that runs on it, or reads the files.
