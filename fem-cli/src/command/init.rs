@@ -106,7 +106,7 @@ Made {dir}: the organisation {org}, with {admin} as its first admin.
   join.toml            context for agents to start from; hand it out with tls/ca.pem
   tls/                 development certificates for {hosts}, good for {days} days
   data/                the journal
-  recovery.pem         replaces a lost root or broker key {recovery}
+  recovery.pem         names a new admin if none is left {recovery}
 
 Keep offline: move {recovery_file} to where this machine cannot read it, now.
   Whoever has it can take the organisation over; nobody can recover it without.
