@@ -2,7 +2,7 @@
 //!
 //! Each record carries its number and its predecessor's hash, so a log that lost, doubled or altered
 //! a record does not replay. A chain cannot show that its end is gone: for that the head is marked in
-//! a file beside it ([`Mark`](mark::Mark)).
+//! a file beside it, `journal.head`.
 
 mod embedded;
 mod inspect;
