@@ -360,6 +360,7 @@ fn start_made(dir: &Path, log: &Path) -> Process {
     let broker = Process::launch(
         Command::new(path("fem-broker").unwrap())
             .arg(dir.join("broker.toml"))
+            .env("FEM_LOG", "warn")
             .stderr(std::fs::File::create(log).unwrap()),
     )
     .unwrap();
@@ -487,6 +488,7 @@ async fn new_connections_see_a_new_certificate_and_open_ones_stay() {
     let broker = Process::launch(
         Command::new(path("fem-broker").unwrap())
             .arg(site.at("broker.toml"))
+            .env("FEM_LOG", "warn")
             .stderr(std::fs::File::create(&log).unwrap()),
     )
     .unwrap();
