@@ -11,19 +11,20 @@ use proto_spec::{AgentId, Kind, Name, Org, PublicKey, SigningKey, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use crate::calls::Place;
 use crate::change::Change;
 use crate::clock::{Clock, is_behind};
 use crate::config::Config;
 use crate::journal::{Embedded, Journal};
-use crate::listener::{self, Phase, Room, tls};
+use crate::listener::certificates::Certificates;
+use crate::listener::{self, Phase, Room};
 use crate::metrics::Metrics;
 use crate::pipeline::Core;
 use crate::registrar::{Registrar, first_admin, load_root};
 use crate::state::replay::{Ended, Replay};
 use crate::state::{State, Taking};
+use crate::upkeep;
 use crate::voice::Voice;
 
 /// How often deadlines are looked at: how late a `DEADLINE` may come.
@@ -43,6 +44,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Broker {
     core: Arc<Core>,
+    certificates: Arc<Certificates>,
     address: SocketAddr,
     ops_address: SocketAddr,
     phase: watch::Sender<Phase>,
@@ -155,9 +157,11 @@ impl Broker {
     pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let clock = Arc::new(clock);
         let broker_key = crate::keyfile::load(&config.broker_key)?;
-        let (tls, channel) = tls::server(&config.certificate, &config.certificate_key)?;
+        let certificates = Certificates::load(&config.certificate, &config.certificate_key)?;
+        let certificates = Arc::new(certificates);
         make_private(&config.data)?;
         let mut journal = Embedded::open(&config.data)?;
+        let reader = journal.reader();
         let (state, root_key, newest) = restore(&config, &mut journal, &broker_key, clock.now())?;
         let state = Arc::new(state);
         clock.await_time(newest);
@@ -173,8 +177,7 @@ impl Broker {
         let (address, ops_address) = (listener.local_addr()?, ops.local_addr()?);
         let mut run = [0; 8];
         getrandom::fill(&mut run)?;
-        let mut channels = config.channels.clone();
-        channels.push(channel);
+        let channels = config.channels.clone();
         let bodies_kib = config.limits.bodies_bytes_max / 1_024;
         let core = Arc::new(Core {
             voice: Voice::new(broker_key, config.org.clone(), u64::from_be_bytes(run)),
@@ -191,11 +194,10 @@ impl Broker {
         let limits = &core.config.limits;
         let room = Room::new(limits.connections_max, limits.connections_per_network_max);
         let mut tasks = JoinSet::new();
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
         tasks.spawn(listener::accept(
             Arc::clone(&core),
             listener,
-            acceptor,
+            Arc::clone(&certificates),
             Arc::clone(&room),
             phase.subscribe(),
         ));
@@ -205,13 +207,22 @@ impl Broker {
             phase.subscribe(),
         ));
         tasks.spawn(keep_time(Arc::clone(&core)));
+        tasks.spawn(Arc::clone(&certificates).watch());
         tasks.spawn(keep_window(Arc::clone(&core)));
         tasks.spawn(follow_changes(Arc::clone(&core)));
         tasks.spawn(keep_ceilings(Arc::clone(&core)));
         tasks.spawn(watch_clock(Arc::clone(&core)));
+        match upkeep::socket::listen(&core.config.data) {
+            Ok(listener) => drop(tasks.spawn(upkeep::socket::serve(listener, reader))),
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "no control socket: backups need the broker stopped"
+            ),
+        }
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
+            certificates,
             address,
             ops_address,
             phase,
@@ -231,6 +242,11 @@ impl Broker {
     #[must_use]
     pub fn ops_address(&self) -> SocketAddr {
         self.ops_address
+    }
+
+    /// Has new connections see the certificate as its files are; those that are open stay.
+    pub fn reload_certificates(&self) {
+        self.certificates.reload();
     }
 
     /// What it knows and does, for benches and tests in the same process.
@@ -303,14 +319,27 @@ fn restore(
     )?;
     if ended == Ended::PowerLost {
         tracing::warn!(
-            "the machine went down under this broker: what each sender signed up to its ceiling is refused as STALE"
+            "the machine went down under this broker, or its data is a backup's: what each sender signed up to its ceiling is refused as STALE"
         );
     }
     let state = State::new(config, replay);
     let (mut founding, mut has_admin, mut misfit) = (None, false, None);
+    let mut recovered: Vec<(Name, PublicKey, PublicKey, Timestamp)> = Vec::new();
     journal.replay(&mut |change| {
         newest = change.newest(newest);
-        has_admin |= matches!(&change, Change::Approved { .. });
+        match &change {
+            Change::Approved { name, key, .. } => {
+                has_admin = true;
+                recovered.retain(|(admin, new, ..)| (admin, new) != (name, key));
+            }
+            Change::Recovered {
+                admin,
+                admin_key,
+                recovery,
+                at,
+            } => recovered.push((admin.clone(), *admin_key, *recovery, *at)),
+            _ => {}
+        }
         if let Err(error) = state.apply(&change, Taking::Back) {
             misfit.get_or_insert(error);
         }
@@ -326,6 +355,7 @@ fn restore(
         broker: key,
         admin,
         admin_key,
+        recovery,
         ..
     }) = founding
     else {
@@ -341,6 +371,16 @@ fn restore(
     let active = state.roots.keys().first().copied();
     let active = active.context("the journal names no root key")?;
     let root = load_root(&config.root_key, &active)?;
+    for (admin, new, by, at) in recovered {
+        if by != recovery {
+            bail!("a recovery on record is not by {org}'s recovery key");
+        }
+        tracing::warn!(%admin, key = %new.fingerprint(), at_ms = at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
+        let change = first_admin(&root, &AgentId::new(admin, org.clone()), new, now)?;
+        journal.append(&[&change])?;
+        state.apply(&change, Taking::Back)?;
+        has_admin = true;
+    }
     if !has_admin {
         let admin = AgentId::new(admin, org);
         let change = first_admin(&root, &admin, admin_key, now)?;

@@ -97,6 +97,13 @@ pub enum Change {
         by: Name,
         at: Timestamp,
     },
+    /// The organisation's recovery key named an admin, offline; the next start gives it everything.
+    Recovered {
+        admin: Name,
+        admin_key: PublicKey,
+        recovery: PublicKey,
+        at: Timestamp,
+    },
     /// The agent's key has a successor; its grants on record were issued anew to it.
     Rotated {
         name: Name,
@@ -217,6 +224,7 @@ impl Change {
             | Self::EnrolmentIssued { at, .. }
             | Self::Enrolled { at, .. }
             | Self::Revoked { at, .. }
+            | Self::Recovered { at, .. }
             | Self::Rotated { at, .. }
             | Self::Quarantined { at, .. }
             | Self::Barred { at, .. }

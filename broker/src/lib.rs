@@ -10,6 +10,7 @@
 //! | [`registrar`] | the only code that appends durable changes |
 //! | [`state`] | views in memory that the request path reads |
 //! | [`journal`], [`change`] | ground truth |
+//! | [`upkeep`] | backup, restore, verification: what an operator does to a data directory |
 //! | [`config`], [`clock`], [`voice`], [`metrics`] | what it runs with, its time, its words, its counters |
 
 pub mod calls;
@@ -27,6 +28,7 @@ pub mod registrar;
 pub mod routing;
 pub mod state;
 pub mod telemetry;
+pub mod upkeep;
 pub mod voice;
 
 mod broker;

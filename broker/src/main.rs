@@ -1,17 +1,35 @@
-//! `fem-broker CONFIG`: flags → configuration → broker → wait → drain.
+//! `fem-broker CONFIG`: flags → configuration → broker → wait → drain. Beside it, what an operator
+//! does to a data directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use broker::clock::Clock;
-use broker::{Broker, Config};
-use clap::Parser;
+use broker::journal::{JournalError, Summary};
+use broker::{Broker, Config, upkeep};
+use clap::{Args, Parser, Subcommand};
+use proto_spec::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A FEM broker: routes signed tool calls between an organisation's agents.
 #[derive(Debug, Parser)]
-#[command(name = "fem-broker", version, about)]
-struct Args {
+#[command(
+    name = "fem-broker",
+    version,
+    about,
+    args_conflicts_with_subcommands = true
+)]
+#[command(after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(flatten)]
+    start: Start,
+    #[command(subcommand)]
+    instead: Option<Instead>,
+}
+
+/// Without a subcommand, the broker runs.
+#[derive(Debug, Args)]
+struct Start {
     /// The configuration; `fem-cli init` makes one.
     #[arg(default_value = "broker.toml", env = "FEM_BROKER_CONFIG")]
     config: PathBuf,
@@ -26,15 +44,97 @@ struct Args {
     log_json: bool,
 }
 
+/// What is done instead of running a broker.
+#[derive(Debug, Subcommand)]
+enum Instead {
+    /// Copy the journal into a new directory, while the broker runs or not.
+    Backup {
+        /// The broker's configuration.
+        config: PathBuf,
+        /// Where to: must not exist. The broker writes it, so its user must be able to.
+        target: PathBuf,
+    },
+    /// Put a backup into the empty data directory of a configuration.
+    Restore {
+        /// What `backup` made.
+        backup: PathBuf,
+        /// The broker's configuration.
+        config: PathBuf,
+    },
+    /// Look at a journal.
+    #[command(subcommand)]
+    Journal(Journal),
+}
+
+#[derive(Debug, Subcommand)]
+enum Journal {
+    /// Walk the chain of records: how many, from when to when, and the hash that stands for all of them.
+    Verify {
+        /// A configuration, a data directory or a backup.
+        #[arg(value_name = "CONFIG|DIR")]
+        of: PathBuf,
+    },
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or the broker was stopped by a signal
+  1  it failed: a file, a key, an address, this machine
+  2  the command line or the configuration makes no sense
+  3  the journal or the backup is damaged; nothing was changed";
+
+/// Damage has a code of its own, so that a nightly check can tell it from a disk that is not mounted.
+const DAMAGED: u8 = 3;
+
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let config = match Config::load(&args.config) {
-        Ok(config) => config,
-        Err(problems) => {
-            eprintln!("{} cannot be used:\n{problems}", args.config.display());
-            return ExitCode::from(2);
+    let arguments = Arguments::parse();
+    let done = match arguments.instead {
+        None => start(&arguments.start),
+        Some(Instead::Backup { config, target }) => {
+            load(&config).and_then(|config| back_up(&config, &target))
         }
+        Some(Instead::Restore { backup, config }) => {
+            load(&config).and_then(|config| restore(&backup, &config))
+        }
+        Some(Instead::Journal(Journal::Verify { of })) => verify(&of),
     };
+    done.map_or_else(|end| end.tell(), |()| ExitCode::SUCCESS)
+}
+
+/// Why it did not come to a good end.
+enum End {
+    Config(PathBuf, broker::config::Problems),
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl End {
+    fn tell(self) -> ExitCode {
+        match self {
+            Self::Config(path, problems) => {
+                eprintln!("{} cannot be used:\n{problems}", path.display());
+                ExitCode::from(2)
+            }
+            Self::Failed(error) => {
+                eprintln!("fem-broker: {error:#}");
+                let damaged = matches!(error.downcast_ref(), Some(JournalError::Damaged { .. }));
+                ExitCode::from(if damaged { DAMAGED } else { 1 })
+            }
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Config, End> {
+    Config::load(path).map_err(|problems| End::Config(path.into(), problems))
+}
+
+fn start(args: &Start) -> Result<(), End> {
+    let config = load(&args.config)?;
     if args.check_config {
         println!(
             "{} is good: {} listens on {}",
@@ -42,17 +142,11 @@ fn main() -> ExitCode {
             config.org,
             config.listen
         );
-        return ExitCode::SUCCESS;
+        return Ok(());
     }
     broker::telemetry::start(args.log_json);
     broker::telemetry::raise_descriptor_limit();
-    match run(config, args.accept_clock) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("fem-broker: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    Ok(run(config, args.accept_clock)?)
 }
 
 #[tokio::main]
@@ -61,16 +155,123 @@ async fn run(config: Config, accept_clock: bool) -> anyhow::Result<()> {
         tracing::warn!(by_s = by.as_secs(), "this machine's clock was accepted");
     }
     let broker = Broker::start(config).await?;
-    // For whoever started it and waits: the addresses, once they are real.
-    println!("ready {} {}", broker.address(), broker.ops_address());
-    let (mut interrupt, mut terminate) = (
+    let (mut interrupt, mut terminate, mut hangup) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
     );
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    // For whoever started it and waits: the addresses, once they are real.
+    println!("ready {} {}", broker.address(), broker.ops_address());
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hangup.recv() => broker.reload_certificates(),
+        }
     }
     broker.stop().await;
     Ok(())
+}
+
+fn back_up(config: &Config, target: &Path) -> Result<(), End> {
+    let summary = upkeep::back_up(&config.data, target)?;
+    print!("{}", told(&summary));
+    println!("backup   {}", target.display());
+    Ok(())
+}
+
+fn restore(backup: &Path, config: &Config) -> Result<(), End> {
+    let summary = upkeep::restore(backup, &config.org, &config.data)?;
+    print!("{}", told(&summary));
+    println!("restored {}", config.data.display());
+    println!(
+        "What was approved, issued or revoked after the last record is not in it: revoke again what must \
+         not come back, before agents can reach the broker."
+    );
+    Ok(())
+}
+
+fn verify(of: &Path) -> Result<(), End> {
+    let summary = if of.is_dir() {
+        upkeep::verify(of)?
+    } else {
+        upkeep::verify(&load(of)?.data)?
+    };
+    print!("{}", told(&summary));
+    Ok(())
+}
+
+/// One line a fact, for people and for `diff`.
+fn told(summary: &Summary) -> String {
+    let time = |time: Option<Timestamp>| time.map_or_else(|| "-".into(), utc);
+    format!(
+        "records  {}\nfirst    {}\nlast     {}\nhead     {}\n",
+        summary.records,
+        time(summary.first),
+        time(summary.last),
+        summary.head
+    )
+}
+
+/// RFC 3339, in UTC.
+fn utc(time: Timestamp) -> String {
+    let (seconds, ms) = (time.as_ms() / 1_000, time.as_ms() % 1_000);
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+/// The Gregorian date of a day since 1970-01-01, after Howard Hinnant's `civil_from_days`: years
+/// begin in March, so that the day that some have is their last.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_configuration_alone_starts_the_broker_as_ever() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap();
+        for line in [
+            "fem-broker acme/broker.toml",
+            "fem-broker --log-json acme/broker.toml",
+        ] {
+            let arguments = parse(line);
+            assert!(arguments.instead.is_none());
+            assert_eq!(arguments.start.config, Path::new("acme/broker.toml"));
+        }
+        assert_eq!(parse("fem-broker").start.config, Path::new("broker.toml"));
+        assert!(parse("fem-broker journal verify x").instead.is_some());
+    }
+
+    #[test]
+    fn times_are_told_in_utc() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_123, "2000-02-29T00:00:00.123Z"),
+            (1_800_000_000_000, "2027-01-15T08:00:00.000Z"),
+            (4_107_542_399_999, "2100-02-28T23:59:59.999Z"),
+        ] {
+            assert_eq!(utc(Timestamp::from_ms(ms)), text);
+        }
+    }
 }

@@ -82,7 +82,7 @@ pub struct Core {
     pub registrar: Registrar,
     /// What it counts.
     pub metrics: Metrics,
-    /// Public keys of the certificates that clients may see, as SPKI digests.
+    /// Public keys of TLS terminators that clients may see instead of ours, as SPKI digests.
     pub channels: Vec<Digest>,
     /// The broker's credentials for providers, for callers by POST.
     pub post_credentials: crate::calls::PostCredentials,
@@ -529,6 +529,7 @@ impl Core {
         &self,
         bytes: Bytes,
         challenge: Digest,
+        channel: Digest,
         outbox: mpsc::Sender<Bytes>,
     ) -> Result<(Arc<Session>, Bytes), Answer> {
         let begun = Instant::now();
@@ -547,7 +548,7 @@ impl Core {
         };
         let sender = (act.agent().clone(), act.id());
         let attached = self
-            .admit_session(&act, challenge, outbox)
+            .admit_session(&act, challenge, channel, outbox)
             .map_err(|refusal| {
                 refuse(&Refused {
                     refusal,
@@ -580,6 +581,7 @@ impl Core {
         &self,
         act: &Authorized,
         challenge: Digest,
+        channel: Digest,
         outbox: mpsc::Sender<Bytes>,
     ) -> Result<Arc<Session>, Refusal> {
         let body: Attach = act.envelope().read_body()?;
@@ -588,7 +590,7 @@ impl Core {
                 "an attach that answers another challenge".into(),
             ));
         }
-        if !self.channels.contains(&body.channel) {
+        if !self.channels.contains(&body.channel) && body.channel != channel {
             return Err(Refusal::Denied(
                 "an attach over another certificate than this broker's".into(),
             ));

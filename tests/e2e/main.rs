@@ -14,6 +14,7 @@ mod crash;
 mod events;
 mod registration;
 mod restart;
+mod storage;
 mod transport;
 
 use proto_spec::{Code, Envelope};

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
 
 /// The path of one of the project's binaries, built in the profile that this test was built in; or in
 /// the folder that `FEM_BINARIES` names, where somebody built them before.
@@ -77,14 +78,21 @@ impl Process {
     ///
     /// When it does not start; with what it said.
     pub fn start(config: &Path) -> Result<Self> {
-        let mut child = Command::new(path("fem-broker")?)
-            .arg(config)
-            .env(
-                "FEM_LOG",
-                std::env::var("FEM_LOG").unwrap_or_else(|_| "warn".into()),
-            )
-            .stdout(Stdio::piped())
-            .spawn()?;
+        Self::launch(Command::new(path("fem-broker")?).arg(config))
+    }
+
+    /// Starts a command that becomes `fem-broker`, and waits until that says that it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start; with what it said.
+    pub fn launch(command: &mut Command) -> Result<Self> {
+        // A test that reads the log says itself what is in it.
+        if !command.get_envs().any(|(name, _)| name == "FEM_LOG") {
+            let level = std::env::var("FEM_LOG").unwrap_or_else(|_| "warn".into());
+            command.env("FEM_LOG", level);
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("its standard output")?;
         BufReader::new(stdout).read_line(&mut line)?;
@@ -113,6 +121,31 @@ impl Process {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// Stops it with SIGTERM and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end well.
+    pub fn stop(mut self) -> Result<()> {
+        self.signal(Signal::TERM)?;
+        let ended = self.child.wait()?;
+        if !ended.success() {
+            bail!("fem-broker ended with {ended}");
+        }
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not let us.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let id = i32::try_from(self.child.id())?;
+        let id = rustix::process::Pid::from_raw(id).context("its id")?;
+        Ok(rustix::process::kill_process(id, signal)?)
     }
 
     /// Its process id.

@@ -27,7 +27,7 @@ const BROKER: &[&[&str]] = &[
     &["change"],
     &["journal", "voice"],
     &["state"],
-    &["metrics", "routing", "registrar"],
+    &["metrics", "routing", "registrar", "upkeep"],
     &["delivery"],
     &["pipeline", "calls", "directory"],
     &["listener"],

@@ -1,22 +1,47 @@
 //! The default journal: one redb file, synced before an append returns.
+//!
+//! After a failed write the engine refuses everything until the file is opened again, so this does
+//! that: a disk that was full and has room again needs no restart.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageError,
+    TableDefinition,
+};
 
-use super::{Change, FORMAT, Head, Journal, JournalError};
+use super::inspect::inspect;
+use super::mark::{self, Mark};
+use super::{Change, FORMAT, Head, Journal, JournalError, Summary};
 
 const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Pages that the engine keeps in memory: records are read once, at the start.
+pub(super) const CACHE_BYTES: usize = 16 << 20;
 
 /// Records in `journal.redb` of a data directory.
 #[derive(Debug)]
 pub struct Embedded {
-    database: Database,
+    file: Arc<Engine>,
+    mark: Mark,
     head: Head,
 }
 
-fn read(error: impl std::fmt::Display) -> JournalError {
+/// Reads what is durable beside an [`Embedded`] that goes on appending.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    file: Arc<Engine>,
+}
+
+/// The open file; closed after a failed write until it can be opened again.
+#[derive(Debug)]
+struct Engine {
+    path: PathBuf,
+    database: RwLock<Option<Database>>,
+}
+
+pub(super) fn read(error: impl std::fmt::Display) -> JournalError {
     JournalError::Read(error.to_string())
 }
 
@@ -24,68 +49,297 @@ fn write(error: impl std::fmt::Display) -> JournalError {
     JournalError::Write(error.to_string())
 }
 
+impl Engine {
+    fn with<T>(
+        &self,
+        act: impl FnOnce(&Database) -> Result<T, JournalError>,
+    ) -> Result<T, JournalError> {
+        match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => act(database),
+            None => Err(JournalError::Read("closed after a failed write".into())),
+        }
+    }
+
+    /// Closes the file and opens it again: what a failed write left unfinished is undone.
+    fn reopen(&self) -> Result<(), JournalError> {
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Only one may have it open.
+        drop(database.take());
+        *database = Some(
+            Database::builder()
+                .set_cache_size(CACHE_BYTES)
+                .open(&self.path)
+                .map_err(write)?,
+        );
+        Ok(())
+    }
+}
+
 impl Embedded {
     /// Opens the journal of `data`, which exists, or begins one. One process at a time.
     ///
     /// # Errors
     ///
+    /// [`JournalError::Damaged`] where a record does not fit, and nothing was changed;
     /// [`JournalError::Read`] where it cannot be opened or another process has it,
     /// [`JournalError::Newer`] where a later version wrote it.
     pub fn open(data: &Path) -> Result<Self, JournalError> {
-        let database = Database::create(data.join("journal.redb")).map_err(read)?;
-        let transaction = database.begin_write().map_err(read)?;
-        {
-            let mut meta = transaction.open_table(META).map_err(read)?;
-            let format = meta.get("format").map_err(read)?.map(|value| value.value());
-            match format {
-                Some(found) if found > FORMAT => return Err(JournalError::Newer(found)),
-                Some(_) => {}
-                None => {
-                    meta.insert("format", FORMAT).map_err(read)?;
+        let path = data.join("journal.redb");
+        let length = std::fs::metadata(&path).map_or(0, |found| found.len());
+        let mark = mark::read(data)?;
+        if length > 0 {
+            // Before the engine may repair anything.
+            inspect(data, &mut |_| {})?;
+        } else {
+            expect(Head::START, mark, None)?;
+        }
+        let database = begin(&path)?;
+        let transaction = database.begin_read().map_err(read)?;
+        let head = walk(&transaction, mark, &mut |_, _| {})?;
+        drop(transaction);
+        Ok(Self {
+            mark: Mark::open(data, head).map_err(read)?,
+            file: Arc::new(Engine {
+                path,
+                database: RwLock::new(Some(database)),
+            }),
+            head,
+        })
+    }
+
+    /// A way to read it that goes on to work while this appends.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader {
+            file: Arc::clone(&self.file),
+        }
+    }
+
+    fn try_append(&self, changes: &[&Change]) -> Result<Head, JournalError> {
+        self.file.with(|database| {
+            // redb's default durability syncs on commit: when this returns, the records are on disk.
+            let transaction = database.begin_write().map_err(write)?;
+            let mut head = self.head;
+            {
+                let mut table = transaction.open_table(RECORDS).map_err(write)?;
+                self.undo_unacknowledged(&mut table)?;
+                for change in changes {
+                    let (record, after) = head.record(change).map_err(write)?;
+                    table.insert(head.next, record.as_slice()).map_err(write)?;
+                    head = after;
                 }
             }
-            transaction.open_table(RECORDS).map_err(read)?;
+            transaction.commit().map_err(write)?;
+            Ok(head)
+        })
+    }
+
+    /// A commit whose last sync failed may be on disk all the same. It was refused, so it goes.
+    fn undo_unacknowledged(
+        &self,
+        table: &mut redb::Table<'_, u64, &'static [u8]>,
+    ) -> Result<(), JournalError> {
+        loop {
+            let last = table.last().map_err(write)?;
+            let last = last.map(|(number, _)| number.value());
+            match last {
+                Some(last) if last >= self.head.next => drop(table.remove(last).map_err(write)?),
+                _ => return Ok(()),
+            }
         }
-        transaction.commit().map_err(read)?;
-        let mut journal = Self {
-            database,
-            head: Head::START,
-        };
-        journal.replay(&mut |_| {})?;
-        Ok(journal)
     }
 }
 
 impl Journal for Embedded {
     fn append(&mut self, changes: &[&Change]) -> Result<(), JournalError> {
-        // redb's default durability syncs on commit: when this returns, the records are on disk.
-        let transaction = self.database.begin_write().map_err(write)?;
-        let mut head = self.head;
-        {
-            let mut table = transaction.open_table(RECORDS).map_err(write)?;
-            for change in changes {
-                let (record, after) = head.record(change).map_err(write)?;
-                table.insert(head.next, record.as_slice()).map_err(write)?;
-                head = after;
+        let is_open = self
+            .file
+            .database
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some();
+        if !is_open {
+            self.file.reopen()?;
+        }
+        match self.try_append(changes) {
+            Ok(head) => {
+                self.head = head;
+                if let Err(error) = self.mark.set(head) {
+                    tracing::warn!(%error, "the journal's mark stays behind: a lost end may not be seen");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.file.reopen() {
+                    tracing::error!(%error, "the journal stays closed until it can be opened again");
+                }
+                Err(error)
             }
         }
-        transaction.commit().map_err(write)?;
-        self.head = head;
-        Ok(())
     }
 
     fn replay(&mut self, each: &mut dyn FnMut(Change)) -> Result<(), JournalError> {
-        let transaction = self.database.begin_read().map_err(read)?;
-        let table = transaction.open_table(RECORDS).map_err(read)?;
-        let mut head = Head::START;
-        for entry in table.iter().map_err(read)? {
-            let (number, record) = entry.map_err(read)?;
-            let (change, next) = head.read(number.value(), record.value())?;
-            head = next;
-            each(change);
-        }
+        let head = self.file.with(|database| {
+            let transaction = database.begin_read().map_err(read)?;
+            walk(&transaction, None, &mut |change, _| each(change))
+        })?;
         self.head = head;
         Ok(())
+    }
+}
+
+impl Reader {
+    /// Walks the chain as it is at this moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`inspect`].
+    pub fn inspect(&self) -> Result<Summary, JournalError> {
+        self.file.with(|database| {
+            let transaction = database.begin_read().map_err(read)?;
+            summarise(&transaction, None, &mut |_| {})
+        })
+    }
+
+    /// Writes the journal as it is at this moment into the empty folder `to`, durably.
+    ///
+    /// # Errors
+    ///
+    /// As [`inspect`], and [`JournalError::Write`] where the copy cannot be written.
+    pub fn copy(&self, to: &Path) -> Result<Summary, JournalError> {
+        self.file.with(|database| copy(database, None, to))
+    }
+}
+
+/// Opens the file, or makes it.
+fn begin(path: &Path) -> Result<Database, JournalError> {
+    let database = Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create(path)
+        .map_err(read)?;
+    let transaction = database.begin_write().map_err(read)?;
+    let is_new = {
+        let mut meta = transaction.open_table(META).map_err(read)?;
+        transaction.open_table(RECORDS).map_err(read)?;
+        let format = meta.get("format").map_err(read)?.map(|value| value.value());
+        if format.is_none() {
+            meta.insert("format", FORMAT).map_err(read)?;
+        }
+        check_format(format)?;
+        format.is_none()
+    };
+    if is_new {
+        transaction.commit().map_err(read)?;
+    } else {
+        transaction.abort().map_err(read)?;
+    }
+    Ok(database)
+}
+
+fn check_format(format: Option<u64>) -> Result<(), JournalError> {
+    match format {
+        Some(found) if found > FORMAT => Err(JournalError::Newer(found)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes all records of `from` into a journal of its own.
+pub(super) fn copy(
+    from: &Database,
+    mark: Option<Head>,
+    to: &Path,
+) -> Result<Summary, JournalError> {
+    let transaction = from.begin_read().map_err(read)?;
+    let copied = begin(&to.join("journal.redb"))?;
+    let writing = copied.begin_write().map_err(write)?;
+    let mut summary = Summary::NOTHING;
+    let head = {
+        let mut table = writing.open_table(RECORDS).map_err(write)?;
+        let mut failed = None;
+        let head = walk(&transaction, mark, &mut |change, record| {
+            let inserted = table.insert(summary.records, record);
+            if let Err(error) = inserted {
+                failed.get_or_insert(write(error));
+            }
+            summary.count(&change);
+        })?;
+        failed.map_or(Ok(head), Err)?
+    };
+    writing.commit().map_err(write)?;
+    copied.close().map_err(write)?;
+    Mark::open(to, head).map_err(write)?;
+    summary.head = head.last;
+    Ok(summary)
+}
+
+/// Walks all records, and sums them up.
+pub(super) fn summarise(
+    transaction: &ReadTransaction,
+    mark: Option<Head>,
+    each: &mut dyn FnMut(Change),
+) -> Result<Summary, JournalError> {
+    let mut summary = Summary::NOTHING;
+    let head = walk(transaction, mark, &mut |change, _| {
+        summary.count(&change);
+        each(change);
+    })?;
+    summary.head = head.last;
+    Ok(summary)
+}
+
+/// Gives every record that fits its predecessor, and the head after the last.
+fn walk(
+    transaction: &ReadTransaction,
+    mark: Option<Head>,
+    each: &mut dyn FnMut(Change, &[u8]),
+) -> Result<Head, JournalError> {
+    let meta = transaction.open_table(META).map_err(read)?;
+    check_format(meta.get("format").map_err(read)?.map(|value| value.value()))?;
+    let table = transaction.open_table(RECORDS).map_err(read)?;
+    let mut head = Head::START;
+    let mut marked = mark.filter(|mark| *mark == Head::START);
+    for entry in table.iter().map_err(|error| unreadable(head, &error))? {
+        let (number, record) = entry.map_err(|error| unreadable(head, &error))?;
+        let (change, next) = head.read(number.value(), record.value())?;
+        head = next;
+        if mark.is_some_and(|mark| mark.next == head.next) {
+            marked = Some(head);
+        }
+        each(change, record.value());
+    }
+    expect(head, mark, marked)?;
+    Ok(head)
+}
+
+/// Checks that a journal whose head is `head`, and was `then` at the mark's number, has all that the
+/// mark says it had.
+fn expect(head: Head, mark: Option<Head>, then: Option<Head>) -> Result<(), JournalError> {
+    match mark {
+        Some(mark) if mark.next > head.next => Err(JournalError::Damaged {
+            number: head.next,
+            why: format!(
+                "it is missing: the journal had {} records (journal.head)",
+                mark.next
+            ),
+        }),
+        Some(mark) if mark.next > 0 && then != Some(mark) => Err(JournalError::Damaged {
+            number: mark.next - 1,
+            why: "it is not the record that was acknowledged (journal.head)".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn unreadable(head: Head, error: &StorageError) -> JournalError {
+    match error {
+        StorageError::Corrupted(why) => JournalError::Damaged {
+            number: head.next,
+            why: why.clone(),
+        },
+        error => read(error),
     }
 }
 
@@ -105,47 +359,181 @@ mod tests {
         assert_eq!(times(&mut journal), [1, 2, 3, 4, 5]);
     }
 
+    /// Alters what is on disk behind the journal's back.
+    fn alter(data: &Path, act: impl FnOnce(&redb::WriteTransaction)) {
+        let database = Database::open(data.join("journal.redb")).unwrap();
+        let transaction = database.begin_write().unwrap();
+        act(&transaction);
+        transaction.commit().unwrap();
+    }
+
+    /// A journal of four records; the mark is after the last.
+    fn four() -> tempfile::TempDir {
+        let data = tempfile::tempdir().unwrap();
+        let mut journal = Embedded::open(data.path()).unwrap();
+        for n in 1..=4 {
+            journal.append(&[&change(n)]).unwrap();
+        }
+        data
+    }
+
+    /// The record at which both the start and the inspection stop.
+    #[track_caller]
+    fn damaged(data: &Path) -> u64 {
+        let position = |error: JournalError| match error {
+            JournalError::Damaged { number, .. } => number,
+            error => panic!("{error}"),
+        };
+        let before = std::fs::read(data.join("journal.redb")).unwrap();
+        let inspected = position(inspect(data, &mut |_| {}).unwrap_err());
+        let opened = position(Embedded::open(data).unwrap_err());
+        assert_eq!(inspected, opened);
+        let after = std::fs::read(data.join("journal.redb")).unwrap();
+        assert!(before == after, "a damaged journal is left as it is");
+        opened
+    }
+
     #[test]
-    fn a_record_that_was_altered_or_lost_stops_the_start_with_its_position() {
-        for spoil in [0, 1] {
-            let data = tempfile::tempdir().unwrap();
-            let mut journal = Embedded::open(data.path()).unwrap();
-            journal
-                .append(&[&change(1), &change(2), &change(3)])
-                .unwrap();
-            let transaction = journal.database.begin_write().unwrap();
-            {
-                let mut table = transaction.open_table(RECORDS).unwrap();
-                if spoil == 0 {
-                    table.remove(1).unwrap();
-                } else {
-                    let mut record = table.get(1).unwrap().unwrap().value().to_vec();
-                    *record.last_mut().unwrap() ^= 1;
-                    table.insert(1, record.as_slice()).unwrap();
+    fn a_record_that_was_removed_or_altered_stops_the_start_with_its_position() {
+        let data = four();
+        alter(data.path(), |transaction| {
+            let mut table = transaction.open_table(RECORDS).unwrap();
+            table.remove(1).unwrap();
+        });
+        assert_eq!(damaged(data.path()), 1);
+        let data = four();
+        alter(data.path(), |transaction| {
+            let mut table = transaction.open_table(RECORDS).unwrap();
+            let mut record = table.get(1).unwrap().unwrap().value().to_vec();
+            let reason = record.windows(7).position(|at| at == b"because").unwrap();
+            record[reason] = b'B';
+            table.insert(1, record.as_slice()).unwrap();
+        });
+        assert_eq!(damaged(data.path()), 2, "its successor names another");
+    }
+
+    #[test]
+    fn a_lost_or_replaced_end_stops_the_start() {
+        let data = four();
+        alter(data.path(), |transaction| {
+            let mut table = transaction.open_table(RECORDS).unwrap();
+            table.remove(3).unwrap();
+        });
+        assert_eq!(damaged(data.path()), 3);
+        let data = four();
+        let other = tempfile::tempdir().unwrap();
+        let mut journal = Embedded::open(other.path()).unwrap();
+        journal
+            .append(
+                &(5..=9)
+                    .map(change)
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .collect::<Vec<_>>(),
+            )
+            .unwrap();
+        drop(journal);
+        std::fs::copy(
+            other.path().join("journal.redb"),
+            data.path().join("journal.redb"),
+        )
+        .unwrap();
+        assert_eq!(damaged(data.path()), 3);
+        std::fs::remove_file(data.path().join("journal.redb")).unwrap();
+        assert!(
+            Embedded::open(data.path()).is_err(),
+            "nor does it begin anew"
+        );
+        assert!(!data.path().join("journal.redb").exists());
+    }
+
+    #[test]
+    fn a_flipped_byte_is_found_wherever_it_lies_or_does_no_harm() {
+        let closed = four();
+        let running = four();
+        let journal = Embedded::open(running.path()).unwrap();
+        let killed = tempfile::tempdir().unwrap();
+        for name in ["journal.redb", "journal.head"] {
+            std::fs::copy(running.path().join(name), killed.path().join(name)).unwrap();
+        }
+        drop(journal);
+        // After a kill the engine takes a last transaction that does not verify for unfinished.
+        for data in [closed.path(), killed.path()] {
+            let path = data.join("journal.redb");
+            let whole = std::fs::read(&path).unwrap();
+            let written = (0..whole.len()).filter(|at| whole[*at] != 0);
+            let mut stopped = 0;
+            for at in written.step_by(11) {
+                let mut spoilt = whole.clone();
+                spoilt[at] ^= 0x10;
+                std::fs::write(&path, &spoilt).unwrap();
+                let mut times = Vec::new();
+                match inspect(data, &mut |change| times.push(change.at().as_ms())) {
+                    Ok(_) => assert_eq!(times, [1, 2, 3, 4], "byte {at}"),
+                    Err(_) => stopped += 1,
                 }
             }
-            transaction.commit().unwrap();
-            drop(journal);
-            let error = Embedded::open(data.path()).unwrap_err().to_string();
-            assert!(
-                error.contains(if spoil == 0 { "record 1" } else { "record" }),
-                "{error}"
-            );
+            assert!(stopped > 50, "only {stopped} were noticed");
         }
+    }
+
+    #[test]
+    fn a_truncated_file_stops_the_start_and_stays_as_it_is() {
+        for part in [3, 2] {
+            let data = four();
+            let path = data.path().join("journal.redb");
+            let whole = std::fs::read(&path).unwrap();
+            let cut = &whole[..whole.len() / part];
+            std::fs::write(&path, cut).unwrap();
+            Embedded::open(data.path()).unwrap_err();
+            assert!(std::fs::read(&path).unwrap() == cut);
+        }
+    }
+
+    #[test]
+    fn a_mark_that_stayed_behind_is_no_damage() {
+        let data = four();
+        let before = std::fs::read(data.path().join("journal.head")).unwrap();
+        let mut journal = Embedded::open(data.path()).unwrap();
+        journal.append(&[&change(5)]).unwrap();
+        drop(journal);
+        std::fs::write(data.path().join("journal.head"), before).unwrap();
+        assert_eq!(
+            times(&mut Embedded::open(data.path()).unwrap()),
+            [1, 2, 3, 4, 5]
+        );
+    }
+
+    #[test]
+    fn a_journal_is_one_process_at_a_time() {
+        let data = four();
+        let _open = Embedded::open(data.path()).unwrap();
+        let error = inspect(data.path(), &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("open in another process"), "{error}");
+        assert!(Embedded::open(data.path()).is_err());
+    }
+
+    #[test]
+    fn a_copy_is_made_while_the_journal_goes_on() {
+        let data = four();
+        let mut journal = Embedded::open(data.path()).unwrap();
+        let reader = journal.reader();
+        let copy = tempfile::tempdir().unwrap();
+        let summary = reader.copy(copy.path()).unwrap();
+        journal.append(&[&change(5)]).unwrap();
+        assert_eq!(summary.records, 4);
+        assert_eq!(inspect(copy.path(), &mut |_| {}).unwrap(), summary);
+        assert_eq!(reader.inspect().unwrap().records, 5);
     }
 
     #[test]
     fn a_data_directory_of_a_later_version_is_refused() {
         let data = tempfile::tempdir().unwrap();
-        let journal = Embedded::open(data.path()).unwrap();
-        let transaction = journal.database.begin_write().unwrap();
-        transaction
-            .open_table(META)
-            .unwrap()
-            .insert("format", FORMAT + 1)
-            .unwrap();
-        transaction.commit().unwrap();
-        drop(journal);
+        drop(Embedded::open(data.path()).unwrap());
+        alter(data.path(), |transaction| {
+            let mut meta = transaction.open_table(META).unwrap();
+            meta.insert("format", FORMAT + 1).unwrap();
+        });
         assert!(matches!(
             Embedded::open(data.path()),
             Err(JournalError::Newer(_))

@@ -1,15 +1,21 @@
 //! Ground truth: an append-only log of [`Change`]s. The only storage seam.
 //!
 //! Each record carries its number and its predecessor's hash, so a log that lost, doubled or altered
-//! a record does not replay.
+//! a record does not replay. A chain cannot show that its end is gone: for that the head is marked in
+//! a file beside it, `journal.head`.
 
 mod embedded;
+mod inspect;
+mod mark;
 mod memory;
+mod overlay;
 
-pub use embedded::Embedded;
+pub use embedded::{Embedded, Reader};
+pub use inspect::{copy, inspect};
 pub use memory::Memory;
 
-use proto_spec::Digest;
+use proto_spec::{Digest, Timestamp};
+use serde::{Deserialize, Serialize};
 
 use crate::change::Change;
 
@@ -27,14 +33,21 @@ pub enum JournalError {
     Read(String),
     /// The start stops here: restore a backup.
     #[error(
-        "record {number} of the journal is damaged: {why}. Restore the data directory from a backup"
+        "record {number} of the journal is damaged: {why}. Nothing was changed. \
+         Keep the data directory, and put a backup in its place: `fem-broker restore BACKUP CONFIG`"
     )]
     Damaged {
-        /// Which record.
+        /// The first record that does not fit; the first is 0.
         number: u64,
         /// What is wrong with it.
         why: String,
     },
+    /// One process at a time.
+    #[error("{0} is open in another process: is the broker running?")]
+    InUse(String),
+    /// The broker that was asked did not do it.
+    #[error("{0}")]
+    Refused(String),
     /// Written by a later version.
     #[error(
         "the data directory has format {0}, this broker knows {FORMAT}: use the version that wrote it"
@@ -57,6 +70,34 @@ pub trait Journal: Send {
     ///
     /// [`JournalError::Damaged`] with the position of the first record that does not fit.
     fn replay(&mut self, each: &mut dyn FnMut(Change)) -> Result<(), JournalError>;
+}
+
+/// What a journal holds, as far as its chain says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// How many records.
+    pub records: u64,
+    /// When the first was made.
+    pub first: Option<Timestamp>,
+    /// When the last was made.
+    pub last: Option<Timestamp>,
+    /// The hash of the last record, which stands for all of them.
+    pub head: Digest,
+}
+
+impl Summary {
+    const NOTHING: Self = Self {
+        records: 0,
+        first: None,
+        last: None,
+        head: Head::START.last,
+    };
+
+    fn count(&mut self, change: &Change) {
+        self.records += 1;
+        self.first.get_or_insert(change.at());
+        self.last = Some(change.at());
+    }
 }
 
 /// Where the chain of records stands: the next number, and the hash of the last record.

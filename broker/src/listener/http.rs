@@ -157,7 +157,7 @@ async fn answer(
 ) -> Reply {
     match (request.method(), request.uri().path()) {
         (&Method::POST, "/fem" | "/" | "/fep") => post(&core, request, client).await,
-        (&Method::GET, "/fem/ws") => ws::upgrade(core, request, phase, seat),
+        (&Method::GET, "/fem/ws") => ws::upgrade(core, request, client, phase, seat),
         (&Method::GET, "/.well-known/fem") => well_known(&core),
         (_, "/fem" | "/" | "/fep") => not_allowed("POST"),
         (_, "/fem/ws" | "/.well-known/fem") => not_allowed("GET"),

@@ -1,5 +1,6 @@
 //! Where bytes come in: accept, hand-shake, and serve each connection by what was negotiated.
 
+pub mod certificates;
 pub mod http;
 pub mod ops;
 pub mod tls;
@@ -10,6 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use certificates::Certificates;
+use proto_spec::Digest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -25,6 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy)]
 pub struct Client {
     address: SocketAddr,
+    channel: Digest,
 }
 
 impl Client {
@@ -32,6 +36,12 @@ impl Client {
     #[must_use]
     pub fn address(&self) -> String {
         self.address.ip().to_canonical().to_string()
+    }
+
+    /// The SHA-256 of the public key of the certificate that it saw.
+    #[must_use]
+    pub fn channel(&self) -> Digest {
+        self.channel
     }
 
     /// A number for its network: a /24 of IPv4, a /64 of IPv6. Strangers of one share their bounds.
@@ -132,7 +142,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub async fn accept(
     core: Arc<Core>,
     listener: TcpListener,
-    tls: TlsAcceptor,
+    certificates: Arc<Certificates>,
     room: Arc<Room>,
     mut phase: watch::Receiver<Phase>,
 ) {
@@ -151,12 +161,17 @@ pub async fn accept(
             }
         };
         // At the bound a connection is closed at once: its client sees that, and backs off.
-        let client = Client { address };
+        let pair = certificates.current();
+        let client = Client {
+            address,
+            channel: pair.channel,
+        };
         let Some(seat) = room.take(client.network()) else {
             tracing::info!(client = %address.ip(), "closed: as many connections as there may be");
             continue;
         };
-        let (core, tls, phase) = (Arc::clone(&core), tls.clone(), phase.clone());
+        let tls = TlsAcceptor::from(Arc::clone(&pair.tls));
+        let (core, phase) = (Arc::clone(&core), phase.clone());
         tokio::spawn(async move {
             serve(core, stream, tls, client, phase, seat).await;
         });

@@ -28,7 +28,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::http::plain;
-use super::{Phase, Seat, reached};
+use super::{Client, Phase, Seat, reached};
 use crate::calls::Place;
 use crate::pipeline::{Core, Door, Step};
 use crate::state::sessions::Session;
@@ -48,6 +48,7 @@ type Socket = WebSocketStream<TlsStream<TcpStream>>;
 pub(super) fn upgrade(
     core: Arc<Core>,
     mut request: Request<Incoming>,
+    client: Client,
     phase: watch::Receiver<Phase>,
     seat: Arc<Seat>,
 ) -> Response<Full<Bytes>> {
@@ -106,7 +107,7 @@ pub(super) fn upgrade(
             Some(config),
         )
         .await;
-        run(&core, socket, phase).await;
+        run(&core, socket, client, phase).await;
         drop(seat);
     });
     let mut reply = Response::new(Full::default());
@@ -120,9 +121,9 @@ pub(super) fn upgrade(
     reply
 }
 
-async fn run(core: &Core, mut socket: Socket, phase: watch::Receiver<Phase>) {
+async fn run(core: &Core, mut socket: Socket, client: Client, phase: watch::Receiver<Phase>) {
     let (outbox, queue) = mpsc::channel(core.config.limits.outbox_max);
-    let Some(session) = attach(core, &mut socket, outbox).await else {
+    let Some(session) = attach(core, &mut socket, client, outbox).await else {
         let _ = timeout(
             WRITE_MAX,
             socket.close(Some(close_frame(CloseCode::Policy, "not attached"))),
@@ -145,6 +146,7 @@ async fn run(core: &Core, mut socket: Socket, phase: watch::Receiver<Phase>) {
 async fn attach(
     core: &Core,
     socket: &mut Socket,
+    client: Client,
     outbox: mpsc::Sender<Bytes>,
 ) -> Option<Arc<Session>> {
     let mut random = [0; 32];
@@ -162,7 +164,10 @@ async fn attach(
         .await
         .ok()
         .flatten()?;
-    match core.attach(message, challenge, outbox).await {
+    match core
+        .attach(message, challenge, client.channel(), outbox)
+        .await
+    {
         Ok((session, ack)) => match send(socket, ack).await {
             Ok(()) => Some(session),
             Err(_) => {

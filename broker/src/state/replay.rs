@@ -93,6 +93,30 @@ impl Share {
     }
 }
 
+/// Leaves in `data` the window of a broker of which nothing is known: whoever opens it accepts nothing
+/// that could have been accepted before.
+///
+/// # Errors
+///
+/// When the file exists or cannot be written.
+pub fn leave_unknown(data: &Path, secret: [u8; 32]) -> std::io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(data.join("replay.window"))?;
+    file.set_len(HEADER_BYTES)?;
+    let window = WindowFile { file };
+    window.write_header(&Header {
+        secret,
+        boot: [0; 16],
+        clean: false,
+        floor: Timestamp::default(),
+    })?;
+    window.file.sync_all()
+}
+
 /// Why the window could not be opened: the broker does not start.
 #[derive(Debug, thiserror::Error)]
 #[error("replay window {path}: {why}")]

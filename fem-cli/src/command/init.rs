@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use proto_spec::{Name, Org};
 
 use crate::certificate;
+use crate::command::recover;
 use crate::failure::Outcome;
 use crate::files::quoted;
 use crate::organisation::{self, Plan};
@@ -19,7 +20,9 @@ use crate::time;
 #[command(after_help = "\
 Example:
   fem-cli init acme --host broker.acme.example --listen 0.0.0.0:7443
-Nothing is ever overwritten: the directory must not exist, or be empty.")]
+  fem-cli init acme --recover --recovery-key /media/offline/recovery.pem
+Nothing is ever overwritten: the directory must not exist, or be empty.
+With --recover it exists: the recovery key names a new admin, while the broker is stopped.")]
 pub(crate) struct Init {
     /// The organisation: agents will be called name@ORG
     org: Org,
@@ -38,10 +41,19 @@ pub(crate) struct Init {
     /// What the first admin is called
     #[arg(long, value_name = "NAME", default_value = organisation::FIRST_ADMIN)]
     admin: Name,
+    /// Find the way back in when no admin is left: makes a new admin of an organisation that exists
+    #[arg(long, requires = "recovery_key", conflicts_with_all = ["listen", "ops", "host"])]
+    recover: bool,
+    /// The organisation's recovery key, which is kept offline
+    #[arg(long, value_name = "FILE", requires = "recover")]
+    recovery_key: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Init, output: Output) -> Outcome {
     let dir = args.dir.clone().unwrap_or_else(|| args.org.as_str().into());
+    if let Some(recovery_key) = &args.recovery_key {
+        return recover::run(&dir, &args.org, &args.admin, recovery_key, output);
+    }
     let plan = Plan {
         org: args.org.clone(),
         admin: args.admin.clone(),
@@ -94,7 +106,7 @@ Made {dir}: the organisation {org}, with {admin} as its first admin.
   join.toml            context for agents to start from; hand it out with tls/ca.pem
   tls/                 development certificates for {hosts}, good for {days} days
   data/                the journal
-  recovery.pem         replaces a lost root or broker key {recovery}
+  recovery.pem         names a new admin if none is left {recovery}
 
 Keep offline: move {recovery_file} to where this machine cannot read it, now.
   Whoever has it can take the organisation over; nobody can recover it without.

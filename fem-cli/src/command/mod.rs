@@ -9,6 +9,7 @@ pub(crate) mod enrol;
 pub(crate) mod event;
 pub(crate) mod explain;
 pub(crate) mod init;
+pub(crate) mod recover;
 pub(crate) mod token;
 pub(crate) mod tools;
 
