@@ -112,6 +112,7 @@ struct World {
 }
 
 /// No answer: the broker was killed.
+#[derive(Debug)]
 struct Killed;
 
 impl World {
@@ -397,10 +398,7 @@ async fn verify(world: &World) {
     let accepted = std::mem::take(&mut world.model.lock().unwrap().accepted);
     // The last of the life before: what was read before the kill is a replay for ever.
     for bytes in accepted.iter().rev().take(24) {
-        let reply = world
-            .send(bytes.clone())
-            .await
-            .unwrap_or_else(|Killed| panic!("killed"));
+        let reply = world.send(bytes.clone()).await.unwrap();
         assert_ne!(reply.status, 200, "a replay was accepted: {bytes:?}");
     }
     let (mut dead, mut enrolled) = (Vec::new(), BTreeSet::new());
@@ -455,10 +453,7 @@ async fn verify(world: &World) {
         let sealed = actor(name, *key)
             .seal(Kind::DiscoverTools, &to, now(), &body)
             .unwrap();
-        let reply = world
-            .send(sealed.bytes)
-            .await
-            .unwrap_or_else(|Killed| panic!("killed"));
+        let reply = world.send(sealed.bytes).await.unwrap();
         assert_eq!(reply.status, 401, "{name} is revoked and was heard");
     }
     verify_tokens(world).await;
@@ -592,7 +587,7 @@ async fn found(folder: &Path) -> (Actor, String) {
         progress: Notify::new(),
         idle: Mutex::default(),
     };
-    let done = |result: Result<Ack, Killed>| result.unwrap_or_else(|Killed| panic!("killed"));
+    let done = |result: Result<Ack, Killed>| result.unwrap();
     for one in [actor("fs", 0xf5), actor("spender", 0)] {
         let key = one.key.public();
         done(

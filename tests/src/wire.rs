@@ -274,6 +274,7 @@ impl Posting {
         let request = Request::post(path)
             .header("host", "localhost")
             .body(Full::new(body.into()))?;
+        timeout(PATIENCE, self.client.ready()).await??;
         let reply = timeout(PATIENCE, self.client.send_request(request)).await??;
         let status = reply.status().as_u16();
         let header = reply.headers().get("fem-credential");

@@ -6,7 +6,7 @@ use proto_spec::{AgentId, Digest, Kind, Name, Pattern, Refusal};
 use serde::de::DeserializeOwned;
 
 use super::scope::By;
-use super::{Decision, Desk, change};
+use super::{Decision, Desk, answer, change};
 use crate::change::Change;
 
 /// Reads the body of an act.
@@ -89,7 +89,7 @@ impl Desk {
                 expires: one.expires,
             })
             .collect();
-        Ok(Decision::Answer(Ack::Proposals { proposals }))
+        Ok(answer(Ack::Proposals { proposals }))
     }
 
     /// The second admin agrees: the act is decided as it stands now, within what both may.

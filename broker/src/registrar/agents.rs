@@ -9,7 +9,7 @@ use super::admin::read;
 use super::scope::{By, is_full};
 use super::showing::{pending, record_of};
 use super::tokens::{reissue_terms, sealed};
-use super::{APPROVAL_LIFETIME, Decision, Desk, bound, change, check_count};
+use super::{APPROVAL_LIFETIME, Decision, Desk, answer, bound, change, check_count};
 use crate::change::{Change, Reissued, default_prefixes};
 use crate::state::registry::{Agent, grant_id};
 
@@ -34,7 +34,7 @@ impl Desk {
         if let Some(agent) = self.state.registry.agent(name)
             && agent.key == request.pubkey
         {
-            return Ok(Decision::Answer(registered(&agent)));
+            return Ok(answer(registered(&agent)));
         }
         if let Some(reason) = self.state.pending.denied(name, &request.pubkey) {
             return Err(denied(reason));
@@ -51,7 +51,7 @@ impl Desk {
                 self.state
                     .pending
                     .ask(name, request, from, self.clock.now())?;
-                Ok(Decision::Answer(Ack::Pending))
+                Ok(answer(Ack::Pending))
             }
         }
     }

@@ -140,7 +140,7 @@ impl Registrar {
 /// What an order comes to.
 enum Decision {
     /// Nothing durable: this is the answer.
-    Answer(Ack),
+    Answer(Box<Ack>),
     /// Nothing to do, and nothing to say.
     Nothing,
     /// These are to be made durable and taken over, all or none; then the state as it is gives the answer.
@@ -149,6 +149,10 @@ enum Decision {
 
 /// Says what was done, when it is.
 type Report = Box<dyn FnOnce(&State) -> Option<Ack> + Send>;
+
+fn answer(ack: Ack) -> Decision {
+    Decision::Answer(Box::new(ack))
+}
 
 fn change(change: Change, report: impl FnOnce(&State) -> Ack + Send + 'static) -> Decision {
     Decision::Change(vec![change], Box::new(|state| Some(report(state))))
@@ -186,7 +190,7 @@ impl Desk {
                         self.commit(&mut waiting);
                     }
                 }
-                Ok(Decision::Answer(ack)) => drop(answer.send(Ok(Some(ack)))),
+                Ok(Decision::Answer(ack)) => drop(answer.send(Ok(Some(*ack)))),
                 Ok(Decision::Nothing) => drop(answer.send(Ok(None))),
                 Err(refusal) => drop(answer.send(Err(refusal))),
             }

@@ -9,7 +9,7 @@ use proto_spec::{Authorized, Digest, Name, Pattern, PublicKey, Refusal, Timestam
 
 use super::admin::read;
 use super::scope::{By, is_full, may_all};
-use super::{Decision, Desk, bound, change};
+use super::{Decision, Desk, answer, bound, change};
 use crate::change::Change;
 use crate::state::calls::Blow;
 use crate::state::registry::Record;
@@ -29,7 +29,7 @@ impl Desk {
             None => self.check_may_revoke(&by, &body.ids)?,
             Some(_) => self.count_own_act(act.agent().name())?,
         }
-        self.revoke_ids(body.ids, body.reason, &by, false)
+        self.revoke_ids(&body.ids, body.reason, &by, false)
     }
 
     /// `admin.token.revoke`.
@@ -39,7 +39,7 @@ impl Desk {
         match (body.ids.is_empty(), body.under.is_empty()) {
             (false, true) => {
                 self.check_may_revoke(by, &body.ids)?;
-                self.revoke_ids(body.ids, body.reason, by, body.dry_run)
+                self.revoke_ids(&body.ids, body.reason, by, body.dry_run)
             }
             (true, false) => self.bar(body, by),
             _ => Err(Refusal::InvalidBody(
@@ -50,7 +50,7 @@ impl Desk {
 
     fn revoke_ids(
         &self,
-        ids: Vec<Digest>,
+        ids: &[Digest],
         reason: Option<String>,
         by: &By,
         dry_run: bool,
@@ -61,7 +61,7 @@ impl Desk {
             )));
         }
         // A grant that was issued anew is revoked under either id.
-        let ids = self.state.registry.with_successors(&ids);
+        let ids = self.state.registry.with_successors(ids);
         let admins = |id: &Digest| {
             let record = self.state.registry.issued_by_id(id)?;
             let agent = self.state.registry.agent(record.subject.agent()?)?;
@@ -76,10 +76,10 @@ impl Desk {
             ..self.in_flight(&Blow::ids(&ids))
         };
         if dry_run {
-            return Ok(Decision::Answer(Ack::WouldRevoke(struck)));
+            return Ok(answer(Ack::WouldRevoke(struck)));
         }
         if ids.iter().all(|id| self.state.revocations.is_revoked(id)) {
-            return Ok(Decision::Answer(Ack::Revoked(struck)));
+            return Ok(answer(Ack::Revoked(struck)));
         }
         let revoked = Change::Revoked {
             ids,
@@ -143,7 +143,7 @@ impl Desk {
             true
         });
         if body.dry_run {
-            return Ok(Decision::Answer(Ack::WouldRevoke(struck)));
+            return Ok(answer(Ack::WouldRevoke(struck)));
         }
         let barred = Change::Barred {
             under: body.under,
@@ -193,7 +193,7 @@ impl Desk {
             ..self.in_flight(&Blow::keys([agent.key]))
         };
         if body.dry_run {
-            return Ok(Decision::Answer(Ack::WouldRevoke(struck)));
+            return Ok(answer(Ack::WouldRevoke(struck)));
         }
         let revoked = Change::AgentRevoked {
             name: body.name,
@@ -229,7 +229,7 @@ impl Desk {
             ..self.in_flight(&blow)
         };
         if body.dry_run {
-            return Ok(Decision::Answer(Ack::WouldRevoke(struck)));
+            return Ok(answer(Ack::WouldRevoke(struck)));
         }
         let quarantined = Change::Quarantined {
             name: body.name,

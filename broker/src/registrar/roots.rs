@@ -8,7 +8,7 @@ use proto_spec::{AgentId, PublicKey, Refusal, SigningKey};
 use super::admin::{Nothing, read};
 use super::scope::By;
 use super::tokens::entropy;
-use super::{Decision, Desk, change};
+use super::{Decision, Desk, answer, change};
 use crate::change::Change;
 use crate::state::State;
 use crate::state::roots::Stage;
@@ -20,7 +20,7 @@ impl Desk {
     pub(super) fn list_roots(&self, body: &str) -> Result<Decision, Refusal> {
         let _: Nothing = read(body)?;
         let roots = self.state.roots.records();
-        Ok(Decision::Answer(Ack::Roots { roots }))
+        Ok(answer(Ack::Roots { roots }))
     }
 
     /// Makes the next root key, in a file beside the configured one. Verifiers learn it now; tokens are

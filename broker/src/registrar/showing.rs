@@ -10,7 +10,7 @@ use proto_spec::{Digest, Name, PublicKey, Refusal, Timestamp};
 
 use super::admin::{Nothing, read};
 use super::scope::{By, is_full};
-use super::{Decision, Desk};
+use super::{Decision, Desk, answer};
 use crate::state::State;
 use crate::state::registry::{Agent, Position, Record, Subject};
 
@@ -37,7 +37,7 @@ impl Desk {
         };
         waiting.retain(|one| visible(&one.name));
         waiting.truncate(PAGE);
-        Ok(Decision::Answer(Ack::Agents {
+        Ok(answer(Ack::Agents {
             agents: agents
                 .iter()
                 .map(|agent| record_of(&self.state, agent))
@@ -56,7 +56,7 @@ impl Desk {
         if agent.is_none() && pending.is_empty() {
             return Err(Refusal::NotFound(format!("agent or request {}", body.name)));
         }
-        Ok(Decision::Answer(Ack::Agent { agent, pending }))
+        Ok(answer(Ack::Agent { agent, pending }))
     }
 
     pub(super) fn list_tokens(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
@@ -76,7 +76,7 @@ impl Desk {
             }
             true
         });
-        Ok(Decision::Answer(Ack::Tokens { tokens, next }))
+        Ok(answer(Ack::Tokens { tokens, next }))
     }
 
     /// An admin sees what was issued to the agents it may act on; only a full admin sees the rest.
@@ -115,7 +115,7 @@ impl Desk {
             append(&mut nodes, &mut below, record.id, is_dead);
             true
         });
-        Ok(Decision::Answer(Ack::Tree { nodes, next }))
+        Ok(answer(Ack::Tree { nodes, next }))
     }
 
     fn issued_node(&self, record: &Record, name: &Name, is_dead: bool) -> TreeNode {
@@ -190,7 +190,7 @@ impl Desk {
     pub(super) fn read_config(&self, body: &str) -> Result<Decision, Refusal> {
         let _: Nothing = read(body)?;
         let config = self.config.shown();
-        Ok(Decision::Answer(Ack::Config { config }))
+        Ok(answer(Ack::Config { config }))
     }
 }
 
