@@ -1,7 +1,8 @@
 //! `agent`: asks to become one, and decides who does.
 
-mod decide;
+pub(super) mod decide;
 mod register;
+mod rotate;
 
 use proto_spec::message::{Ack, AgentRecord, AgentShow, PendingRecord};
 use proto_spec::{Kind, Name};
@@ -42,13 +43,10 @@ enum Act {
         reason: Option<String>,
     },
     /// Revokes an agent: its key, its grants and its sessions, at once and for good
-    Revoke {
-        /// Whom
-        name: Name,
-        /// For the record
-        #[arg(long)]
-        reason: Option<String>,
-    },
+    Revoke(decide::Strike),
+    /// Revokes an agent with all that flows from it: whom it approved, enrolled and issued to
+    Quarantine(decide::Strike),
+    RotateKey(rotate::RotateKey),
 }
 
 pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome {
@@ -62,7 +60,9 @@ pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome
             which,
             reason,
         } => decide::deny(chosen, output, name, &which, reason).await,
-        Act::Revoke { name, reason } => decide::revoke(chosen, output, name, reason).await,
+        Act::Revoke(args) => decide::revoke(chosen, output, args).await,
+        Act::Quarantine(args) => decide::quarantine(chosen, output, args).await,
+        Act::RotateKey(args) => rotate::run(args, chosen, output).await,
     }
 }
 
