@@ -59,7 +59,7 @@ pub(crate) async fn run(args: Root, chosen: &Chosen, output: Output) -> Outcome 
         Act::Retire(which) => {
             let key = find(&admin, &which, "retiring").await?;
             let roots = roots(&admin, Kind::AdminRootRetire, Some(key)).await?;
-            give(output, &roots, |_| after_retire(&key))
+            give(output, &roots, |roots| after_retire(&key, roots))
         }
     }
 }
@@ -161,10 +161,11 @@ fn after_activate(roots: &[RootRecord]) -> String {
     )
 }
 
-fn after_retire(key: &PublicKey) -> String {
+fn after_retire(key: &PublicKey, roots: &[RootRecord]) -> String {
+    let made = in_state(roots, "active").map(file_of).unwrap_or_default();
     format!(
         "Retired {}. What was handed out under it is dead; what is on record was issued anew.\n\
-         The broker does not need its key file any more.",
+         Its key file can go. If broker.toml names it as [keys] root, let that name {made} first.",
         key.fingerprint()
     )
 }

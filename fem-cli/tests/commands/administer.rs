@@ -101,10 +101,8 @@ fn the_tree_shows_a_delegation_once_it_was_presented_and_marks_what_is_revoked()
         0,
         "token issue ada --capability files.* --calls 9 --out a.token",
     );
-    let did = Key::load(org.dir.path().join("helper.pem"))
-        .unwrap()
-        .public()
-        .did();
+    let did = org.run(0, "--context helper.toml agent key");
+    let did = did.trim();
     org.run(
         0,
         &format!("--context ada.toml token delegate a.token --to {did} --only files.read --calls 2 --out h.token"),

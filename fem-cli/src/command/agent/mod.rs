@@ -46,6 +46,8 @@ enum Act {
     Revoke(decide::Strike),
     /// Revokes an agent with all that flows from it: whom it approved, enrolled and issued to
     Quarantine(decide::Strike),
+    /// Prints the public key of this context's agent: for whoever delegates a token to it
+    Key,
     RotateKey(rotate::RotateKey),
 }
 
@@ -62,8 +64,19 @@ pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome
         } => decide::deny(chosen, output, name, &which, reason).await,
         Act::Revoke(args) => decide::revoke(chosen, output, args).await,
         Act::Quarantine(args) => decide::quarantine(chosen, output, args).await,
+        Act::Key => key(chosen, output),
         Act::RotateKey(args) => rotate::run(args, chosen, output).await,
     }
+}
+
+/// Needs no broker: the key is here.
+fn key(chosen: &Chosen, output: Output) -> Outcome {
+    let agent = chosen.agent()?;
+    let key = agent.public_key();
+    let value = json!({
+        "agent": agent.id(), "key": key, "did": key.did(), "fingerprint": key.fingerprint(),
+    });
+    output.give(&value, || key.did())
 }
 
 async fn list(chosen: &Chosen, output: Output) -> Outcome {
