@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 use proto_spec::Digest;
 
 use crate::command::{
-    agent, call, completions, context, doctor, enrol, event, explain, init, token, tools,
+    agent, call, completions, config, context, doctor, enrol, event, explain, grants, init,
+    proposal, root, token, tools,
 };
 use crate::demo;
 use crate::failure::Exit;
@@ -38,6 +39,10 @@ pub(crate) enum Command {
     Agent(agent::Agent),
     Enrol(enrol::Enrol),
     Token(token::Token),
+    Grants(grants::Grants),
+    Proposal(proposal::Proposals),
+    Root(root::Root),
+    Config(config::Config),
     Tools(tools::Tools),
     Call(call::Call),
     Event(event::Event),
@@ -49,8 +54,15 @@ pub(crate) enum Command {
     Internal(demo::role::Internal),
 }
 
-/// Put before a revocation id that begins with a hyphen, so that it is not read as an option.
-pub(crate) const MARK: &str = "id:";
+/// Put before an id that begins with a hyphen, so that it is not read as an option.
+const MARK: &str = "id:";
+
+/// An id as it was typed, or as it was marked.
+pub(crate) fn id(text: &str) -> Result<Digest, String> {
+    let id = text.strip_prefix(MARK).unwrap_or(text);
+    id.parse()
+        .map_err(|e: proto_spec::signature::BadDigest| e.to_string())
+}
 
 impl Cli {
     /// The command line of this process. One id in 64 begins with a hyphen, and nothing else looks

@@ -62,6 +62,16 @@ impl Context {
     /// directory can be moved.
     pub(crate) fn save(&self, path: &Path) -> Outcome {
         let path = files::absolute(path);
+        files::create(&path, self.text_for(&path)?.as_bytes(), Readers::All)
+    }
+
+    /// Writes a context in place of the one that is there, as a whole or not at all.
+    pub(crate) fn replace(&self, path: &Path) -> Outcome {
+        let path = files::absolute(path);
+        files::replace(&path, self.text_for(&path)?.as_bytes())
+    }
+
+    fn text_for(&self, path: &Path) -> Outcome<String> {
         let directory = path.parent().unwrap_or(Path::new("/"));
         let mut context = self.clone();
         for file in context.files() {
@@ -69,9 +79,8 @@ impl Context {
                 *file = below.into();
             }
         }
-        let text = toml::to_string(&context)
-            .map_err(|e| Failure::fault(format!("the context cannot be written: {e}")))?;
-        files::create(&path, text.as_bytes(), Readers::All)
+        toml::to_string(&context)
+            .map_err(|e| Failure::fault(format!("the context cannot be written: {e}")))
     }
 
     fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {

@@ -46,6 +46,23 @@ pub(crate) fn create(path: &Path, contents: &[u8], readers: Readers) -> Outcome 
     })
 }
 
+/// Writes a file in place of the one that is there: a crash leaves the old one or the new one. It keeps
+/// the old one's mode.
+pub(crate) fn replace(path: &Path, contents: &[u8]) -> Outcome {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let write = || {
+        let mode = std::fs::metadata(path)?.permissions();
+        let mut new = tempfile::NamedTempFile::new_in(directory)?;
+        new.write_all(contents)?;
+        new.as_file().set_permissions(mode)?;
+        new.as_file().sync_all()?;
+        new.persist(path)?;
+        File::open(directory)?.sync_all()
+    };
+    write()
+        .map_err(|error| Failure::fault(format!("{} cannot be replaced: {error}", path.display())))
+}
+
 /// Makes a directory, with its parents, that only its owner may enter.
 pub(crate) fn private_directory(path: &Path) -> Outcome {
     DirBuilder::new()

@@ -16,6 +16,7 @@ mod output;
 mod probe;
 mod programs;
 mod request;
+mod struck;
 mod time;
 mod token_file;
 mod words;

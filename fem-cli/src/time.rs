@@ -36,6 +36,17 @@ impl std::str::FromStr for When {
     }
 }
 
+/// An instant that has passed: RFC 3339, or so long ago.
+pub(crate) fn past(text: &str) -> Result<Timestamp, String> {
+    match text.parse()? {
+        When::At(at) => Ok(at),
+        When::In(span) => {
+            let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            Ok(Timestamp::from_ms(now().as_ms().saturating_sub(span)))
+        }
+    }
+}
+
 /// A length of time: `30s`, `7d`, `1h 30m`. A day is 24 hours; months and years have no one length.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let say =

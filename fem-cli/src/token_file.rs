@@ -17,6 +17,18 @@ pub(crate) fn read(path: &Path) -> Outcome<Vec<u8>> {
     })
 }
 
+/// Looks, before anything is issued, whether there is room for its token.
+pub(crate) fn check_is_new(path: &Path) -> Outcome {
+    if path.exists() {
+        return Err(Failure::fault(format!(
+            "{} exists, and is never overwritten",
+            path.display()
+        ))
+        .next("name another file with --out; nothing was issued"));
+    }
+    Ok(())
+}
+
 /// Writes a token for its holder.
 pub(crate) fn write(path: &Path, token: &str) -> Outcome {
     files::create(path, format!("{token}\n").as_bytes(), Readers::Owner)

@@ -138,6 +138,27 @@ fn the_readmes_steps_work_as_written() {
 }
 
 #[test]
+fn the_readme_administers_with_every_act() {
+    let scripts: String = blocks().into_iter().map(|(_, script)| script).collect();
+    for act in [
+        "enrol issue",
+        "agent approve",
+        "token issue",
+        "token delegate",
+        "grants tree",
+        "token revoke --under",
+        "agent revoke",
+        "agent quarantine",
+        "agent rotate-key",
+        "root prepare",
+        "root activate",
+        "root retire",
+    ] {
+        assert!(scripts.contains(&format!("fem-cli {act}")), "{act}");
+    }
+}
+
+#[test]
 fn the_demo_holds_every_expectation() {
     let output = Command::new(path("fem-cli").unwrap())
         .arg("demo")

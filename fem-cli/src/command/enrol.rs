@@ -1,13 +1,13 @@
 //! `enrol`: lets agents register by themselves, within bounds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proto_spec::identity::NamePattern;
 use proto_spec::message::{Ack, EnrolIssue};
 use proto_spec::{Kind, Pattern};
 
 use crate::connect::Chosen;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::files::quoted;
 use crate::output::Output;
 use crate::request::{self, unexpected};
@@ -41,7 +41,7 @@ struct Issue {
     #[arg(long = "prefix", value_name = "PATTERN")]
     prefixes: Vec<Pattern>,
     /// How many agents may register with it [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     uses: Option<u32>,
     /// Until when: 2026-12-31T18:00:00Z, or from now: 1d [default: the broker's]
     #[arg(long, value_name = "TIME")]
@@ -53,41 +53,43 @@ struct Issue {
 
 pub(crate) async fn run(args: Enrol, chosen: &Chosen, output: Output) -> Outcome {
     let Act::Issue(args) = args.act;
-    if args.out.exists() {
-        return Err(Failure::fault(format!(
-            "{} exists, and is never overwritten",
-            args.out.display()
-        ))
-        .next("name another file with --out; nothing was issued"));
-    }
-    let now = time::now();
+    token_file::check_is_new(&args.out)?;
     let body = EnrolIssue {
-        name: args.names.clone(),
+        name: args.names,
         ceiling: args.ceiling,
         prefixes: args.prefixes,
         uses: args.uses,
-        expires: args.expires.map(|when| when.from(now)),
+        expires: args.expires.map(|when| when.from(time::now())),
     };
-    match request::act(&chosen.agent()?, Kind::AdminEnrolIssue, &body).await? {
-        Ack::Issued {
-            id,
-            token: Some(token),
-            expires,
-        } => {
-            token_file::write(&args.out, &token)?;
-            let value =
-                serde_json::json!({"id": id, "expires": time::show(expires), "file": args.out});
-            output.give(&value, || {
-                let file = quoted(&args.out);
-                format!(
-                    "Wrote {file}: lets {} register, until {}.\nid  {id}\n\
-                     Use it: fem-cli agent register NAME --enrol {file}\n\
-                     Take it back: fem-cli token revoke {id}",
-                    args.names,
-                    time::show_from(expires, now),
-                )
-            })
-        }
-        other => Err(unexpected(&other)),
-    }
+    let (admin, kind) = (chosen.agent()?, Kind::AdminEnrolIssue);
+    let ack = request::grant(&admin, output, kind, &body, Some(&args.out)).await?;
+    given(ack, &body, &args.out, output)
+}
+
+/// Writes what was issued, by one admin or with a second, and says how it is used.
+pub(crate) fn given(ack: Ack, body: &EnrolIssue, out: &Path, output: Output) -> Outcome {
+    let Ack::Issued {
+        id,
+        token: Some(token),
+        expires,
+    } = ack
+    else {
+        return Err(unexpected(&ack));
+    };
+    token_file::write(out, &token)?;
+    let value = serde_json::json!({"id": id, "expires": time::show(expires), "file": out});
+    output.give(&value, || {
+        let file = quoted(out);
+        let uses = match body.uses.unwrap_or(1) {
+            1 => "once".into(),
+            n => format!("{n} times"),
+        };
+        format!(
+            "Wrote {file}: lets {} register, {uses}, until {}.\nid  {id}\n\
+             Use it: fem-cli agent register NAME --enrol {file}\n\
+             Take it back: fem-cli token revoke {id}",
+            body.name,
+            time::show_from(expires, time::now()),
+        )
+    })
 }

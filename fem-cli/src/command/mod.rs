@@ -3,13 +3,17 @@
 pub(crate) mod agent;
 pub(crate) mod call;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod context;
 pub(crate) mod doctor;
 pub(crate) mod enrol;
 pub(crate) mod event;
 pub(crate) mod explain;
+pub(crate) mod grants;
 pub(crate) mod init;
+pub(crate) mod proposal;
 pub(crate) mod recover;
+pub(crate) mod root;
 pub(crate) mod token;
 pub(crate) mod tools;
 
@@ -29,6 +33,10 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Agent(args) => wait_for(agent::run(args, &chosen, output)),
         Command::Enrol(args) => wait_for(enrol::run(args, &chosen, output)),
         Command::Token(args) => token::run(args, &chosen, output),
+        Command::Grants(args) => wait_for(grants::run(args, &chosen, output)),
+        Command::Proposal(args) => wait_for(proposal::run(args, &chosen, output)),
+        Command::Root(args) => wait_for(root::run(args, &chosen, output)),
+        Command::Config(args) => wait_for(config::run(&args, &chosen, output)),
         Command::Tools(args) => wait_for(tools::run(args, &chosen, output)),
         Command::Call(args) => wait_for(call::run(args, &chosen, output)),
         Command::Event(args) => wait_for(event::run(args, &chosen, output)),

@@ -1,9 +1,10 @@
-//! `agent approve`, `deny`, `revoke`: what an admin decides about agents.
+//! `agent approve`, `deny`, `revoke`, `quarantine`: what an admin decides about agents.
 
+use proto_spec::identity::RESERVED;
 use proto_spec::message::{
-    Ack, AgentApprove, AgentDeny, AgentRecord, AgentRevoke, PendingRecord, Struck,
+    Ack, AdminScope, AgentApprove, AgentDeny, AgentRecord, AgentRevoke, PendingRecord,
 };
-use proto_spec::{Kind, Name, Pattern, PublicKey};
+use proto_spec::{Kind, Name, NamePattern, Pattern, PublicKey};
 use serde_json::json;
 
 use super::{fetch, in_words};
@@ -11,13 +12,17 @@ use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
 use crate::output::Output;
 use crate::request::{self, unexpected};
+use crate::struck;
 use crate::time::{self, When};
 
 /// Approves a request, with what you choose to grant; what was asked for is only shown
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Example:
-  fem-cli agent approve files --fingerprint 9f2c:… --capability 'report.*'")]
+An admin holds admin acts as capabilities, and may grant what --may-grant covers, to --over.
+
+Examples:
+  fem-cli agent approve files --fingerprint 9f2c:… --capability 'report.*'
+  fem-cli agent approve ops --capability 'admin.*' --may-grant 'build.*' --over 'build-*'")]
 pub(super) struct Approve {
     /// Whom
     name: Name,
@@ -35,6 +40,55 @@ pub(super) struct Approve {
     /// Until when it holds: 2026-12-31T18:00:00Z, or from now: 90d
     #[arg(long, value_name = "TIME")]
     expires: Option<When>,
+    #[command(flatten)]
+    admin: Admin,
+}
+
+/// What makes an agent an admin.
+#[derive(Debug, clap::Args)]
+struct Admin {
+    /// What it may grant to others; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    may_grant: Vec<Pattern>,
+    /// On whom it may act; may be repeated [default: '*']
+    #[arg(long, value_name = "NAMES", requires = "may_grant")]
+    over: Vec<NamePattern>,
+    /// Make it an admin without bounds: every capability, everything grantable, to everyone
+    #[arg(long, conflicts_with_all = ["may_grant", "over", "capabilities"])]
+    full_admin: bool,
+}
+
+impl Admin {
+    /// The scope that was asked for, if any, and the capabilities that go with it.
+    fn scope(self, capabilities: Vec<Pattern>) -> Outcome<(Option<AdminScope>, Vec<Pattern>)> {
+        let everyone: NamePattern = "*"
+            .parse()
+            .map_err(|_| Failure::fault("every name is no name pattern"))?;
+        if self.full_admin {
+            let all = everything()?;
+            let scope = AdminScope {
+                grantable: all.clone(),
+                names: vec![everyone],
+            };
+            return Ok((Some(scope), all));
+        }
+        let scope = (!self.may_grant.is_empty()).then(|| AdminScope {
+            grantable: self.may_grant,
+            names: match self.over.is_empty() {
+                true => vec![everyone],
+                false => self.over,
+            },
+        });
+        Ok((scope, capabilities))
+    }
+}
+
+/// Patterns that together cover every capability: `*` leaves out what belongs to the protocol.
+pub(crate) fn everything() -> Outcome<Vec<Pattern>> {
+    let reserved = RESERVED.iter().map(|segment| format!("{segment}.*"));
+    let all = reserved.chain(["*".into()]).map(|text| text.parse());
+    all.collect::<Result<_, _>>()
+        .map_err(|_| Failure::fault("a reserved segment is no pattern"))
 }
 
 /// Which key is meant, where several wait under one name. Compare it with what the agent's developer
@@ -87,16 +141,23 @@ pub(super) async fn approve(chosen: &Chosen, output: Output, args: Approve) -> O
         (Some(agent), true) => known_key(agent, &args.which)?,
         _ => chosen_request(&pending, &args.which, &args.name)?.key,
     };
+    let (scope, capabilities) = args.admin.scope(args.capabilities)?;
     let body = AgentApprove {
         name: args.name.clone(),
         key,
-        capabilities: args.capabilities,
+        capabilities,
         prefixes: (!args.prefixes.is_empty()).then_some(args.prefixes),
         overlap: args.overlap,
         expires: args.expires.map(|when| when.from(time::now())),
-        admin: None,
+        admin: scope,
     };
-    match request::act(&admin, Kind::AdminAgentApprove, &body).await? {
+    let ack = request::grant(&admin, output, Kind::AdminAgentApprove, &body, None).await?;
+    approved(ack, output)
+}
+
+/// Says who was approved, by one admin or with a second.
+pub(crate) fn approved(ack: Ack, output: Output) -> Outcome {
+    match ack {
         Ack::Agent {
             agent: Some(agent),
             pending,
@@ -148,23 +209,49 @@ pub(super) async fn deny(
     }
 }
 
-pub(super) async fn revoke(
-    chosen: &Chosen,
-    output: Output,
+/// Whom to revoke.
+#[derive(Debug, clap::Args)]
+pub(super) struct Strike {
+    /// Whom
     name: Name,
+    /// For the record
+    #[arg(long)]
     reason: Option<String>,
-) -> Outcome {
+    /// Only say what it would strike
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) async fn revoke(chosen: &Chosen, output: Output, args: Strike) -> Outcome {
+    let done = "Its key never registers again, and its next message is refused.";
+    strike(chosen, output, Kind::AdminAgentRevoke, args, done).await
+}
+
+pub(super) async fn quarantine(chosen: &Chosen, output: Output, args: Strike) -> Outcome {
+    let done = "None of these keys registers again. What flowed from it is dead: whom it approved and \
+                enrolled, what it issued, and the enrolment token by which it came in.";
+    strike(chosen, output, Kind::AdminAgentQuarantine, args, done).await
+}
+
+async fn strike(chosen: &Chosen, output: Output, kind: Kind, args: Strike, done: &str) -> Outcome {
+    let name = args.name.clone();
     let body = AgentRevoke {
-        name: name.clone(),
-        reason,
-        dry_run: false,
+        name: args.name,
+        reason: args.reason,
+        dry_run: args.dry_run,
     };
-    match request::act(&chosen.agent()?, Kind::AdminAgentRevoke, &body).await? {
-        Ack::Revoked(Struck { ids, .. }) => output.give(&json!({"revoked": name, "ids": ids}), || {
-            format!(
-                "Revoked {name}. Its key never registers again, and its next message is refused."
-            )
+    match request::act(&chosen.agent()?, kind, &body).await? {
+        Ack::Revoked(struck) => output.give(&json!({"revoked": name, "struck": struck}), || {
+            format!("Struck {name}.\n{}\n{done}", struck::in_words(&struck))
         }),
+        Ack::WouldRevoke(struck) => {
+            output.give(&json!({"would_revoke": name, "struck": struck}), || {
+                format!(
+                    "Nothing was done. It would strike:\n{}",
+                    struck::in_words(&struck)
+                )
+            })
+        }
         other => Err(unexpected(&other)),
     }
 }

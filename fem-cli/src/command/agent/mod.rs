@@ -1,7 +1,8 @@
 //! `agent`: asks to become one, and decides who does.
 
-mod decide;
+pub(super) mod decide;
 mod register;
+mod rotate;
 
 use proto_spec::message::{Ack, AgentRecord, AgentShow, PendingRecord};
 use proto_spec::{Kind, Name};
@@ -42,13 +43,12 @@ enum Act {
         reason: Option<String>,
     },
     /// Revokes an agent: its key, its grants and its sessions, at once and for good
-    Revoke {
-        /// Whom
-        name: Name,
-        /// For the record
-        #[arg(long)]
-        reason: Option<String>,
-    },
+    Revoke(decide::Strike),
+    /// Revokes an agent with all that flows from it: whom it approved, enrolled and issued to
+    Quarantine(decide::Strike),
+    /// Prints the public key of this context's agent: for whoever delegates a token to it
+    Key,
+    RotateKey(rotate::RotateKey),
 }
 
 pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome {
@@ -62,8 +62,21 @@ pub(crate) async fn run(args: Agent, chosen: &Chosen, output: Output) -> Outcome
             which,
             reason,
         } => decide::deny(chosen, output, name, &which, reason).await,
-        Act::Revoke { name, reason } => decide::revoke(chosen, output, name, reason).await,
+        Act::Revoke(args) => decide::revoke(chosen, output, args).await,
+        Act::Quarantine(args) => decide::quarantine(chosen, output, args).await,
+        Act::Key => key(chosen, output),
+        Act::RotateKey(args) => rotate::run(args, chosen, output).await,
     }
+}
+
+/// Needs no broker: the key is here.
+fn key(chosen: &Chosen, output: Output) -> Outcome {
+    let agent = chosen.agent()?;
+    let key = agent.public_key();
+    let value = json!({
+        "agent": agent.id(), "key": key, "did": key.did(), "fingerprint": key.fingerprint(),
+    });
+    output.give(&value, || key.did())
 }
 
 async fn list(chosen: &Chosen, output: Output) -> Outcome {

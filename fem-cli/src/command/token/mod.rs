@@ -1,11 +1,13 @@
 //! `token`: issues grants, narrows them, passes them on, reads them and revokes them.
 
 mod inspect;
-mod issue;
+pub(super) mod issue;
 mod narrow;
 mod revoke;
 mod verify;
 
+use proto_spec::Timestamp;
+use proto_spec::message::TokenRecord;
 use serde_json::json;
 
 use crate::command::wait_for;
@@ -70,26 +72,46 @@ async fn list(args: List, chosen: &Chosen, output: Output) -> Outcome {
     }
     output.list(&json!(tokens), || {
         let mut table = Table::new(
-            &["id", "to", "may do", "only if", "until", "state"],
+            &["id", "to", "may do", "only if", "until", "by", "state"],
             "Nothing is issued. Issue a grant: fem-cli token issue NAME --capability PATTERN",
         );
         for token in &tokens {
-            let state = match (token.revoked, token.expires <= now, token.uses_left) {
-                (true, ..) => "revoked".to_owned(),
-                (_, true, _) => "expired".to_owned(),
-                (_, _, Some(left)) => format!("{}, {left} uses left", token.kind),
-                _ if token.record => "on record".to_owned(),
-                _ => "handed out".to_owned(),
-            };
+            let mut conditions = words::conditions_of_text(&token.checks);
+            if let Some(at) = token.not_before {
+                conditions.push(format!("from {} on", time::show(at)));
+            }
             table.row([
                 &token.id.to_string(),
                 &token.subject,
                 &join(&token.capabilities),
-                &words::conditions_of_text(&token.checks).join("; "),
+                &conditions.join("; "),
                 &time::show(token.expires),
-                &state,
+                &token
+                    .issuer
+                    .as_ref()
+                    .map_or_else(String::new, ToString::to_string),
+                &state(token, now),
             ]);
         }
         table
     })
+}
+
+/// What has become of it, and how much of it is left.
+fn state(token: &TokenRecord, now: Timestamp) -> String {
+    if token.revoked {
+        return "revoked".into();
+    }
+    if token.expires <= now {
+        return "expired".into();
+    }
+    let kind = match (token.kind.as_str(), token.record) {
+        ("grant", true) => "on record",
+        ("grant", false) => "handed out",
+        (kind, _) => kind,
+    };
+    let uses = token.uses_left.map(|n| format!(", {n} uses left"));
+    let calls = token.calls_left.map(|n| format!(", {n} calls left"));
+    let left = [uses, calls].into_iter().flatten();
+    std::iter::once(kind.to_owned()).chain(left).collect()
 }
