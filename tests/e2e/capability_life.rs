@@ -670,3 +670,65 @@ async fn an_admin_reads_the_configuration_and_no_secret_is_in_it() {
     let reply = lab.post(sealed.unwrap().bytes).await.unwrap();
     assert_eq!(code_of(&reply.envelope().unwrap()).unwrap(), Code::Denied);
 }
+
+#[tokio::test]
+async fn what_was_handed_out_is_shown_dead_when_its_key_or_its_root_is() {
+    let lab = Lab::start().await.unwrap();
+    let names = ["revoked", "rotated", "kept"];
+    for (seed, name) in (3..).zip(names) {
+        lab.agent(name, seed, &[]).await.unwrap();
+        issue_to(
+            &lab,
+            name,
+            json!({"capabilities": ["fs.read"], "record": false}),
+        )
+        .await;
+    }
+    let shown = async || {
+        let nothing = json!({});
+        let ask = |kind| lab.ask(&lab.admin, kind, &nothing);
+        let Ack::Tokens { tokens, .. } = ask(Kind::AdminTokenList).await.unwrap() else {
+            panic!()
+        };
+        let Ack::Tree { nodes, .. } = ask(Kind::AdminTokenTree).await.unwrap() else {
+            panic!()
+        };
+        let dead = |name: &str| {
+            let token = tokens
+                .iter()
+                .find(|one| one.kind == "grant" && one.subject == name);
+            let id = token.unwrap().id;
+            let node = nodes.iter().find(|node| node.id == id).unwrap();
+            assert_eq!(node.revoked, token.unwrap().revoked, "{name}");
+            node.revoked
+        };
+        names.map(dead)
+    };
+    assert_eq!(shown().await, [false; 3]);
+    let dry = json!({"name": "revoked", "dry_run": true});
+    let would = struck(
+        lab.ask(&lab.admin, Kind::AdminAgentRevoke, &dry)
+            .await
+            .unwrap(),
+    );
+    assert_eq!(would.tokens, 1, "what was handed out dies with the key");
+    lab.ask(
+        &lab.admin,
+        Kind::AdminAgentRevoke,
+        &json!({"name": "revoked"}),
+    )
+    .await
+    .unwrap();
+    let new = Actor::new("rotated", 40).unwrap();
+    lab.register(&new).await.unwrap();
+    lab.approve(&new, &[]).await.unwrap();
+    assert_eq!(shown().await, [true, true, false]);
+    let first = lab.broker.core().state.roots.all()[0].key;
+    let act = async |kind, body: Value| lab.ask(&lab.admin, kind, &body).await.unwrap();
+    act(Kind::AdminRootPrepare, json!({})).await;
+    let next = lab.broker.core().state.roots.all()[1].key;
+    act(Kind::AdminRootActivate, json!({"key": next})).await;
+    assert_eq!(shown().await, [true, true, false]);
+    act(Kind::AdminRootRetire, json!({"key": first})).await;
+    assert_eq!(shown().await, [true; 3]);
+}

@@ -574,7 +574,11 @@ async fn uses_left(world: &World) -> Result<u32, Killed> {
 /// Sets the organisation up: a provider, an agent with a budget, an enrolment token.
 async fn found(folder: &Path) -> (Actor, String) {
     let admin = Actor::new("root-admin", 1).unwrap();
-    organisation(folder, &admin, "pending_max = 1000000").unwrap();
+    let limits = "pending_max = 1000000\nnonces_per_network_max = 60000";
+    let config = organisation(folder, &admin, limits).unwrap();
+    // Many more newcomers knock here than in ten minutes of anybody's life.
+    let config = config.replace("nonces_max = 65536", "nonces_max = 1048576");
+    std::fs::write(folder.join("broker.toml"), config).unwrap();
     let broker = Process::start(&folder.join("broker.toml")).unwrap();
     let authority = CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap();
     let world = World {

@@ -11,7 +11,7 @@ use redb::{
     TableDefinition,
 };
 
-use super::inspect::inspect;
+use super::inspect::check;
 use super::mark::{self, Mark};
 use super::{Change, FORMAT, Head, Journal, JournalError, Summary};
 
@@ -90,16 +90,21 @@ impl Embedded {
         let path = data.join("journal.redb");
         let length = std::fs::metadata(&path).map_or(0, |found| found.len());
         let mark = mark::read(data)?;
-        if length > 0 {
+        let checked = if length > 0 {
             // Before the engine may repair anything.
-            inspect(data, &mut |_| {})?;
+            check(data)?
         } else {
             expect(Head::START, mark, None)?;
-        }
+            Head::START
+        };
         let database = begin(&path)?;
-        let transaction = database.begin_read().map_err(read)?;
-        let head = walk(&transaction, mark, &mut |_, _| {})?;
-        drop(transaction);
+        let head = last(&database.begin_read().map_err(read)?)?;
+        if head != checked {
+            return Err(JournalError::Damaged {
+                number: head.next,
+                why: "the engine found another end than the chain has".into(),
+            });
+        }
         Ok(Self {
             mark: Mark::open(data, head).map_err(read)?,
             file: Arc::new(Engine {
@@ -290,11 +295,51 @@ pub(super) fn summarise(
     Ok(summary)
 }
 
+/// The head after the last record, from that record alone.
+fn last(transaction: &ReadTransaction) -> Result<Head, JournalError> {
+    let table = transaction.open_table(RECORDS).map_err(read)?;
+    let Some((number, record)) = table.last().map_err(read)? else {
+        return Ok(Head::START);
+    };
+    let (number, record) = (number.value(), record.value());
+    let mut before = Head {
+        next: number,
+        ..Head::START
+    };
+    let previous = record.get(..32).unwrap_or_default();
+    if previous.len() == before.last.0.len() {
+        before.last.0.copy_from_slice(previous);
+    }
+    before.follow(number, record).map(|(_, head)| head)
+}
+
+/// Checks every record against its predecessor, and gives the head after the last.
+pub(super) fn follow(
+    transaction: &ReadTransaction,
+    mark: Option<Head>,
+) -> Result<Head, JournalError> {
+    each(transaction, mark, &mut |head, number, record| {
+        head.follow(number, record).map(|(_, next)| next)
+    })
+}
+
 /// Gives every record that fits its predecessor, and the head after the last.
 fn walk(
     transaction: &ReadTransaction,
     mark: Option<Head>,
-    each: &mut dyn FnMut(Change, &[u8]),
+    give: &mut dyn FnMut(Change, &[u8]),
+) -> Result<Head, JournalError> {
+    each(transaction, mark, &mut |head, number, record| {
+        let (change, next) = head.read(number, record)?;
+        give(change, record);
+        Ok(next)
+    })
+}
+
+fn each(
+    transaction: &ReadTransaction,
+    mark: Option<Head>,
+    after: &mut dyn FnMut(Head, u64, &[u8]) -> Result<Head, JournalError>,
 ) -> Result<Head, JournalError> {
     let meta = transaction.open_table(META).map_err(read)?;
     check_format(meta.get("format").map_err(read)?.map(|value| value.value()))?;
@@ -303,12 +348,10 @@ fn walk(
     let mut marked = mark.filter(|mark| *mark == Head::START);
     for entry in table.iter().map_err(|error| unreadable(head, &error))? {
         let (number, record) = entry.map_err(|error| unreadable(head, &error))?;
-        let (change, next) = head.read(number.value(), record.value())?;
-        head = next;
+        head = after(head, number.value(), record.value())?;
         if mark.is_some_and(|mark| mark.next == head.next) {
             marked = Some(head);
         }
-        each(change, record.value());
     }
     expect(head, mark, marked)?;
     Ok(head)
@@ -345,6 +388,7 @@ fn unreadable(head: Head, error: &StorageError) -> JournalError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inspect;
     use super::super::conformance::{change, times, what_was_appended_replays_in_order};
     use super::*;
 

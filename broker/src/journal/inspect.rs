@@ -5,11 +5,22 @@ use std::mem::ManuallyDrop;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase as _};
+use redb::{Database, ReadTransaction, ReadableDatabase as _};
 
 use super::embedded::{self, CACHE_BYTES, read, summarise};
 use super::overlay::Overlay;
-use super::{Change, JournalError, Summary, mark};
+use super::{Change, Head, JournalError, Summary, mark};
+
+/// Walks the journal of `data` as [`inspect`] does, without reading what the records say.
+///
+/// # Errors
+///
+/// As [`inspect`].
+pub(super) fn check(data: &Path) -> Result<Head, JournalError> {
+    look(data, &mut |transaction, mark| {
+        embedded::follow(transaction, mark)
+    })
+}
 
 /// Walks the journal of `data`: the engine's checksums, the chain, and that nothing is missing behind
 /// its mark. An unfinished transaction is no damage: the engine undoes it.
@@ -19,10 +30,19 @@ use super::{Change, JournalError, Summary, mark};
 /// [`JournalError::Damaged`] with the first record that does not fit, [`JournalError::Newer`], and
 /// [`JournalError::Read`] where there is none, or another process has it.
 pub fn inspect(data: &Path, each: &mut dyn FnMut(Change)) -> Result<Summary, JournalError> {
+    look(data, &mut |transaction, mark| {
+        summarise(transaction, mark, each)
+    })
+}
+
+fn look<T>(
+    data: &Path,
+    walk: &mut dyn FnMut(&ReadTransaction, Option<Head>) -> Result<T, JournalError>,
+) -> Result<T, JournalError> {
     let mark = mark::read(data)?;
     let checked = open(data, true).and_then(|database| {
         let transaction = database.begin_read().map_err(read)?;
-        summarise(&transaction, mark, each)
+        walk(&transaction, mark)
     });
     match checked {
         // The engine says only that something does not verify. The chain says where.

@@ -132,6 +132,16 @@ impl Head {
 
     /// Checks that `record` follows this head, and gives what it holds.
     fn read(self, number: u64, record: &[u8]) -> Result<(Change, Self), JournalError> {
+        let (payload, next) = self.follow(number, record)?;
+        let change = serde_json::from_slice(payload).map_err(|error| JournalError::Damaged {
+            number,
+            why: error.to_string(),
+        })?;
+        Ok((change, next))
+    }
+
+    /// Checks that `record` follows this head, and gives its bytes without the chain's.
+    fn follow(self, number: u64, record: &[u8]) -> Result<(&[u8], Self), JournalError> {
         let damaged = |why: &str| JournalError::Damaged {
             number,
             why: why.into(),
@@ -148,9 +158,7 @@ impl Head {
         if previous != self.last.0 {
             return Err(damaged("it does not carry its predecessor's hash"));
         }
-        let change =
-            serde_json::from_slice(payload).map_err(|error| damaged(&error.to_string()))?;
-        Ok((change, self.after(record)))
+        Ok((payload, self.after(record)))
     }
 }
 

@@ -185,11 +185,13 @@ impl Desk {
         let found = self.state.registry.agent(&body.name);
         let agent = found.ok_or_else(|| Refusal::NotFound(format!("agent {}", body.name)))?;
         self.check_a_full_admin_remains(std::slice::from_ref(&body.name))?;
-        let ids: Vec<Digest> = agent.grants.records().iter().map(|one| one.id).collect();
+        let issued = self.state.registry.issued_to(&body.name);
+        let live = issued.iter().filter(|record| !self.state.is_dead(record));
+        let ids: Vec<Digest> = live.map(|record| record.id).collect();
         let struck = Struck {
             agents: vec![body.name.clone()],
             tokens: ids.len() as u64,
-            ids,
+            ids: ids.into_iter().take(SHOWN).collect(),
             ..self.in_flight(&Blow::keys([agent.key]))
         };
         if body.dry_run {
@@ -280,7 +282,10 @@ impl Desk {
             let agent = self.state.registry.agent(&name)?;
             Some((name, agent.key))
         });
-        let is_live = |id: &Digest| !self.state.revocations.is_revoked(id);
+        let is_live = |id: &Digest| {
+            let record = self.state.registry.issued_by_id(id);
+            record.is_none_or(|record| !self.state.is_dead(&record))
+        };
         Ok((agents.collect(), ids.into_iter().filter(is_live).collect()))
     }
 

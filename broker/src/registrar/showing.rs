@@ -110,7 +110,7 @@ impl Desk {
             }
             roots += 1;
             last = Some((record.issued, record.id));
-            let is_dead = self.state.revocations.is_revoked(&record.id);
+            let is_dead = self.state.is_dead(record);
             nodes.push(self.issued_node(record, name, is_dead));
             append(&mut nodes, &mut below, record.id, is_dead);
             true
@@ -119,24 +119,19 @@ impl Desk {
     }
 
     fn issued_node(&self, record: &Record, name: &Name, is_dead: bool) -> TreeNode {
-        let agent = self.state.registry.agent(name);
-        let holds = agent
-            .as_ref()
-            .is_some_and(|agent| agent.has_grant(&record.id));
-        let is_handed_out = record.text.is_none();
         TreeNode {
             id: record.id,
             parent: None,
             kind: kind_of(record).into(),
             agent: Some(name.clone()),
-            key: agent.map_or(self.root.public(), |agent| agent.key),
+            key: record.holder.unwrap_or_else(|| self.root.public()),
             capabilities: record.capabilities.clone(),
             checks: record.checks.clone(),
             expires: record.expires,
             calls_left: record
                 .calls
                 .map(|limit| self.state.budgets.left(&record.id, limit)),
-            revoked: is_dead || !(holds || is_handed_out),
+            revoked: is_dead,
             issuer: record.issuer.clone(),
         }
     }
@@ -240,15 +235,6 @@ fn kind_of(record: &Record) -> &'static str {
 }
 
 fn token_record(state: &State, record: &Record) -> TokenRecord {
-    let is_on_record = |name: &Name| {
-        let agent = state.registry.agent(name);
-        agent.is_some_and(|agent| agent.has_grant(&record.id))
-    };
-    let is_gone = match (&record.subject, &record.text) {
-        // What was on record and is no more was revoked, or replaced with its approval or key.
-        (Subject::Approval(name) | Subject::Grant(name), Some(_)) => !is_on_record(name),
-        _ => false,
-    };
     TokenRecord {
         id: record.id,
         kind: kind_of(record).into(),
@@ -262,7 +248,7 @@ fn token_record(state: &State, record: &Record) -> TokenRecord {
         expires: record.expires,
         issuer: record.issuer.clone(),
         record: record.text.is_some(),
-        revoked: is_gone || state.revocations.is_revoked(&record.id),
+        revoked: state.is_dead(record),
         uses_left: state.registry.uses_left(&record.id),
         not_before: record.not_before,
         calls_left: record

@@ -15,8 +15,8 @@ pub mod tokens;
 
 use std::sync::Arc;
 
-use proto_spec::Org;
 use proto_spec::capability::Token;
+use proto_spec::{Org, PublicKey};
 use tokio::sync::Notify;
 
 use crate::change::Change;
@@ -25,7 +25,7 @@ use budgets::Budgets;
 use calls::Calls;
 use pending::Pending;
 use proposals::Proposals;
-use registry::{Agent, Registry};
+use registry::{Agent, Record, Registry};
 use replay::Replay;
 use revocations::Revocations;
 use roots::Roots;
@@ -98,6 +98,22 @@ impl State {
         }
     }
 
+    /// Whether something that was issued is worth nothing any more.
+    #[must_use]
+    pub fn is_dead(&self, record: &Record) -> bool {
+        let is_off_record = record.text.is_some()
+            && record.subject.agent().is_some_and(|name| {
+                let agent = self.registry.agent(name);
+                !agent.is_some_and(|agent| agent.has_grant(&record.id))
+            });
+        let has_dead_key = |key: &PublicKey| self.revocations.is_key_revoked(key);
+        let has_no_root = |root: &PublicKey| !self.roots.keys().contains(root);
+        is_off_record
+            || self.revocations.is_revoked(&record.id)
+            || record.holder.as_ref().is_some_and(has_dead_key)
+            || record.root.as_ref().is_some_and(has_no_root)
+    }
+
     /// The grants on record of an agent.
     #[must_use]
     pub fn granted(&self, agent: &Agent) -> Arc<[Arc<Token>]> {
@@ -155,7 +171,8 @@ impl State {
         }
         self.pending.apply(change);
         self.proposals.apply(change);
-        self.registry.apply(change);
+        let root = self.roots.keys().first().copied();
+        self.registry.apply(change, root);
         if self.roots.apply(change) {
             // Opened under other roots.
             self.tokens.forget();

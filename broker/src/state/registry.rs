@@ -57,6 +57,10 @@ pub struct Record {
     pub calls: Option<u32>,
     /// By which admin; nobody for what an enrolment token gave.
     pub issuer: Option<Name>,
+    /// The key that it was issued to; nothing for an enrolment token.
+    pub holder: Option<PublicKey>,
+    /// The key that it is rooted in.
+    pub root: Option<PublicKey>,
     /// The sealed grant, where it is kept on record.
     pub text: Option<Arc<str>>,
 }
@@ -157,6 +161,8 @@ pub struct Registry {
     prefixes: RwLock<BTreeMap<String, BTreeSet<Name>>>,
     issued: RwLock<BTreeMap<Position, Arc<Record>>>,
     by_id: DashMap<Digest, Arc<Record>>,
+    /// What was issued to each agent.
+    by_agent: DashMap<Name, Vec<Digest>>,
     uses_left: DashMap<Digest, u32>,
     /// Of grants that were issued anew: the id before, and the one after.
     successors: DashMap<Digest, Digest>,
@@ -277,6 +283,14 @@ impl Registry {
         self.by_id.get(id).map(|record| Arc::clone(&record))
     }
 
+    /// All that was issued to an agent and was not issued anew since.
+    #[must_use]
+    pub fn issued_to(&self, name: &Name) -> Vec<Arc<Record>> {
+        let ids = self.by_agent.get(name).map(|ids| ids.clone());
+        let ids = ids.unwrap_or_default();
+        ids.iter().filter_map(|id| self.issued_by_id(id)).collect()
+    }
+
     /// Registrations that are left of an enrolment token.
     #[must_use]
     pub fn uses_left(&self, enrolment: &Digest) -> Option<u32> {
@@ -305,7 +319,8 @@ impl Registry {
         }
     }
 
-    pub(super) fn apply(&self, change: &Change) {
+    /// Takes a change over, made while tokens are rooted in `root`.
+    pub(super) fn apply(&self, change: &Change, root: Option<PublicKey>) {
         match change {
             Change::Approved {
                 name,
@@ -329,6 +344,8 @@ impl Registry {
                     expires: *expires,
                     calls: None,
                     issuer: Some(by.clone()),
+                    holder: Some(*key),
+                    root,
                     text: Some(text.as_str().into()),
                 });
                 self.put(
@@ -362,6 +379,8 @@ impl Registry {
                     expires: *expires,
                     calls: None,
                     issuer: None,
+                    holder: Some(*key),
+                    root,
                     text: Some(text.as_str().into()),
                 });
                 self.put(
@@ -400,6 +419,8 @@ impl Registry {
                     expires: *expires,
                     calls: *calls,
                     issuer: Some(by.clone()),
+                    holder: self.agent(agent).map(|agent| agent.key),
+                    root,
                     text: record.as_deref().map(Arc::from),
                 });
                 if record.text.is_some() {
@@ -425,6 +446,8 @@ impl Registry {
                     expires: *expires,
                     calls: None,
                     issuer: Some(by.clone()),
+                    holder: None,
+                    root,
                     text: None,
                 });
                 self.uses_left.insert(*id, *uses);
@@ -438,9 +461,9 @@ impl Registry {
             } => {
                 self.by_key.remove(from);
                 self.by_key.insert(*to, name.clone());
-                self.reissue(name, grants, Some(*to));
+                self.reissue(name, grants, Some(*to), root);
             }
-            Change::Reissued { name, grants, .. } => self.reissue(name, grants, None),
+            Change::Reissued { name, grants, .. } => self.reissue(name, grants, None, root),
             _ => {}
         }
     }
@@ -524,7 +547,13 @@ impl Registry {
         }
     }
 
-    fn reissue(&self, name: &Name, reissued: &[Reissued], to: Option<PublicKey>) {
+    fn reissue(
+        &self,
+        name: &Name,
+        reissued: &[Reissued],
+        to: Option<PublicKey>,
+        root: Option<PublicKey>,
+    ) {
         let mut anew = BTreeMap::new();
         for one in reissued {
             self.successors.insert(one.old, one.new);
@@ -535,6 +564,8 @@ impl Registry {
             let mut record = Record::clone(&record);
             record.id = one.new;
             record.text = Some(one.token.as_str().into());
+            record.holder = to.or(record.holder);
+            record.root = root;
             anew.insert(one.old, self.list(record));
         }
         if let Some(mut entry) = self.agents.get_mut(name) {
@@ -554,6 +585,10 @@ impl Registry {
         let record = Arc::new(record);
         write(&self.issued).insert((record.issued, record.id), Arc::clone(&record));
         self.by_id.insert(record.id, Arc::clone(&record));
+        if let Some(name) = record.subject.agent() {
+            let mut all = self.by_agent.entry(name.clone()).or_default();
+            all.push(record.id);
+        }
         record
     }
 }
