@@ -1,5 +1,6 @@
 //! Builds the parts of a broker, owns their tasks, and drains them.
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub struct Broker {
     room: Arc<Room>,
     tasks: JoinSet<()>,
     registrar: std::thread::JoinHandle<()>,
+    _lock: File,
 }
 
 /// What an organisation begins with.
@@ -160,9 +162,14 @@ impl Broker {
         let certificates = Certificates::load(&config.certificate, &config.certificate_key)?;
         let certificates = Arc::new(certificates);
         make_private(&config.data)?;
-        let mut journal = Embedded::open(&config.data)?;
+        let lock = lock(&config.data)?;
+        let Restored {
+            journal,
+            state,
+            root: root_key,
+            newest,
+        } = restore(&config, &broker_key, clock.now())?;
         let reader = journal.reader();
-        let (state, root_key, newest) = restore(&config, &mut journal, &broker_key, clock.now())?;
         let state = Arc::new(state);
         clock.await_time(newest);
         let (registrar, thread) = Registrar::start(
@@ -229,6 +236,7 @@ impl Broker {
             room,
             tasks,
             registrar: thread,
+            _lock: lock,
         })
     }
 
@@ -297,14 +305,29 @@ async fn bind(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("{name}: {address} cannot be listened on"))
 }
 
+/// Keeps two brokers from one data directory. The lock ends with the file, also when this is killed.
+fn lock(data: &Path) -> anyhow::Result<File> {
+    let path = data.join("lock");
+    let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another broker runs on {}", data.display()),
+        Err(TryLockError::Error(error)) => Err(error).context("locking the data directory"),
+    }
+}
+
+/// What a start reads back.
+struct Restored {
+    journal: Embedded,
+    state: State,
+    root: SigningKey,
+    /// The newest time on record.
+    newest: Timestamp,
+}
+
 /// State as the journal has it, and the newest time on record. The first start of an organisation
 /// gives its first admin everything.
-fn restore(
-    config: &Config,
-    journal: &mut Embedded,
-    broker: &SigningKey,
-    now: Timestamp,
-) -> anyhow::Result<(State, SigningKey, Timestamp)> {
+fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Result<Restored> {
     let mut newest = Replay::newest(&config.data)?;
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)?;
@@ -325,7 +348,7 @@ fn restore(
     let state = State::new(config, replay);
     let (mut founding, mut has_admin, mut misfit) = (None, false, None);
     let mut recovered: Vec<(Name, PublicKey, PublicKey, Timestamp)> = Vec::new();
-    journal.replay(&mut |change| {
+    let mut journal = Embedded::open_giving(&config.data, &mut |change| {
         newest = change.newest(newest);
         match &change {
             Change::Approved { name, key, .. } => {
@@ -387,7 +410,12 @@ fn restore(
         journal.append(&[&change])?;
         state.apply(&change, Taking::Back)?;
     }
-    Ok((state, root, newest))
+    Ok(Restored {
+        journal,
+        state,
+        root,
+        newest,
+    })
 }
 
 /// Ends calls whose deadline has passed, and tells sessions what they missed.

@@ -4,6 +4,7 @@
 //! that: a disk that was full and has room again needs no restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
@@ -11,12 +12,15 @@ use redb::{
     TableDefinition,
 };
 
-use super::inspect::check;
+use super::inspect::{check, give};
 use super::mark::{self, Mark};
 use super::{Change, FORMAT, Head, Journal, JournalError, Summary};
 
 const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Records that one thread passes to the other at once, and how many such batches wait.
+const BATCH: usize = 512;
+const BATCHES: usize = 8;
 /// Pages that the engine keeps in memory: records are read once, at the start.
 pub(super) const CACHE_BYTES: usize = 16 << 20;
 
@@ -87,12 +91,29 @@ impl Embedded {
     /// [`JournalError::Read`] where it cannot be opened or another process has it,
     /// [`JournalError::Newer`] where a later version wrote it.
     pub fn open(data: &Path) -> Result<Self, JournalError> {
+        Self::open_after(data, || check(data))
+    }
+
+    /// As [`Embedded::open`], and gives every change in order on the way: what they say is read once.
+    /// Whoever uses them discards them where this fails.
+    ///
+    /// # Errors
+    ///
+    /// As [`Embedded::open`].
+    pub fn open_giving(data: &Path, each: &mut dyn FnMut(Change)) -> Result<Self, JournalError> {
+        Self::open_after(data, || give(data, each))
+    }
+
+    fn open_after(
+        data: &Path,
+        look: impl FnOnce() -> Result<Head, JournalError>,
+    ) -> Result<Self, JournalError> {
         let path = data.join("journal.redb");
         let length = std::fs::metadata(&path).map_or(0, |found| found.len());
         let mark = mark::read(data)?;
         let checked = if length > 0 {
             // Before the engine may repair anything.
-            check(data)?
+            look()?
         } else {
             expect(Head::START, mark, None)?;
             Head::START
@@ -201,7 +222,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// As [`inspect`].
+    /// As [`inspect`](super::inspect()).
     pub fn inspect(&self) -> Result<Summary, JournalError> {
         self.file.with(|database| {
             let transaction = database.begin_read().map_err(read)?;
@@ -213,7 +234,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// As [`inspect`], and [`JournalError::Write`] where the copy cannot be written.
+    /// As [`inspect`](super::inspect()), and [`JournalError::Write`] where the copy cannot be written.
     pub fn copy(&self, to: &Path) -> Result<Summary, JournalError> {
         self.file.with(|database| copy(database, None, to))
     }
@@ -318,8 +339,52 @@ pub(super) fn follow(
     transaction: &ReadTransaction,
     mark: Option<Head>,
 ) -> Result<Head, JournalError> {
-    each(transaction, mark, &mut |head, number, record| {
+    each(transaction, mark, |head, number, record| {
         head.follow(number, record).map(|(_, next)| next)
+    })
+}
+
+/// As [`follow`], and gives what each record says. One thread reads and hashes while the other parses
+/// and gives: each is half of the work.
+pub(super) fn follow_giving(
+    transaction: &ReadTransaction,
+    mark: Option<Head>,
+    give: &mut dyn FnMut(Change),
+) -> Result<Head, JournalError> {
+    let (batches, waiting) = sync_channel::<Vec<(u64, Vec<u8>)>>(BATCHES);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let mut batch = Vec::with_capacity(BATCH);
+            let head = each(transaction, mark, |head, number, record| {
+                let (payload, next) = head.follow(number, record)?;
+                batch.push((number, payload.to_vec()));
+                if batch.len() == BATCH {
+                    // Nobody listens any more where the other side found a damage.
+                    let _ = batches.send(std::mem::take(&mut batch));
+                }
+                Ok(next)
+            });
+            let _ = batches.send(batch);
+            head
+        });
+        let mut damaged = None;
+        for (number, payload) in waiting.into_iter().flatten() {
+            match serde_json::from_slice(&payload) {
+                Ok(change) => give(change),
+                Err(error) => {
+                    let why = error.to_string();
+                    damaged.get_or_insert(JournalError::Damaged { number, why });
+                }
+            }
+        }
+        let head = reader
+            .join()
+            .map_err(|_| JournalError::Read("reading it panicked".into()))?;
+        // What comes first in the journal is told first.
+        match (damaged, head) {
+            (Some(damaged), Ok(_)) => Err(damaged),
+            (_, head) => head,
+        }
     })
 }
 
@@ -329,7 +394,7 @@ fn walk(
     mark: Option<Head>,
     give: &mut dyn FnMut(Change, &[u8]),
 ) -> Result<Head, JournalError> {
-    each(transaction, mark, &mut |head, number, record| {
+    each(transaction, mark, |head, number, record| {
         let (change, next) = head.read(number, record)?;
         give(change, record);
         Ok(next)
@@ -339,7 +404,7 @@ fn walk(
 fn each(
     transaction: &ReadTransaction,
     mark: Option<Head>,
-    after: &mut dyn FnMut(Head, u64, &[u8]) -> Result<Head, JournalError>,
+    mut after: impl FnMut(Head, u64, &[u8]) -> Result<Head, JournalError>,
 ) -> Result<Head, JournalError> {
     let meta = transaction.open_table(META).map_err(read)?;
     check_format(meta.get("format").map_err(read)?.map(|value| value.value()))?;
@@ -388,8 +453,8 @@ fn unreadable(head: Head, error: &StorageError) -> JournalError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::inspect;
     use super::super::conformance::{change, times, what_was_appended_replays_in_order};
+    use super::super::inspect;
     use super::*;
 
     #[test]

@@ -17,8 +17,19 @@ use super::{Change, Head, JournalError, Summary, mark};
 ///
 /// As [`inspect`].
 pub(super) fn check(data: &Path) -> Result<Head, JournalError> {
-    look(data, &mut |transaction, mark| {
+    look(data, |transaction, mark| {
         embedded::follow(transaction, mark)
+    })
+}
+
+/// As [`check`], and gives what each record says.
+///
+/// # Errors
+///
+/// As [`inspect`].
+pub(super) fn give(data: &Path, each: &mut dyn FnMut(Change)) -> Result<Head, JournalError> {
+    look(data, |transaction, mark| {
+        embedded::follow_giving(transaction, mark, each)
     })
 }
 
@@ -30,14 +41,12 @@ pub(super) fn check(data: &Path) -> Result<Head, JournalError> {
 /// [`JournalError::Damaged`] with the first record that does not fit, [`JournalError::Newer`], and
 /// [`JournalError::Read`] where there is none, or another process has it.
 pub fn inspect(data: &Path, each: &mut dyn FnMut(Change)) -> Result<Summary, JournalError> {
-    look(data, &mut |transaction, mark| {
-        summarise(transaction, mark, each)
-    })
+    look(data, |transaction, mark| summarise(transaction, mark, each))
 }
 
 fn look<T>(
     data: &Path,
-    walk: &mut dyn FnMut(&ReadTransaction, Option<Head>) -> Result<T, JournalError>,
+    walk: impl FnOnce(&ReadTransaction, Option<Head>) -> Result<T, JournalError>,
 ) -> Result<T, JournalError> {
     let mark = mark::read(data)?;
     let checked = open(data, true).and_then(|database| {
