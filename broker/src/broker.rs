@@ -399,14 +399,26 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
             bail!("a recovery on record is not by {org}'s recovery key");
         }
         tracing::warn!(%admin, key = %new.fingerprint(), at_ms = at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
-        let change = first_admin(&root, &AgentId::new(admin, org.clone()), new, now)?;
+        let change = first_admin(
+            &root,
+            &AgentId::new(admin, org.clone()),
+            new,
+            state.revocations.after_bars(now),
+            now,
+        )?;
         journal.append(&[&change])?;
         state.apply(&change, Taking::Back)?;
         has_admin = true;
     }
     if !has_admin {
         let admin = AgentId::new(admin, org);
-        let change = first_admin(&root, &admin, admin_key, now)?;
+        let change = first_admin(
+            &root,
+            &admin,
+            admin_key,
+            state.revocations.after_bars(now),
+            now,
+        )?;
         journal.append(&[&change])?;
         state.apply(&change, Taking::Back)?;
     }

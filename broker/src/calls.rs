@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use lru::LruCache;
-use proto_spec::admission::{Authority as _, Permit};
+use proto_spec::admission::{Authority as _, KeyBook as _, Permit};
 use proto_spec::capability::{Question, Token};
 use proto_spec::limits::CREDENTIAL_VALIDITY;
 use proto_spec::message::{Basis, EmitEvent, Event, ToolCancel};
 use proto_spec::refusal::ErrorBody;
-use proto_spec::{AgentId, Audience, Authorized, Digest, Kind, PublicKey, Refusal, Timestamp};
+use proto_spec::{
+    AgentId, Audience, Authorized, Digest, Kind, PublicKey, Refusal, Speaker, Timestamp,
+};
 use tokio::sync::oneshot;
 
 use crate::delivery::{about_call, about_sender, deliver, permit_of, vouch};
@@ -110,6 +112,18 @@ impl Place<'_> {
             .calls
             .begin(call.id(), in_flight)
             .inspect_err(|_| give_back())?;
+        // What permitted it may have been revoked since it was decided. Whoever revokes looks for calls
+        // after the change; this looks for the change after the call is listed: one of the two sees it.
+        let is_struck = core
+            .state
+            .calls
+            .look(&call.id(), |call| self.is_struck(call));
+        let key = core.state.key_of(&Speaker::Agent(call.agent().clone()));
+        if is_struck != Some(false) || key != Some(*call.key()) {
+            drop(core.state.calls.end(&call.id()));
+            give_back();
+            return Err(Refusal::TokenRevoked("what permitted this call".into()));
+        }
         let permit = || permit_of(call, &route, &core.state);
         let about = about_call(call, &route);
         let bytes = call.envelope().bytes();
@@ -241,21 +255,24 @@ impl Place<'_> {
         self.answer(id, call, refusal);
     }
 
+    /// Whether a call has lost what permitted it.
+    fn is_struck(&self, call: &InFlight) -> bool {
+        let state = &self.core.state;
+        let Some((token, required)) = &call.under else {
+            return false;
+        };
+        let agent = state.registry.agent(call.caller.name());
+        let is_off_record =
+            call.on_record && !agent.is_some_and(|agent| agent.has_grant(&grant_id(token)));
+        is_off_record
+            || state.revocations.alive(token).is_err()
+            || state.revocations.is_barred(token.issued(), required)
+    }
+
     /// Ends every call that has lost what permitted it; both sides are told.
     pub fn end_struck_calls(&self) {
         let state = &self.core.state;
-        let is_struck = |call: &InFlight| {
-            let Some((token, required)) = &call.under else {
-                return false;
-            };
-            let agent = state.registry.agent(call.caller.name());
-            let is_off_record =
-                call.on_record && !agent.is_some_and(|agent| agent.has_grant(&grant_id(token)));
-            is_off_record
-                || state.revocations.alive(token).is_err()
-                || state.revocations.is_barred(token.issued(), required)
-        };
-        for id in state.calls.which(is_struck) {
+        for id in state.calls.which(|call| self.is_struck(call)) {
             let why = "what permitted this call was revoked";
             self.end_call(id, &Refusal::TokenRevoked(why.into()));
         }

@@ -196,10 +196,7 @@ impl Change {
     pub fn commutes(&self) -> bool {
         matches!(
             self,
-            Self::Issued { .. }
-                | Self::EnrolmentIssued { .. }
-                | Self::Revoked { .. }
-                | Self::Proposed { .. }
+            Self::Issued { .. } | Self::EnrolmentIssued { .. } | Self::Proposed { .. }
         )
     }
 

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory;
 use crate::metrics::Metrics;
-use crate::registrar::{Order, Registrar};
+use crate::registrar::{Order, Origin, Registrar};
 use crate::routing::may_offer;
 use crate::state::State;
 use crate::state::budgets::Need;
@@ -447,8 +447,11 @@ impl Core {
                 self.metrics.accepted(Kind::RegisterAgent);
                 let (agent, id) = (newcomer.agent().clone(), newcomer.id());
                 let from = match door {
-                    Door::Post { address, .. } => address.clone(),
-                    _ => String::new(),
+                    Door::Post { address, network } => Origin {
+                        network: *network,
+                        address: address.clone(),
+                    },
+                    _ => Origin::default(),
                 };
                 Ok(Step::Order(Order::Register(newcomer, from), agent, id))
             }
@@ -479,7 +482,7 @@ impl Core {
                 Performed::Done(step) => return Ok(step),
                 // Others may be faster and use up what is reserved here.
                 Performed::Reserve(same, need) => {
-                    self.registrar.reserve(need).await?;
+                    self.registrar.reserve(need, same.agent().name()).await?;
                     act = same;
                 }
             }
@@ -493,7 +496,7 @@ impl Core {
         let kind = match &order {
             Order::Register(..) => Kind::RegisterAgent,
             Order::Act(act) => act.envelope().kind(),
-            Order::Reserve(_) => Kind::ToolCall,
+            Order::Reserve(..) => Kind::ToolCall,
         };
         match self.registrar.order(order).await {
             Ok(ack) => {

@@ -145,18 +145,26 @@ async fn what_the_configuration_names_takes_two_admins() {
     // It outlives a restart; then it is dropped, and done by nobody.
     let lab = lab.restart().await.unwrap();
     assert_eq!(all(&lab).len(), 1);
-    let Ack::Proposals { proposals } = lab
-        .ask(&narrow, Kind::AdminProposalList, &json!({}))
+    let list = async |by: &Actor| match lab
+        .ask(by, Kind::AdminProposalList, &json!({}))
         .await
         .unwrap()
-    else {
-        panic!()
+    {
+        Ack::Proposals { proposals } => proposals,
+        other => panic!("{other:?}"),
     };
+    assert!(
+        list(&narrow).await.is_empty(),
+        "others' acts are not its business"
+    );
+    let dropped = lab.ask(&narrow, Kind::AdminProposalDeny, &agree).await;
+    assert!(dropped.unwrap_err().to_string().contains("DENIED"));
+    let proposals = list(&lab.admin).await;
     assert_eq!(
         (proposals[0].id, proposals[0].act.as_str()),
         (id, "admin.token.issue")
     );
-    lab.ask(&narrow, Kind::AdminProposalDeny, &agree)
+    lab.ask(&lab.admin, Kind::AdminProposalDeny, &agree)
         .await
         .unwrap();
     assert!(all(&lab).is_empty());
@@ -731,4 +739,100 @@ async fn what_was_handed_out_is_shown_dead_when_its_key_or_its_root_is() {
     assert_eq!(shown().await, [true, true, false]);
     act(Kind::AdminRootRetire, json!({"key": first})).await;
     assert_eq!(shown().await, [true; 3]);
+}
+
+#[tokio::test]
+async fn an_admin_takes_nothing_back_from_one_of_a_wider_scope() {
+    let lab = Lab::start().await.unwrap();
+    admin(&lab, "second", 3).await;
+    let narrow = Actor::new("narrow", 4).unwrap();
+    lab.register(&narrow).await.unwrap();
+    let body = json!({"name": "narrow", "key": narrow.key.public(), "capabilities": ["admin.*"],
+        "admin": {"grantable": ["code.*"], "names": ["*"]}});
+    lab.ask(&lab.admin, Kind::AdminAgentApprove, &body)
+        .await
+        .unwrap();
+    let Ack::Tokens { tokens, .. } = lab
+        .ask(&narrow, Kind::AdminTokenList, &json!({}))
+        .await
+        .unwrap()
+    else {
+        panic!()
+    };
+    for token in tokens.iter().filter(|one| one.subject != "narrow") {
+        for (kind, body) in [
+            (Kind::AdminTokenRevoke, json!({"ids": [token.id]})),
+            (Kind::Revoke, json!({"ids": [token.id]})),
+        ] {
+            let refused = lab.ask(&narrow, kind, &body).await.unwrap_err();
+            assert!(refused.to_string().contains("NOT_FOUND"), "{refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_revocations_at_once_leave_a_full_admin() {
+    let lab = Lab::start().await.unwrap();
+    let second = admin(&lab, "second", 3).await;
+    let ids = |name: &str| {
+        let agent = lab
+            .broker
+            .core()
+            .state
+            .registry
+            .agent(&name.parse().unwrap());
+        agent.unwrap().approval.unwrap()
+    };
+    let order = |by: &Actor, id| {
+        let sealed = by.seal(
+            Kind::Revoke,
+            &to_broker().unwrap(),
+            lab.now(),
+            &json!({"ids": [id]}),
+        );
+        let (line, bytes) = (lab.line.clone(), sealed.unwrap().bytes);
+        tokio::spawn(async move { line.post("/fem", bytes).await.unwrap().status })
+    };
+    let (one, other) = (
+        order(&lab.admin, ids("second")),
+        order(&second, ids("root-admin")),
+    );
+    let done = [one.await.unwrap(), other.await.unwrap()];
+    assert_eq!(
+        done.iter().filter(|status| **status == 200).count(),
+        1,
+        "{done:?}"
+    );
+}
+
+#[tokio::test]
+async fn quarantine_finds_what_flows_through_an_admin_who_is_gone() {
+    let lab = Lab::start().await.unwrap();
+    let rogue = admin(&lab, "rogue", 3).await;
+    let below = Actor::new("below", 4).unwrap();
+    lab.register(&below).await.unwrap();
+    let body = json!({"name": "below", "key": below.key.public(), "capabilities": ["admin.*"],
+        "admin": {"grantable": ["fs.*"], "names": ["*"]}});
+    lab.ask(&rogue, Kind::AdminAgentApprove, &body)
+        .await
+        .unwrap();
+    let last = Actor::new("last", 5).unwrap();
+    lab.register(&last).await.unwrap();
+    let body = json!({"name": "last", "key": last.key.public(), "capabilities": ["fs.*"]});
+    lab.ask(&below, Kind::AdminAgentApprove, &body)
+        .await
+        .unwrap();
+    for name in ["below", "rogue"] {
+        lab.ask(&lab.admin, Kind::AdminAgentRevoke, &json!({"name": name}))
+            .await
+            .unwrap();
+    }
+    let order = json!({"name": "rogue"});
+    let done = struck(
+        lab.ask(&lab.admin, Kind::AdminAgentQuarantine, &order)
+            .await
+            .unwrap(),
+    );
+    let names: Vec<_> = done.agents.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["last"]);
 }

@@ -400,3 +400,20 @@ async fn another_organisations_agent_is_not_registered_here() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_worthless_enrolment_token_does_not_tell_which_names_exist() {
+    let lab = Lab::start().await.unwrap();
+    lab.agent("known", 2, &[]).await.unwrap();
+    let mut answers = Vec::new();
+    for (seed, name) in (9..).zip(["known", "unknown"]) {
+        let actor = Actor::new(name, seed).unwrap();
+        let body = json!({"pubkey": actor.key.public(), "enrolment": "AAAA"});
+        let refused = lab
+            .ask(&actor, Kind::RegisterAgent, &body)
+            .await
+            .unwrap_err();
+        answers.push(refused.to_string());
+    }
+    assert_eq!(answers[0], answers[1]);
+}

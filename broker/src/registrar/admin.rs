@@ -9,6 +9,9 @@ use super::scope::By;
 use super::{Decision, Desk, answer, change};
 use crate::change::Change;
 
+/// Bytes of an act that waits for a second admin.
+const PROPOSAL_BYTES_MAX: usize = 64 << 10;
+
 /// Reads the body of an act.
 pub(super) fn read<T: DeserializeOwned>(body: &str) -> Result<T, Refusal> {
     serde_json::from_str(body).map_err(|error| Refusal::InvalidBody(error.to_string()))
@@ -57,6 +60,9 @@ impl Desk {
         }
         let at = self.clock.now();
         self.state.proposals.check_room(at)?;
+        if body.len() > PROPOSAL_BYTES_MAX {
+            return Err(Refusal::TooLarge(body.len(), PROPOSAL_BYTES_MAX));
+        }
         let lifetime = self.config.limits.proposal_lifetime_s;
         let expires = at.later(std::time::Duration::from_secs(lifetime));
         let id = Digest::of(format!("{kind} {} {} {body}", by.first, at.as_ms()).as_bytes());
@@ -76,8 +82,10 @@ impl Desk {
 
     fn list_proposals(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
         let _: Nothing = read(body)?;
-        self.scope(&by.first)?;
-        let waiting = self.state.proposals.waiting(self.clock.now());
+        let is_full = self.check_is_full(by).is_ok();
+        let mut waiting = self.state.proposals.waiting(self.clock.now());
+        // Others' bodies say whom it is about: for those who may do everything.
+        waiting.retain(|one| is_full || one.by == by.first);
         let proposals = waiting
             .into_iter()
             .map(|one| ProposalRecord {
@@ -125,8 +133,9 @@ impl Desk {
     fn drop_proposal(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
         let Proposal { id } = read(body)?;
         let at = self.clock.now();
-        self.scope(&by.first)?;
-        self.state.proposals.find(&id, at)?;
+        if self.state.proposals.find(&id, at)?.by != by.first {
+            self.check_is_full(by)?;
+        }
         let closed = Change::ProposalClosed {
             id,
             agreed: false,
@@ -137,7 +146,7 @@ impl Desk {
     }
 
     /// Whether an admin's record lets it do such an act, now.
-    fn check_may(&self, admin: &Name, kind: Kind) -> Result<(), Refusal> {
+    pub(super) fn check_may(&self, admin: &Name, kind: Kind) -> Result<(), Refusal> {
         let denied = || Refusal::Denied(format!("{kind} by {admin}"));
         let agent = self.state.registry.agent(admin).ok_or_else(denied)?;
         let id = AgentId::new(admin.clone(), self.state.org.clone());

@@ -1,5 +1,7 @@
 //! Agents come and change: registering, enrolling, approving, rotating keys.
 
+use std::sync::Arc;
+
 use proto_spec::admission::{Judge, Me};
 use proto_spec::capability::{Token, TokenKind, encode_text};
 use proto_spec::message::{Ack, AgentApprove, AgentDeny};
@@ -9,7 +11,7 @@ use super::admin::read;
 use super::scope::{By, is_full};
 use super::showing::{pending, record_of};
 use super::tokens::{reissue_terms, sealed};
-use super::{APPROVAL_LIFETIME, Decision, Desk, answer, bound, change, check_count};
+use super::{APPROVAL_LIFETIME, Decision, Desk, Origin, answer, bound, change, check_count};
 use crate::change::{Change, Reissued, default_prefixes};
 use crate::state::registry::{Agent, grant_id};
 
@@ -17,7 +19,7 @@ impl Desk {
     pub(super) fn register(
         &mut self,
         newcomer: &Newcomer,
-        from: &str,
+        from: &Origin,
     ) -> Result<Decision, Refusal> {
         let request = newcomer.request();
         let name = newcomer.agent().name();
@@ -45,24 +47,29 @@ impl Desk {
         let taken = self.state.registry.agent(name).is_some()
             || self.state.registry.owner(&request.pubkey).is_some();
         match &request.enrolment {
-            // A token that names its bearer never changes an existing agent's key.
-            Some(text) if !taken => self.enrol(newcomer, text),
-            _ => {
-                self.state
-                    .pending
-                    .ask(name, request, from, self.clock.now())?;
-                Ok(answer(Ack::Pending))
+            // A token that names its bearer never changes an existing agent's key. It is judged first all
+            // the same, so that a worthless one does not tell which names exist.
+            Some(text) if taken => {
+                self.enrolment_for(newcomer, text)?;
+                self.wait(newcomer, from)
             }
+            Some(text) => self.enrol(newcomer, text),
+            None => self.wait(newcomer, from),
         }
     }
 
-    pub(super) fn enrol(&mut self, newcomer: &Newcomer, text: &str) -> Result<Decision, Refusal> {
-        let (name, request, at) = (
-            newcomer.agent().name(),
-            newcomer.request(),
-            self.clock.now(),
-        );
+    fn wait(&self, newcomer: &Newcomer, from: &Origin) -> Result<Decision, Refusal> {
+        let (name, request) = (newcomer.agent().name(), newcomer.request());
+        self.state
+            .pending
+            .ask(name, request, from.network, &from.address, self.clock.now())?;
+        Ok(answer(Ack::Pending))
+    }
+
+    /// The enrolment token of a newcomer: this broker's, alive, for this name, and with a use left.
+    fn enrolment_for(&self, newcomer: &Newcomer, text: &str) -> Result<Arc<Token>, Refusal> {
         let token = self.state.tokens.open(text, &self.state.roots)?;
+        let at = self.clock.now();
         let terms = match (token.kind(), token.enrolment()) {
             (TokenKind::Enrol, Some(terms)) => terms,
             _ => {
@@ -75,15 +82,32 @@ impl Desk {
         if token.expires() <= at || token.not_before().is_some_and(|from| from > at) {
             return Err(Refusal::TokenExpired);
         }
-        if !terms.name.matches(name) {
+        if !terms.name.matches(newcomer.agent().name()) {
             return Err(Refusal::Denied(
                 "another name than the enrolment token's".into(),
             ));
         }
-        let id = grant_id(&token);
-        if self.state.registry.uses_left(&id).unwrap_or(0) == 0 {
+        if self
+            .state
+            .registry
+            .uses_left(&grant_id(&token))
+            .unwrap_or(0)
+            == 0
+        {
             return Err(Refusal::TokenRevoked("all its uses are used up".into()));
         }
+        Ok(token)
+    }
+
+    pub(super) fn enrol(&mut self, newcomer: &Newcomer, text: &str) -> Result<Decision, Refusal> {
+        let (name, request, at) = (
+            newcomer.agent().name(),
+            newcomer.request(),
+            self.clock.now(),
+        );
+        let token = self.enrolment_for(newcomer, text)?;
+        let terms = token.enrolment().ok_or(Refusal::Internal)?;
+        let id = grant_id(&token);
         let is_given = |pattern: &&Pattern| {
             let is_barred = self.state.revocations.is_barred(token.issued(), pattern);
             !is_barred && terms.ceiling.iter().any(|ceiling| ceiling.covers(pattern))

@@ -40,6 +40,8 @@ const APPROVAL_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 const GROUP_MAX: usize = 256;
 /// What an agent may do of its own right within a minute: revocations, key rotations.
 const OWN_ACTS_MAX: u32 = 60;
+/// How often calls of budgets may be reserved for it within a minute.
+const RESERVES_MAX: u32 = 1_200;
 const OWN_ACTS_WINDOW: Duration = Duration::from_secs(60);
 /// Characters of a note or a reason.
 const NOTE_CHARS_MAX: usize = 256;
@@ -48,21 +50,30 @@ const NOTE_CHARS_MAX: usize = 256;
 #[derive(Debug)]
 pub enum Order {
     /// A key asks to become an agent; with the network address it asked from.
-    Register(Box<Newcomer>, String),
+    Register(Box<Newcomer>, Origin),
     /// An authorised `revoke`, `rotateKey` or admin act.
     Act(Box<Authorized>),
     /// A call draws on a budget whose reserve is used up.
-    Reserve(Need),
+    Reserve(Need, Name),
+}
+
+/// Where a newcomer asked from.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Newcomers of one network share what may wait.
+    pub network: u64,
+    /// For people.
+    pub address: String,
 }
 
 impl Order {
     /// Whether what it comes to is the same before and after the changes that wait with it.
     fn commutes(&self) -> bool {
         match self {
-            Self::Register(..) | Self::Reserve(_) => false,
+            Self::Register(..) | Self::Reserve(..) => false,
             Self::Act(act) => matches!(
                 act.envelope().kind(),
-                Kind::Revoke | Kind::AdminTokenIssue | Kind::AdminEnrolIssue
+                Kind::AdminTokenIssue | Kind::AdminEnrolIssue
             ),
         }
     }
@@ -99,6 +110,7 @@ impl Registrar {
             clock,
             config,
             own_acts: HashMap::new(),
+            reserves: HashMap::new(),
         };
         let thread = std::thread::Builder::new()
             .name("registrar".into())
@@ -124,8 +136,9 @@ impl Registrar {
     /// # Errors
     ///
     /// [`Refusal::BudgetSpent`], [`Refusal::Busy`], [`Refusal::StorageFull`].
-    pub async fn reserve(&self, need: Need) -> Result<(), Refusal> {
-        self.have(Order::Reserve(need)).await.map(drop)
+    pub async fn reserve(&self, need: Need, caller: &Name) -> Result<(), Refusal> {
+        let order = Order::Reserve(need, caller.clone());
+        self.have(order).await.map(drop)
     }
 
     async fn have(&self, order: Order) -> Result<Option<Ack>, Refusal> {
@@ -169,6 +182,8 @@ struct Desk {
     config: Config,
     /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
     own_acts: HashMap<Name, (Timestamp, u32)>,
+    /// And how often calls were reserved for them.
+    reserves: HashMap<Name, (Timestamp, u32)>,
 }
 
 impl Desk {
@@ -203,7 +218,7 @@ impl Desk {
         match order {
             Order::Register(newcomer, from) => self.register(&newcomer, &from),
             Order::Act(act) => self.act(&act),
-            Order::Reserve(need) => self.reserve(need),
+            Order::Reserve(need, caller) => self.reserve(need, &caller),
         }
     }
 
@@ -213,7 +228,12 @@ impl Desk {
         if agent.is_none_or(|agent| agent.key != *act.key()) {
             return Err(Refusal::UnknownAgent(act.agent().clone()));
         }
-        self.check_still_holds(act)?;
+        let (name, kind) = (act.agent().name(), act.envelope().kind());
+        match (kind, act.permit()) {
+            (Kind::Revoke, Permit::Held { .. }) => self.check_may(name, Kind::AdminTokenRevoke)?,
+            (kind, _) if kind.is_admin() => self.check_may(name, kind)?,
+            _ => {}
+        }
         match act.envelope().kind() {
             Kind::Revoke => self.revoke(act),
             Kind::RotateKey => self.rotate(act),
@@ -221,7 +241,16 @@ impl Desk {
         }
     }
 
-    fn reserve(&self, need: Need) -> Result<Decision, Refusal> {
+    fn reserve(&mut self, need: Need, caller: &Name) -> Result<Decision, Refusal> {
+        // What was decided before it waited here may be dead, or go on under another id.
+        let current = self.state.registry.with_successors(&[need.block]);
+        if current.len() > 1 || self.state.revocations.is_revoked(&need.block) {
+            return Err(Refusal::TokenRevoked(format!("block {}", need.block)));
+        }
+        let now = self.clock.now();
+        if !count(&mut self.reserves, caller, now, RESERVES_MAX) {
+            return Err(Refusal::Busy("the agent's share of reservations"));
+        }
         let Some(calls) = self.state.budgets.to_reserve(need)? else {
             return Ok(Decision::Nothing);
         };
@@ -233,33 +262,15 @@ impl Desk {
         Ok(Decision::Change(vec![reserved], Box::new(|_| None)))
     }
 
-    /// Asks again what permitted an act that is done by a grant on record.
-    fn check_still_holds(&self, act: &Authorized) -> Result<(), Refusal> {
-        let Permit::Held {
-            token: Some(token), ..
-        } = act.permit()
-        else {
-            return Ok(());
-        };
-        self.state
-            .revocations
-            .alive(token)
-            .map_err(|_| Refusal::Denied(act.envelope().kind().to_string()))
-    }
-
     /// What needs no admin costs a sync and a record for ever all the same: so many, and no more.
     fn count_own_act(&mut self, name: &Name) -> Result<(), Refusal> {
-        let now = self.clock.now();
-        self.own_acts
-            .retain(|_, (begun, _)| now.distance(*begun) < OWN_ACTS_WINDOW);
-        let (_, count) = self.own_acts.entry(name.clone()).or_insert((now, 0));
-        if *count >= OWN_ACTS_MAX {
-            return Err(Refusal::Busy(
+        if count(&mut self.own_acts, name, self.clock.now(), OWN_ACTS_MAX) {
+            Ok(())
+        } else {
+            Err(Refusal::Busy(
                 "the agent's share of revocations and rotations",
-            ));
+            ))
         }
-        *count += 1;
-        Ok(())
     }
 
     /// Makes changes durable, then takes them over, then answers. In this order: what is in force is on
@@ -314,6 +325,20 @@ impl Desk {
             }
         }
     }
+}
+
+/// Counts one more within the window, unless `max` are counted.
+fn count(
+    counts: &mut HashMap<Name, (Timestamp, u32)>,
+    name: &Name,
+    now: Timestamp,
+    max: u32,
+) -> bool {
+    counts.retain(|_, (begun, _)| now.distance(*begun) < OWN_ACTS_WINDOW);
+    let (_, count) = counts.entry(name.clone()).or_insert((now, 0));
+    let is_within = *count < max;
+    *count += u32::from(is_within);
+    is_within
 }
 
 fn bound(what: &str, text: Option<&str>) -> Result<(), Refusal> {

@@ -8,11 +8,11 @@ use proto_spec::message::{Ack, AgentRevoke, Revoke, Struck, TokenRevoke};
 use proto_spec::{Authorized, Digest, Name, Pattern, PublicKey, Refusal, Timestamp};
 
 use super::admin::read;
-use super::scope::{By, is_full, may_all};
+use super::scope::{By, is_full};
 use super::{Decision, Desk, answer, bound, change};
 use crate::change::Change;
 use crate::state::calls::Blow;
-use crate::state::registry::Record;
+use crate::state::registry::{Record, Subject};
 
 /// Revocation ids in one act.
 const IDS_MAX: usize = 64;
@@ -72,7 +72,7 @@ impl Desk {
         self.check_a_full_admin_remains(&disarmed)?;
         let struck = Struck {
             tokens: ids.len() as u64,
-            ids: ids.clone(),
+            ids: ids.iter().take(SHOWN).copied().collect(),
             ..self.in_flight(&Blow::ids(&ids))
         };
         if dry_run {
@@ -103,7 +103,8 @@ impl Desk {
                 .iter()
                 .find_map(|id| self.state.registry.issued_by_id(id));
             let may = match record.as_ref().and_then(|record| record.subject.agent()) {
-                Some(name) => scope.names.iter().any(|pattern| pattern.matches(name)),
+                // Also on no admin of a wider scope.
+                Some(name) => self.check_name(by, name).is_ok(),
                 None => is_full(&scope),
             };
             if !may {
@@ -167,7 +168,7 @@ impl Desk {
                 record.issued.as_secs() > before.as_secs()
                     && acts.iter().any(|one| one.as_str() == "admin.*")
             };
-            outlives |= may_all(agent) && agent.grants.records().iter().any(is_young);
+            outlives |= self.may_all(agent) && agent.grants.records().iter().any(is_young);
         });
         if outlives {
             Ok(())
@@ -222,7 +223,12 @@ impl Desk {
         names
             .iter()
             .try_for_each(|name| self.check_name(by, name))?;
-        self.check_a_full_admin_remains(&names)?;
+        let disarmed = ids.iter().filter_map(|id| {
+            let record = self.state.registry.issued_by_id(id)?;
+            record.subject.agent().cloned()
+        });
+        let gone: Vec<Name> = names.iter().cloned().chain(disarmed).collect();
+        self.check_a_full_admin_remains(&gone)?;
         let blow = Blow::keys(agents.iter().map(|(_, key)| *key)).with_ids(&ids);
         let struck = Struck {
             ids: ids.iter().take(SHOWN).copied().collect(),
@@ -247,12 +253,14 @@ impl Desk {
     /// An agent and whoever has its authority from it, with everything that they were issued or issued.
     #[expect(clippy::type_complexity, reason = "agents with their keys, and ids")]
     fn descendants(&self, name: &Name) -> Result<(Vec<(Name, PublicKey)>, Vec<Digest>), Refusal> {
+        // It may be revoked already: what flows from it is not.
         let found = self.state.registry.agent(name);
-        let first = found.ok_or_else(|| Refusal::NotFound(format!("agent {name}")))?;
+        let enrolment = found.as_ref().and_then(|agent| agent.enrolment);
         let mut names = BTreeSet::from([name.clone()]);
-        let mut ids: BTreeSet<Digest> = first.enrolment.into_iter().collect();
+        let mut ids: BTreeSet<Digest> = enrolment.into_iter().collect();
         loop {
             let before = (names.len(), ids.len());
+            let mut approved = BTreeSet::new();
             self.state.registry.each_issued(None, |record| {
                 let is_from = |names: &BTreeSet<Name>, name: Option<&Name>| {
                     name.is_some_and(|name| names.contains(name))
@@ -263,13 +271,20 @@ impl Desk {
                 {
                     ids.insert(record.id);
                 }
+                // Whom it approved passed its authority on, also if it is gone since.
+                if let (Subject::Approval(name), true) =
+                    (&record.subject, is_from(&names, record.issuer.as_ref()))
+                {
+                    approved.insert(name.clone());
+                }
                 true
             });
+            names.append(&mut approved);
             self.state.registry.each_agent(|agent| {
                 let came_by = agent.enrolment.is_some_and(|id| ids.contains(&id));
                 let was_approved = agent.by.as_ref().is_some_and(|by| names.contains(by));
                 // The enrolment token of the first agent dies; its other bearers have nothing from it.
-                let is_siblings = agent.enrolment == first.enrolment && agent.name != *name;
+                let is_siblings = agent.enrolment == enrolment && agent.name != *name;
                 if was_approved || (came_by && !is_siblings) {
                     names.insert(agent.name.clone());
                 }
@@ -277,6 +292,9 @@ impl Desk {
             if before == (names.len(), ids.len()) {
                 break;
             }
+        }
+        if found.is_none() && ids.is_empty() && names.len() == 1 {
+            return Err(Refusal::NotFound(format!("agent {name}")));
         }
         let agents = names.into_iter().filter_map(|name| {
             let agent = self.state.registry.agent(&name)?;

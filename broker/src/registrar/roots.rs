@@ -93,6 +93,12 @@ impl Desk {
         let at = self.clock.now();
         let mut changes = Vec::new();
         let active = self.root.public();
+        if self.state.roots.keys().first() != Some(&active) {
+            return Err(Refusal::Conflict(
+                "the active root key is not loaded: restart the broker with its file in place"
+                    .into(),
+            ));
+        }
         for agent in self.state.registry.agents_after(None) {
             let id = AgentId::new(agent.name.clone(), self.state.org.clone());
             let tokens = self.state.granted(&agent);

@@ -1,11 +1,16 @@
 //! What an admin may: beyond its patterns it grants, approves and revokes nothing.
 
+use proto_spec::capability::Token;
+use proto_spec::limits::CAPABILITIES_MAX;
 use proto_spec::message::AdminScope;
 use proto_spec::{Name, NamePattern, Pattern, PublicKey, Refusal};
 
 use super::{Desk, check_count};
 use crate::change::default_prefixes;
 use crate::state::registry::Agent;
+
+/// An admin whose rights end sooner does not count as one who remains.
+const STAYS: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// Who orders an act: one admin, or two. Each must be entitled by itself.
 #[derive(Debug, Clone)]
@@ -92,6 +97,11 @@ impl Desk {
 
     pub(super) fn check_scope(&self, by: &By, asked: &AdminScope) -> Result<(), Refusal> {
         self.check_grantable(by, &asked.grantable)?;
+        if asked.names.len() > CAPABILITIES_MAX {
+            return Err(Refusal::InvalidBody(format!(
+                "more than {CAPABILITIES_MAX} names"
+            )));
+        }
         asked
             .names
             .iter()
@@ -118,25 +128,39 @@ impl Desk {
         }
     }
 
+    /// Whether an agent is an admin who may grant everything, to everyone, and holds every admin act: now,
+    /// and for some time to come.
+    pub(super) fn may_all(&self, agent: &Agent) -> bool {
+        let now = self.clock.now();
+        let holds = |token: &std::sync::Arc<Token>| {
+            let acts = token.capabilities().iter();
+            let mut all = acts.filter(|one| one.as_str() == "admin.*");
+            all.any(|acts| !self.state.revocations.is_barred(token.issued(), acts))
+                && token.is_standard()
+                && token.not_before().is_none_or(|from| from <= now)
+                && token.expires() > now.later(STAYS)
+        };
+        agent.admin.as_ref().is_some_and(is_full) && self.state.granted(agent).iter().any(holds)
+    }
+
     /// The organisation keeps at least one admin who may do everything, whichever of `gone` leave.
     pub(super) fn check_a_full_admin_remains(&self, gone: &[Name]) -> Result<(), Refusal> {
-        let was_full = |name: &Name| self.state.registry.agent(name).is_some_and(|a| may_all(&a));
+        let was_full = |name: &Name| {
+            self.state
+                .registry
+                .agent(name)
+                .is_some_and(|a| self.may_all(&a))
+        };
         if !gone.iter().any(was_full) {
             return Ok(());
         }
-        let remains = |agent: &Agent| !gone.contains(&agent.name) && may_all(agent);
+        let remains = |agent: &Agent| !gone.contains(&agent.name) && self.may_all(agent);
         if self.state.registry.any_agent(remains) {
             Ok(())
         } else {
             Err(Refusal::Conflict("this is the last full admin".into()))
         }
     }
-}
-
-/// Whether an agent is an admin who may grant everything, to everyone, and holds every admin act.
-pub(super) fn may_all(agent: &Agent) -> bool {
-    let acts = agent.capabilities();
-    agent.admin.as_ref().is_some_and(is_full) && acts.iter().any(|one| one.as_str() == "admin.*")
 }
 
 /// Whether a scope has no bounds.

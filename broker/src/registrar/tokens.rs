@@ -187,6 +187,7 @@ pub(crate) fn first_admin(
     root: &SigningKey,
     admin: &AgentId,
     key: PublicKey,
+    issued: Timestamp,
     at: Timestamp,
 ) -> Result<Change, Refusal> {
     let reserved = proto_spec::identity::RESERVED
@@ -201,7 +202,7 @@ pub(crate) fn first_admin(
         agent: admin.clone(),
         holder: key,
         capabilities: all.clone(),
-        issued: at,
+        issued,
         not_before: None,
         expires: at.later(APPROVAL_LIFETIME),
         checks: Vec::new(),

@@ -11,8 +11,8 @@ use proto_spec::{Name, PublicKey, Refusal, Timestamp};
 use crate::change::Change;
 use crate::config::Limits;
 
-/// Requests that one network address may have waiting, so that no stranger fills the list.
-const PER_ADDRESS_MAX: usize = 128;
+/// Requests that one network may have waiting, so that no stranger fills the list.
+const PER_NETWORK_MAX: usize = 128;
 
 /// Denials that are remembered. Whoever was denied before all of these is a stranger again.
 const DENIED_MAX: usize = 65_536;
@@ -28,6 +28,8 @@ pub struct Pending {
 #[derive(Debug, Default)]
 struct Inner {
     waiting: HashMap<(Name, PublicKey), PendingRecord>,
+    /// Which network each came from.
+    networks: HashMap<(Name, PublicKey), u64>,
     denied: HashMap<(Name, PublicKey), Option<String>>,
     /// In the order in which they were denied.
     denied_order: VecDeque<(Name, PublicKey)>,
@@ -69,6 +71,7 @@ impl Pending {
         &self,
         name: &Name,
         request: &RegisterAgent,
+        network: u64,
         from: &str,
         at: Timestamp,
     ) -> Result<(), Refusal> {
@@ -80,14 +83,15 @@ impl Pending {
         if inner.waiting.len() >= self.max && !inner.waiting.contains_key(&slot) {
             return Err(Refusal::Busy("the list of pending requests"));
         }
-        let from_there = inner
-            .waiting
-            .values()
-            .filter(|one| one.from == from)
-            .count();
-        if from_there >= PER_ADDRESS_MAX && !inner.waiting.contains_key(&slot) {
-            return Err(Refusal::Busy("this address's share of pending requests"));
+        let Inner {
+            waiting, networks, ..
+        } = &mut *inner;
+        networks.retain(|slot, _| waiting.contains_key(slot));
+        let from_there = networks.values().filter(|one| **one == network).count();
+        if from_there >= PER_NETWORK_MAX && !waiting.contains_key(&slot) {
+            return Err(Refusal::Busy("this network's share of pending requests"));
         }
+        networks.insert(slot.clone(), network);
         inner.waiting.insert(
             slot,
             PendingRecord {

@@ -3,7 +3,7 @@
 //! A grant on record is kept as its sealed text and opened at its first use: a start has no signatures
 //! to verify, and a million grants that sleep cost no engine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -228,11 +228,12 @@ impl Registry {
     /// These ids, and those under which they were issued anew.
     #[must_use]
     pub fn with_successors(&self, ids: &[Digest]) -> Vec<Digest> {
-        let mut all = ids.to_vec();
+        let mut seen = HashSet::new();
+        let mut all: Vec<Digest> = ids.iter().filter(|id| seen.insert(**id)).copied().collect();
         let mut at = 0;
         while let Some(id) = all.get(at).copied() {
             let next = self.successors.get(&id).map(|next| *next);
-            all.extend(next.filter(|next| !all.contains(next)));
+            all.extend(next.filter(|next| seen.insert(*next)));
             at += 1;
         }
         all
@@ -513,7 +514,8 @@ impl Registry {
             approval,
             grants: Grants::of(grant.into_iter().chain(kept).collect()),
             since: at,
-            enrolment,
+            // How it came in stays known when its approval changes.
+            enrolment: enrolment.or_else(|| before.and_then(|agent| agent.enrolment)),
             by: by.cloned(),
         };
         self.agents.insert(name.clone(), Arc::new(agent));
@@ -561,6 +563,9 @@ impl Registry {
                 continue;
             };
             write(&self.issued).remove(&(record.issued, record.id));
+            if let Some(mut all) = self.by_agent.get_mut(name) {
+                all.retain(|id| *id != one.old);
+            }
             let mut record = Record::clone(&record);
             record.id = one.new;
             record.text = Some(one.token.as_str().into());

@@ -63,12 +63,12 @@ impl Revocations {
             .any(|bar| issued.as_secs() <= bar.before && bar.under.overlap(required).is_some())
     }
 
-    /// The first moment whose second no bar has: what is issued then is not barred.
+    /// The first moment from `now` on whose second is after every bar: what is issued then is not barred.
     #[must_use]
     pub fn after_bars(&self, now: Timestamp) -> Timestamp {
         let newest = self.bars.load().iter().map(|bar| bar.before).max();
         match newest {
-            Some(before) if before == now.as_secs() => Timestamp::from_ms((before + 1) * 1_000),
+            Some(before) if before >= now.as_secs() => Timestamp::from_ms((before + 1) * 1_000),
             _ => now,
         }
     }
