@@ -170,6 +170,9 @@ impl Authority for Standing<'_> {
     fn barred(&self, token: &Token, required: &Pattern) -> bool {
         self.state.revocations.is_barred(token.issued(), required)
     }
+    fn is_spent(&self, grant: &Token) -> bool {
+        self.state.budgets.is_spent(grant)
+    }
     fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability {
         match self.state.sessions.offer(provider.name(), tool) {
             Some(offer) => offer.required().clone(),

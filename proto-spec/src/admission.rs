@@ -74,6 +74,11 @@ pub trait Authority {
     /// Whether what was issued when `token` was no longer permits what needs `required`.
     fn barred(&self, token: &Token, required: &Pattern) -> bool;
 
+    /// Whether a budget of calls of this grant on record is used up: for whoever counts them.
+    fn is_spent(&self, _grant: &Token) -> bool {
+        false
+    }
+
     /// The capability that calling `tool` of `provider` requires.
     fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability;
 
@@ -603,6 +608,7 @@ impl<A: Authority> Asked<'_, A> {
             });
         }
         let mut refusal = Refusal::Denied(capability.to_string());
+        let mut spent = None;
         for token in self.authority.granted(self.agent).iter() {
             if token.holder() != Some(&self.fresh.key)
                 || self.authority.barred(token, question.required)
@@ -611,19 +617,23 @@ impl<A: Authority> Asked<'_, A> {
             }
             match token.permits(question) {
                 Ok(()) => {
-                    let token = Some(Arc::clone(token));
-                    return Ok(Permit::Held {
-                        capability,
-                        token,
+                    let held = Permit::Held {
+                        capability: capability.clone(),
+                        token: Some(Arc::clone(token)),
                         basis: Basis::Record,
-                    });
+                    };
+                    if !self.authority.is_spent(token) {
+                        return Ok(held);
+                    }
+                    // Another grant may pay; where none does, this one says why.
+                    spent.get_or_insert(held);
                 }
                 // Of several grants the one that came closest explains best.
                 Err(Refusal::Denied(_)) => {}
                 Err(other) => refusal = other,
             }
         }
-        Err(refusal)
+        spent.ok_or(refusal)
     }
 }
 

@@ -337,6 +337,21 @@ async fn a_delegates_budget_and_its_delegators_are_both_drawn_on() {
 }
 
 #[tokio::test]
+async fn a_grant_whose_budget_is_spent_does_not_stand_in_the_way_of_another() {
+    let lab = Lab::start().await.unwrap();
+    let mut fs = provider(&lab).await;
+    let caller = lab.agent("caller", 3, &[]).await.unwrap();
+    for calls in [1, 2] {
+        let grant = json!({"capabilities": ["fs.*"], "record": true, "calls": calls});
+        issue_to(&lab, "caller", grant).await;
+    }
+    for _ in 0..3 {
+        assert_eq!(call(&lab, &caller, &mut fs, None).await, ANSWERED);
+    }
+    assert_eq!(call(&lab, &caller, &mut fs, None).await, Code::BudgetSpent);
+}
+
+#[tokio::test]
 async fn a_call_that_is_not_delivered_costs_no_budget() {
     let lab = Lab::start().await.unwrap();
     let caller = lab.agent("caller", 3, &[]).await.unwrap();

@@ -766,7 +766,9 @@ async fn answer(lab: &Lab, fs: &Actor, provider: &mut Socket, heard: Heard) {
 }
 
 async fn history(seed: u64) {
+    let begun = std::time::Instant::now();
     let mut world = World::start(seed).await;
+    eprintln!("TIMING start {:?}", begun.elapsed());
     for _ in 0..ACTS {
         match world.dice.one_in(25) {
             true => world = world.restarted().await,
@@ -777,6 +779,7 @@ async fn history(seed: u64) {
         }
     }
     world.lab.broker.stop().await;
+    eprintln!("TIMING {seed} {:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

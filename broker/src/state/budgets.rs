@@ -96,6 +96,13 @@ impl Budgets {
         }
     }
 
+    /// Whether one of the budgets that a token states is used up.
+    #[must_use]
+    pub fn is_spent(&self, token: &Token) -> bool {
+        let mut budgets = token.budgets();
+        budgets.any(|(id, limit)| self.left(&id.0, limit) == 0)
+    }
+
     /// Calls left of a budget of `limit`.
     #[must_use]
     pub fn left(&self, block: &Digest, limit: u32) -> u32 {

@@ -9,100 +9,100 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto_spec::Code;
 
 /// A key, by the number of its seed.
-pub type Key = u8;
+pub(super) type Key = u8;
 /// Milliseconds; tokens count in whole seconds.
-pub type Ms = u64;
+pub(super) type Ms = u64;
 
 /// What a call may come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Answer {
+pub(super) enum Answer {
     Answered,
     Refused(Code),
 }
 
 /// Something issued by an admin, or a block appended to it by its holder.
 #[derive(Debug, Clone)]
-pub struct Block {
+pub(super) struct Block {
     /// What it was appended to; nothing for what was issued.
-    pub parent: Option<usize>,
+    pub(super) parent: Option<usize>,
     /// Who may present and lengthen a token that ends here.
-    pub holder: Key,
+    pub(super) holder: Key,
     /// One of them has to cover what is asked; empty leaves that to the blocks above.
-    pub covers: Vec<String>,
-    pub from: Ms,
-    pub until: Ms,
-    pub budget: Option<Budget>,
-    pub revoked: bool,
+    pub(super) covers: Vec<String>,
+    pub(super) from: Ms,
+    pub(super) until: Ms,
+    pub(super) budget: Option<Budget>,
+    pub(super) revoked: bool,
     /// What is said only of what was issued.
-    pub issued: Option<Issued>,
+    pub(super) issued: Option<Issued>,
 }
 
 #[derive(Debug, Clone)]
-pub struct Issued {
-    pub subject: &'static str,
+pub(super) struct Issued {
+    pub(super) subject: &'static str,
     /// The admin; nobody for what an enrolment token gave.
-    pub issuer: Option<&'static str>,
-    pub second: u64,
+    pub(super) issuer: Option<&'static str>,
+    pub(super) second: u64,
     /// Kept on record, or handed out.
-    pub record: bool,
+    pub(super) record: bool,
     /// The grant of an approval: the next approval replaces it.
-    pub approval: bool,
-    pub root: usize,
+    pub(super) approval: bool,
+    pub(super) root: usize,
     /// Nothing under these any more.
-    pub barred: Vec<String>,
+    pub(super) barred: Vec<String>,
 }
 
 /// How many calls are left. A restart may lose one that was reserved for a call that was not made, and
 /// where several budgets could pay nobody says which does; so both are bounds.
 #[derive(Debug, Clone, Copy)]
-pub struct Budget {
-    pub at_least: u32,
-    pub at_most: u32,
+pub(super) struct Budget {
+    pub(super) at_least: u32,
+    pub(super) at_most: u32,
 }
 
 /// A bearer token by which agents come in.
 #[derive(Debug, Clone)]
-pub struct Enrolment {
-    pub issuer: &'static str,
-    pub ceiling: Vec<String>,
-    pub uses: u32,
-    pub until: Ms,
-    pub second: u64,
-    pub root: usize,
-    pub revoked: bool,
-    pub barred: Vec<String>,
+pub(super) struct Enrolment {
+    pub(super) issuer: &'static str,
+    pub(super) ceiling: Vec<String>,
+    pub(super) uses: u32,
+    pub(super) until: Ms,
+    pub(super) second: u64,
+    pub(super) root: usize,
+    pub(super) revoked: bool,
+    pub(super) barred: Vec<String>,
 }
 
 /// Whose word an agent's approval is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub(super) enum By {
     Admin(&'static str),
     Enrolment(usize),
 }
 
 #[derive(Debug, Clone)]
-pub struct Agent {
-    pub key: Key,
-    pub by: By,
+pub(super) struct Agent {
+    pub(super) key: Key,
+    pub(super) by: By,
     /// The enrolment token by which this key came in, whoever approved it since.
-    pub came_in: Option<usize>,
+    pub(super) came_in: Option<usize>,
 }
 
 #[derive(Debug, Default)]
-pub struct Model {
-    pub now: Ms,
-    pub agents: BTreeMap<&'static str, Agent>,
-    pub pending: BTreeSet<(&'static str, Key)>,
-    pub dead_keys: BTreeSet<Key>,
-    pub blocks: Vec<Block>,
-    pub enrolments: Vec<Enrolment>,
-    pub retired_roots: BTreeSet<usize>,
-    pub active_root: usize,
-    pub last_bar: Option<u64>,
+pub(super) struct Model {
+    pub(super) now: Ms,
+    pub(super) agents: BTreeMap<&'static str, Agent>,
+    pub(super) pending: BTreeSet<(&'static str, Key)>,
+    pub(super) dead_keys: BTreeSet<Key>,
+    pub(super) blocks: Vec<Block>,
+    pub(super) enrolments: Vec<Enrolment>,
+    pub(super) retired_roots: BTreeSet<usize>,
+    pub(super) active_root: usize,
+    pub(super) last_bar: Option<u64>,
 }
 
 /// A prefix of whole segments; `*` is all but what the protocol reserves.
-pub fn covers(pattern: &str, asked: &str) -> bool {
+pub(super) fn covers(pattern: &str, asked: &str) -> bool {
     let reserved = ["admin", "broker", "peer", "event", "enrol", "mcp"];
     match pattern.strip_suffix('*') {
         Some("") => !reserved.contains(&asked.split('.').next().unwrap_or(asked)),
@@ -121,18 +121,18 @@ impl Model {
         std::iter::successors(Some(last), |at| self.blocks[*at].parent).collect()
     }
 
-    pub fn issued(&self, last: usize) -> &Issued {
+    pub(super) fn issued(&self, last: usize) -> &Issued {
         let first = self.chain(last).pop().unwrap_or(last);
         let issued = self.blocks[first].issued.as_ref();
         issued.expect("a chain begins with what was issued")
     }
 
-    pub fn is_agents(&self, name: &str, key: Key) -> bool {
+    pub(super) fn is_agents(&self, name: &str, key: Key) -> bool {
         self.agents.get(name).is_some_and(|agent| agent.key == key)
     }
 
     /// The second that something issued now bears: what is issued after a bar is not struck by it.
-    pub fn issuing_second(&self) -> u64 {
+    pub(super) fn issuing_second(&self) -> u64 {
         let second = self.now / 1000;
         second + u64::from(self.last_bar == Some(second))
     }
@@ -193,7 +193,7 @@ impl Model {
     }
 
     /// Whether an agent may do what needs this capability by its record.
-    pub fn may(&self, name: &str, key: Key, asked: &str) -> bool {
+    pub(super) fn may(&self, name: &str, key: Key, asked: &str) -> bool {
         self.is_agents(name, key) && !self.on_record(name, key, asked).is_empty()
     }
 
@@ -216,7 +216,7 @@ impl Model {
     }
 
     /// What a call may be answered; `reached` is what it comes to when nothing is against it.
-    pub fn answers(
+    pub(super) fn answers(
         &self,
         (name, key): (&str, Key),
         asked: &str,
@@ -255,7 +255,14 @@ impl Model {
     }
 
     /// Takes note of what a call came to. Only one that was answered costs anything.
-    pub fn called(&mut self, name: &str, key: Key, asked: &str, token: Option<usize>, to: Answer) {
+    pub(super) fn called(
+        &mut self,
+        name: &str,
+        key: Key,
+        asked: &str,
+        token: Option<usize>,
+        to: Answer,
+    ) {
         let ways = self.ways(name, key, asked, token);
         let is_only = ways.len() == 1;
         for at in ways.into_iter().flatten() {
@@ -286,7 +293,7 @@ impl Model {
     }
 
     /// An approval, with a key that may be another than before: then the one before is dead.
-    pub fn approve(&mut self, name: &'static str, key: Key, by: By) {
+    pub(super) fn approve(&mut self, name: &'static str, key: Key, by: By) {
         let came_in = match (by, self.agents.get(name)) {
             (By::Enrolment(at), _) => Some(at),
             (By::Admin(_), Some(before)) if before.key == key => before.came_in,
@@ -301,20 +308,20 @@ impl Model {
     }
 
     /// Whether an enrolment token lets anybody in.
-    pub fn opens(&self, at: usize) -> bool {
+    pub(super) fn opens(&self, at: usize) -> bool {
         let one = &self.enrolments[at];
         let in_time = self.now / 1000 < one.until / 1000;
         in_time && one.uses > 0 && !one.revoked && !self.retired_roots.contains(&one.root)
     }
 
     /// Whether an agent that enrols gets what it asks for.
-    pub fn given(&self, at: usize, asked: &str) -> bool {
+    pub(super) fn given(&self, at: usize, asked: &str) -> bool {
         let one = &self.enrolments[at];
         any_covers(&one.ceiling, asked) && !any_covers(&one.barred, asked)
     }
 
     /// What is on record follows the key; what was handed out or delegated dies with the old one.
-    pub fn rotate(&mut self, name: &'static str, to: Key) {
+    pub(super) fn rotate(&mut self, name: &'static str, to: Key) {
         let agent = self.agents.get_mut(name).expect("an agent rotates its key");
         let from = std::mem::replace(&mut agent.key, to);
         self.dead_keys.insert(from);
@@ -329,20 +336,20 @@ impl Model {
     // --- revoking --------------------------------------------------------------------------------
 
     /// Whether a holder may revoke a block: it held the token when the block was made, or before.
-    pub fn held(&self, at: usize, key: Key) -> bool {
+    pub(super) fn held(&self, at: usize, key: Key) -> bool {
         let before = self.blocks[at].parent.unwrap_or(at);
         let chain = self.chain(before);
         chain.iter().any(|one| self.blocks[*one].holder == key)
     }
 
-    pub fn revoke_agent(&mut self, name: &str) {
+    pub(super) fn revoke_agent(&mut self, name: &str) {
         if let Some(agent) = self.agents.remove(name) {
             self.dead_keys.insert(agent.key);
         }
     }
 
     /// Whatever was issued up to a second, or until now, permits nothing under a pattern.
-    pub fn bar(&mut self, under: &str, before: Option<u64>) {
+    pub(super) fn bar(&mut self, under: &str, before: Option<u64>) {
         let issued = self.blocks.iter_mut().filter_map(|one| one.issued.as_mut());
         let issued = issued.map(|one| (one.second, &mut one.barred));
         let enrolments = self.enrolments.iter_mut();
@@ -356,7 +363,7 @@ impl Model {
     }
 
     /// An agent, what it issued, whoever came in through that, and the token by which it came in.
-    pub fn quarantine(&mut self, first: &'static str) {
+    pub(super) fn quarantine(&mut self, first: &'static str) {
         let mut struck = BTreeSet::from([first]);
         let came_in = self.agents[first].came_in;
         loop {
