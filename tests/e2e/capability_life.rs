@@ -473,6 +473,22 @@ async fn a_capability_is_taken_from_all_that_was_issued_up_to_a_time_and_from_no
 }
 
 #[tokio::test]
+async fn a_bar_strikes_what_was_issued_since_another_bar_in_the_same_second() {
+    let lab = Lab::start().await.unwrap();
+    let mut fs = provider(&lab).await;
+    let caller = lab.agent("caller", 3, &["fs.*"]).await.unwrap();
+    for _ in 0..3 {
+        let bar = json!({"under": ["fs.*"]});
+        lab.ask(&lab.admin, Kind::AdminTokenRevoke, &bar)
+            .await
+            .unwrap();
+        assert_eq!(call(&lab, &caller, &mut fs, None).await, Code::Denied);
+        lab.approve(&caller, &["fs.*"]).await.unwrap();
+        assert_eq!(call(&lab, &caller, &mut fs, None).await, ANSWERED);
+    }
+}
+
+#[tokio::test]
 async fn a_bar_on_admin_acts_never_leaves_the_organisation_without_an_admin() {
     let lab = Lab::start().await.unwrap();
     let all = json!({"under": ["*", "admin.*"]});
@@ -573,6 +589,34 @@ async fn quarantine_strikes_an_agent_with_all_that_flows_from_it_in_one_act() {
 
 async fn fs_caller(lab: &Lab) -> Actor {
     lab.agent("bystander", 8, &["fs.read"]).await.unwrap()
+}
+
+#[tokio::test]
+async fn quarantine_strikes_the_enrolment_token_of_an_agent_that_an_admin_approved_since() {
+    let lab = Lab::start().await.unwrap();
+    let body = json!({"name": "build-*", "ceiling": ["fs.*"], "uses": 3});
+    let issued = lab.ask(&lab.admin, Kind::AdminEnrolIssue, &body).await;
+    let Ack::Issued {
+        token: enrolment, ..
+    } = issued.unwrap()
+    else {
+        panic!()
+    };
+    let enrol = async |name: &str, seed| {
+        let actor = Actor::new(name, seed).unwrap();
+        let body = json!({"pubkey": actor.key.public(), "enrolment": enrolment});
+        let done = lab.ask(&actor, Kind::RegisterAgent, &body).await;
+        done.map(|_| actor)
+    };
+    let rogue = enrol("build-1", 3).await.unwrap();
+    enrol("build-2", 4).await.unwrap();
+    lab.approve(&rogue, &["fs.read"]).await.unwrap();
+    let order = json!({"name": "build-1"});
+    let done = lab
+        .ask(&lab.admin, Kind::AdminAgentQuarantine, &order)
+        .await;
+    assert_eq!(struck(done.unwrap()).agents.len(), 1, "not its siblings");
+    assert!(enrol("build-3", 5).await.is_err(), "the token is dead");
 }
 
 #[tokio::test]

@@ -119,10 +119,12 @@ impl Desk {
         self.check_is_full(by)?;
         self.check_grantable(by, &body.under)?;
         let at = self.clock.now();
-        let before = body.before.unwrap_or(at);
-        if before > at {
+        if body.before.is_some_and(|before| before > at) {
             return Err(Refusal::InvalidBody("`before` lies ahead".into()));
         }
+        // What was issued since another bar in this second bears the next one, and is struck too.
+        let newest = self.state.revocations.after_bars(at);
+        let before = body.before.unwrap_or(newest);
         if !self.state.revocations.has_room(body.under.len()) {
             return Err(Refusal::Busy("the list of barred patterns"));
         }
@@ -281,7 +283,8 @@ impl Desk {
             });
             names.append(&mut approved);
             self.state.registry.each_agent(|agent| {
-                let came_by = agent.enrolment.is_some_and(|id| ids.contains(&id));
+                let came_by =
+                    agent.by.is_none() && agent.enrolment.is_some_and(|id| ids.contains(&id));
                 let was_approved = agent.by.as_ref().is_some_and(|by| names.contains(by));
                 // The enrolment token of the first agent dies; its other bearers have nothing from it.
                 let is_siblings = agent.enrolment == enrolment && agent.name != *name;

@@ -124,9 +124,9 @@ pub struct Agent {
     pub grants: Arc<Grants>,
     /// Since when.
     pub since: Timestamp,
-    /// The enrolment token by which it came in.
+    /// The enrolment token by which its key came in, whoever approved it since.
     pub enrolment: Option<Digest>,
-    /// The admin who approved it.
+    /// The admin who approved it last; nobody while it has what its enrolment token gave.
     pub by: Option<Name>,
 }
 
@@ -506,6 +506,9 @@ impl Registry {
         };
         self.by_key.insert(key, name.clone());
         write(&self.names).insert(name.clone());
+        // Whoever approves it since: a quarantine strikes the token by which this key came in.
+        let same = before.as_ref().filter(|agent| agent.key == key);
+        let enrolment = enrolment.or_else(|| same.and_then(|agent| agent.enrolment));
         let agent = Agent {
             name: name.clone(),
             key,

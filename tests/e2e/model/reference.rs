@@ -133,8 +133,8 @@ impl Model {
 
     /// The second that something issued now bears: what is issued after a bar is not struck by it.
     pub(super) fn issuing_second(&self) -> u64 {
-        let second = self.now / 1000;
-        second + u64::from(self.last_bar == Some(second))
+        let after = self.last_bar.map_or(0, |bar| bar + 1);
+        after.max(self.now / 1000)
     }
 
     // --- calls -----------------------------------------------------------------------------------
@@ -359,7 +359,8 @@ impl Model {
                 barred.push(under.to_owned());
             }
         }
-        self.last_bar = self.last_bar.max(Some(before.unwrap_or(self.now / 1000)));
+        let until = before.unwrap_or(self.issuing_second());
+        self.last_bar = self.last_bar.max(Some(until));
     }
 
     /// An agent, what it issued, whoever came in through that, and the token by which it came in.
