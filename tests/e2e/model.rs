@@ -158,7 +158,7 @@ impl World {
         self.next_key
     }
 
-    fn note(&mut self, what: String) {
+    fn note(&mut self, what: impl std::fmt::Display) {
         let at = self.model.now % 10_000_000;
         self.history.push(format!("{at:>8} {what}"));
     }
@@ -278,7 +278,8 @@ impl World {
                     .advance(Duration::from_millis(ms));
                 self.look_at_the_clock();
             }
-            _ => return,
+            // Nothing happens, and is looked at.
+            _ => {}
         }
     }
 
@@ -756,7 +757,7 @@ impl World {
     }
 
     async fn restarted(mut self) -> Self {
-        self.note("the broker starts anew".into());
+        self.note("the broker starts anew");
         drop(self.posting);
         self.lab = self.lab.restart().await.unwrap();
         self.model.pending.clear();
@@ -778,7 +779,7 @@ async fn history(seed: u64) {
     let mut world = World::start(seed).await;
     for _ in 0..ACTS {
         match world.dice.one_in(25) {
-            true => world = world.restarted().await,
+            true => world = Box::pin(world.restarted()).await,
             false => world.act().await,
         }
         for _ in 0..PROBES {
