@@ -517,8 +517,7 @@ impl Registry {
             approval,
             grants: Grants::of(grant.into_iter().chain(kept).collect()),
             since: at,
-            // How it came in stays known when its approval changes.
-            enrolment: enrolment.or_else(|| before.and_then(|agent| agent.enrolment)),
+            enrolment,
             by: by.cloned(),
         };
         self.agents.insert(name.clone(), Arc::new(agent));
