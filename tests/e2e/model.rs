@@ -522,7 +522,8 @@ impl World {
         let admin = if name == SECOND { ROOT } else { admin };
         let is_agent = self.model.agents.contains_key(name);
         let should = self.may_admin(admin) && is_agent;
-        let is_quarantine = self.dice.one_in(2);
+        // Of an agent that is gone a quarantine strikes what flows from it; the model forgets the gone.
+        let is_quarantine = self.dice.one_in(2) && is_agent;
         let kind = match is_quarantine {
             true => Kind::AdminAgentQuarantine,
             false => Kind::AdminAgentRevoke,
@@ -621,7 +622,8 @@ impl World {
         let is_taken = self.model.agents.contains_key(name);
         let opens = self.model.opens(at);
         let done = self
-            .order((name, key), Kind::RegisterAgent, &body, opens || is_taken)
+            // A worthless token is refused under every name, or it would tell which names exist.
+            .order((name, key), Kind::RegisterAgent, &body, opens)
             .await;
         match done {
             Some(Ack::Registered { capabilities, .. }) => {

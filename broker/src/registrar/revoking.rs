@@ -273,9 +273,10 @@ impl Desk {
                 {
                     ids.insert(record.id);
                 }
-                // Whom it approved passed its authority on, also if it is gone since.
+                // Whom it approved and who is gone since may have passed its authority on.
                 if let (Subject::Approval(name), true) =
                     (&record.subject, is_from(&names, record.issuer.as_ref()))
+                    && self.state.registry.agent(name).is_none()
                 {
                     approved.insert(name.clone());
                 }
