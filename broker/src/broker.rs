@@ -78,10 +78,9 @@ pub struct Founding {
 ///
 /// When there is a journal already, or it cannot be written.
 pub fn found(data: &Path, founding: &Founding, now: Timestamp) -> anyhow::Result<()> {
-    make_private(data)?;
-    let mut journal = Embedded::open(data)?;
+    upkeep::make_data(data)?;
     let mut records = 0_u64;
-    journal.replay(&mut |_| records += 1)?;
+    let mut journal = Embedded::open_giving(data, &mut |_| records += 1)?;
     if records > 0 {
         bail!("{} holds an organisation already", data.display());
     }
@@ -115,9 +114,8 @@ pub fn found(data: &Path, founding: &Founding, now: Timestamp) -> anyhow::Result
 ///
 /// When the journal or the replay window cannot be read or written, or a broker runs on them.
 pub fn accept_clock(config: &Config, now: Timestamp) -> anyhow::Result<Option<Duration>> {
-    let mut journal = Embedded::open(&config.data)?;
     let mut was = Timestamp::default();
-    journal.replay(&mut |change| was = change.newest(was))?;
+    let mut journal = Embedded::open_giving(&config.data, &mut |change| was = change.newest(was))?;
     let seen = Replay::newest(&config.data)?;
     if is_behind(now, seen) {
         Replay::disown(&config.data, config.limits.skew(), now)?;
@@ -129,15 +127,6 @@ pub fn accept_clock(config: &Config, now: Timestamp) -> anyhow::Result<Option<Du
     // Last: what is killed before this waits again, and is accepted again.
     journal.append(&[&Change::ClockAccepted { was, at: now }])?;
     Ok(Some(now.distance(was)))
-}
-
-fn make_private(data: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data)
-        .with_context(|| format!("making the data directory {}", data.display()))
 }
 
 impl Broker {
@@ -161,7 +150,7 @@ impl Broker {
         let broker_key = crate::keyfile::load(&config.broker_key)?;
         let certificates = Certificates::load(&config.certificate, &config.certificate_key)?;
         let certificates = Arc::new(certificates);
-        make_private(&config.data)?;
+        upkeep::make_data(&config.data)?;
         let lock = lock(&config.data)?;
         let Restored {
             journal,
@@ -394,33 +383,23 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
     let active = state.roots.keys().first().copied();
     let active = active.context("the journal names no root key")?;
     let root = load_root(&config.root_key, &active)?;
+    let mut give_all = |admin: Name, key: PublicKey| -> anyhow::Result<()> {
+        let admin = AgentId::new(admin, org.clone());
+        let issued = state.revocations.after_bars(now);
+        let change = first_admin(&root, &admin, key, issued, now)?;
+        journal.append(&[&change])?;
+        Ok(state.apply(&change, Taking::Back)?)
+    };
     for (admin, new, by, at) in recovered {
         if by != recovery {
             bail!("a recovery on record is not by {org}'s recovery key");
         }
         tracing::warn!(%admin, key = %new.fingerprint(), at_ms = at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
-        let change = first_admin(
-            &root,
-            &AgentId::new(admin, org.clone()),
-            new,
-            state.revocations.after_bars(now),
-            now,
-        )?;
-        journal.append(&[&change])?;
-        state.apply(&change, Taking::Back)?;
+        give_all(admin, new)?;
         has_admin = true;
     }
     if !has_admin {
-        let admin = AgentId::new(admin, org);
-        let change = first_admin(
-            &root,
-            &admin,
-            admin_key,
-            state.revocations.after_bars(now),
-            now,
-        )?;
-        journal.append(&[&change])?;
-        state.apply(&change, Taking::Back)?;
+        give_all(admin, admin_key)?;
     }
     Ok(Restored {
         journal,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -18,6 +18,7 @@ use proto_spec::{
 use tokio::sync::oneshot;
 
 use crate::delivery::{about_call, about_sender, deliver, permit_of, vouch};
+use crate::locks::lock;
 use crate::pipeline::{Core, Door, Standing, Step};
 use crate::routing;
 use crate::state::budgets::{Need, Spent};
@@ -72,34 +73,23 @@ impl Place<'_> {
             .envelope()
             .deadline()
             .unwrap_or_else(|| limits.deadline());
-        let (under, on_record) = match call.permit() {
-            Permit::Held {
-                token: Some(token),
-                capability,
-                basis,
-            } => (
-                Some((Arc::clone(token), capability.clone())),
-                *basis == Basis::Record,
-            ),
-            _ => (None, false),
+        // `routing::choose` gave no route to a call that stands on nothing.
+        let Permit::Held {
+            token: Some(token),
+            capability,
+            basis,
+        } = call.permit()
+        else {
+            return Err(Refusal::Internal);
         };
         let budgets = &core.state.budgets;
-        if let Some((token, _)) = &under
-            && let Spent::Reserve(need) = budgets.spend(token)?
-        {
+        if let Spent::Reserve(need) = budgets.spend(token)? {
             return Ok(Called::Reserve(need));
         }
-        let give_back = || {
-            if let Permit::Held {
-                token: Some(token), ..
-            } = call.permit()
-            {
-                budgets.give_back(token);
-            }
-        };
         let in_flight = InFlight {
-            under,
-            on_record,
+            token: Arc::clone(token),
+            required: capability.clone(),
+            on_record: *basis == Basis::Record,
             caller: call.agent().clone(),
             reply,
             provider: route.session.agent().clone(),
@@ -111,7 +101,7 @@ impl Place<'_> {
         core.state
             .calls
             .begin(call.id(), in_flight)
-            .inspect_err(|_| give_back())?;
+            .inspect_err(|_| budgets.give_back(token))?;
         // What permitted it may have been revoked since it was decided. Whoever revokes looks for calls
         // after the change; this looks for the change after the call is listed: one of the two sees it.
         let is_struck = core
@@ -119,17 +109,17 @@ impl Place<'_> {
             .calls
             .look(&call.id(), |call| self.is_struck(call));
         let key = core.state.key_of(&Speaker::Agent(call.agent().clone()));
-        if is_struck != Some(false) || key != Some(*call.key()) {
-            drop(core.state.calls.end(&call.id()));
-            give_back();
-            return Err(Refusal::TokenRevoked("what permitted this call".into()));
-        }
         let permit = || permit_of(call, &route, &core.state);
         let about = about_call(call, &route);
         let bytes = call.envelope().bytes();
-        if let Err(refusal) = deliver(&core.voice, &route.session, about, permit, bytes, self.now) {
+        let delivered = if is_struck != Some(false) || key != Some(*call.key()) {
+            Err(Refusal::TokenRevoked("what permitted this call".into()))
+        } else {
+            deliver(&core.voice, &route.session, about, permit, bytes, self.now)
+        };
+        if let Err(refusal) = delivered {
             drop(core.state.calls.end(&call.id()));
-            give_back();
+            budgets.give_back(token);
             return Err(refusal);
         }
         Ok(Called::Done(match waiting {
@@ -258,15 +248,13 @@ impl Place<'_> {
     /// Whether a call has lost what permitted it.
     fn is_struck(&self, call: &InFlight) -> bool {
         let state = &self.core.state;
-        let Some((token, required)) = &call.under else {
-            return false;
-        };
+        let token = &call.token;
         let agent = state.registry.agent(call.caller.name());
         let is_off_record =
             call.on_record && !agent.is_some_and(|agent| agent.has_grant(&grant_id(token)));
         is_off_record
             || state.revocations.alive(token).is_err()
-            || state.revocations.is_barred(token.issued(), required)
+            || state.revocations.is_barred(token.issued(), &call.required)
     }
 
     /// Ends every call that has lost what permitted it; both sides are told.
@@ -470,8 +458,7 @@ impl PostCredentials {
     fn get(&self, place: &Place<'_>, caller: &AgentId, result: &Authorized) -> Bytes {
         let slot = (caller.clone(), result.agent().clone(), *result.key());
         let half = place.now.later(CREDENTIAL_VALIDITY / 2);
-        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((bytes, expires)) = lock().get(&slot)
+        if let Some((bytes, expires)) = lock(&self.known).get(&slot)
             && *expires > half
         {
             return bytes.clone();
@@ -488,7 +475,7 @@ impl PostCredentials {
             None,
             place.now,
         );
-        lock().put(
+        lock(&self.known).put(
             slot,
             (said.bytes.clone(), place.now.later(CREDENTIAL_VALIDITY)),
         );

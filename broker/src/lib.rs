@@ -22,6 +22,7 @@ pub mod directory;
 pub mod journal;
 mod keyfile;
 pub mod listener;
+mod locks;
 pub mod metrics;
 pub mod pipeline;
 pub mod registrar;

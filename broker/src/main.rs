@@ -213,29 +213,11 @@ fn told(summary: &Summary) -> String {
     )
 }
 
-/// RFC 3339, in UTC.
+/// RFC 3339, in UTC, with milliseconds.
 fn utc(time: Timestamp) -> String {
-    let (seconds, ms) = (time.as_ms() / 1_000, time.as_ms() % 1_000);
-    let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
-}
-
-/// The Gregorian date of a day since 1970-01-01, after Howard Hinnant's `civil_from_days`: years
-/// begin in March, so that the day that some have is their last.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+    let seconds = time.rfc3339();
+    let seconds = seconds.trim_end_matches('Z');
+    format!("{seconds}.{:03}Z", time.as_ms() % 1_000)
 }
 
 #[cfg(test)]

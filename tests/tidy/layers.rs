@@ -23,7 +23,7 @@ const PROTO_SPEC: &[&[&str]] = &[
 
 /// Lowest first.
 const BROKER: &[&[&str]] = &[
-    &["clock", "config", "keyfile", "telemetry"],
+    &["clock", "config", "keyfile", "locks", "telemetry"],
     &["change"],
     &["journal", "voice"],
     &["state"],

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageError,
@@ -15,6 +15,7 @@ use redb::{
 use super::inspect::{check, give};
 use super::mark::{self, Mark};
 use super::{Change, FORMAT, Head, Journal, JournalError, Summary};
+use crate::locks;
 
 const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -58,7 +59,7 @@ impl Engine {
         &self,
         act: impl FnOnce(&Database) -> Result<T, JournalError>,
     ) -> Result<T, JournalError> {
-        match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*locks::read(&self.database) {
             Some(database) => act(database),
             None => Err(JournalError::Read("closed after a failed write".into())),
         }
@@ -66,10 +67,7 @@ impl Engine {
 
     /// Closes the file and opens it again: what a failed write left unfinished is undone.
     fn reopen(&self) -> Result<(), JournalError> {
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut database = locks::write(&self.database);
         // Only one may have it open.
         drop(database.take());
         *database = Some(
@@ -181,12 +179,7 @@ impl Embedded {
 
 impl Journal for Embedded {
     fn append(&mut self, changes: &[&Change]) -> Result<(), JournalError> {
-        let is_open = self
-            .file
-            .database
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some();
+        let is_open = locks::read(&self.file.database).is_some();
         if !is_open {
             self.file.reopen()?;
         }
@@ -359,7 +352,7 @@ pub(super) fn follow_giving(
                 let (payload, next) = head.follow(number, record)?;
                 batch.push((number, payload.to_vec()));
                 if batch.len() == BATCH {
-                    // Nobody listens any more where the other side found a damage.
+                    // The other side listens until this one ends.
                     let _ = batches.send(std::mem::take(&mut batch));
                 }
                 Ok(next)

@@ -8,7 +8,9 @@ use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Result};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::locks::lock;
 
 const BLOCK: u64 = 4_096;
 
@@ -51,7 +53,7 @@ impl Overlay {
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.written)
     }
 
     /// A block as it would be read: zeros where there is nothing.

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,6 +11,7 @@ use proto_spec::Digest;
 use rustls::ServerConfig;
 
 use super::tls;
+use crate::locks::lock;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -73,10 +74,7 @@ impl Certificates {
     /// the log.
     pub fn reload(&self) {
         let tried = self.stamps();
-        self.looked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .tried = tried;
+        lock(&self.looked).tried = tried;
         match read(&self.certificate, &self.key) {
             Ok(pair) => {
                 tracing::info!(channel = %pair.channel, "new connections see the certificate that was read");
@@ -94,7 +92,7 @@ impl Certificates {
     fn look(&self) {
         let now = self.stamps();
         let settled = {
-            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut looked = lock(&self.looked);
             let last = std::mem::replace(&mut looked.last, now);
             last == now && looked.tried != now
         };

@@ -234,10 +234,10 @@ impl Desk {
             (kind, _) if kind.is_admin() => self.check_may(name, kind)?,
             _ => {}
         }
-        match act.envelope().kind() {
+        match kind {
             Kind::Revoke => self.revoke(act),
             Kind::RotateKey => self.rotate(act),
-            kind => self.administer(kind, act.envelope().body(), &By::one(act.agent().name())),
+            kind => self.administer(kind, act.envelope().body(), &By::one(name)),
         }
     }
 
@@ -257,7 +257,7 @@ impl Desk {
         let reserved = Change::Reserved {
             block: need.block,
             calls,
-            at: self.clock.now(),
+            at: now,
         };
         Ok(Decision::Change(vec![reserved], Box::new(|_| None)))
     }

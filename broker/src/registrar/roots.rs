@@ -19,8 +19,7 @@ const REISSUED_MAX: usize = 256;
 impl Desk {
     pub(super) fn list_roots(&self, body: &str) -> Result<Decision, Refusal> {
         let _: Nothing = read(body)?;
-        let roots = self.state.roots.records();
-        Ok(answer(Ack::Roots { roots }))
+        Ok(answer(shown(&self.state)))
     }
 
     /// Makes the next root key, in a file beside the configured one. Verifiers learn it now; tokens are
@@ -48,9 +47,7 @@ impl Desk {
             by: by.first.clone(),
             at: self.clock.now(),
         };
-        Ok(change(prepared, |state| Ack::Roots {
-            roots: state.roots.records(),
-        }))
+        Ok(change(prepared, shown))
     }
 
     pub(super) fn activate_root(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
@@ -71,9 +68,7 @@ impl Desk {
             by: by.first.clone(),
             at: self.clock.now(),
         };
-        Ok(change(activated, |state| Ack::Roots {
-            roots: state.roots.records(),
-        }))
+        Ok(change(activated, shown))
     }
 
     /// Issues anew what is on record under the active root, and accepts nothing of the old one any more.
@@ -119,10 +114,7 @@ impl Desk {
             by: by.first.clone(),
             at,
         });
-        let report = |state: &State| {
-            let roots = state.roots.records();
-            Some(Ack::Roots { roots })
-        };
+        let report = |state: &State| Some(shown(state));
         Ok(Decision::Change(changes, Box::new(report)))
     }
 
@@ -135,6 +127,12 @@ impl Desk {
                 Err(error) => tracing::error!(%error, "the active root key cannot be loaded"),
             }
         }
+    }
+}
+
+fn shown(state: &State) -> Ack {
+    Ack::Roots {
+        roots: state.roots.records(),
     }
 }
 

@@ -50,8 +50,7 @@ impl Desk {
             self.check_scope(by, &scope)?;
         }
         by.all().try_for_each(|admin| {
-            let names = self.scope(admin)?.names;
-            if names.iter().any(|pattern| pattern.matches(name)) {
+            if acts_on(&self.scope(admin)?, name) {
                 Ok(())
             } else {
                 Err(Refusal::Denied(format!("acting on {name}")))
@@ -161,6 +160,11 @@ impl Desk {
             Err(Refusal::Conflict("this is the last full admin".into()))
         }
     }
+}
+
+/// Whether a scope reaches an agent.
+pub(super) fn acts_on(scope: &AdminScope, name: &Name) -> bool {
+    scope.names.iter().any(|pattern| pattern.matches(name))
 }
 
 /// Whether a scope has no bounds.

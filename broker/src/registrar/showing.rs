@@ -9,7 +9,7 @@ use proto_spec::message::{
 use proto_spec::{Digest, Name, PublicKey, Refusal, Timestamp};
 
 use super::admin::{Nothing, read};
-use super::scope::{By, is_full};
+use super::scope::{By, acts_on, is_full};
 use super::{Decision, Desk, answer};
 use crate::state::State;
 use crate::state::registry::{Agent, Position, Record, Subject};
@@ -23,7 +23,7 @@ impl Desk {
     pub(super) fn list_agents(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
         let List { after } = read(body)?;
         let scope = self.scope(&by.first)?;
-        let visible = |name: &Name| scope.names.iter().any(|pattern| pattern.matches(name));
+        let visible = |name: &Name| acts_on(&scope, name);
         let after = after.map(|text| text.parse::<Name>()).transpose();
         let after = after.map_err(|_| no_such_page())?;
         let mut agents = self.state.registry.agents_after(after.as_ref());
@@ -83,7 +83,7 @@ impl Desk {
     fn visible(&self, by: &By) -> Result<impl Fn(&Record) -> bool + use<>, Refusal> {
         let scope = self.scope(&by.first)?;
         Ok(move |record: &Record| match record.subject.agent() {
-            Some(name) => scope.names.iter().any(|pattern| pattern.matches(name)),
+            Some(name) => acts_on(&scope, name),
             None => is_full(&scope),
         })
     }

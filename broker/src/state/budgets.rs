@@ -2,12 +2,13 @@
 //! crash loses what was reserved and not used, and adds none.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use proto_spec::capability::Token;
 use proto_spec::{Digest, Refusal};
 
 use crate::change::Reissued;
+use crate::locks::lock;
 
 /// At most so many calls are reserved at once: what a crash can lose of one budget.
 const BLOCK_MAX: u32 = 64;
@@ -45,7 +46,7 @@ pub enum Spent {
 
 impl Budgets {
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Budget>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// Uses one call of every budget that a token states, or of none.

@@ -44,8 +44,10 @@ pub struct InFlight {
     pub provider: AgentId,
     /// To which of its sessions it was delivered.
     pub session: Arc<Session>,
-    /// What permitted it, and which capability that was used for.
-    pub under: Option<(Arc<Token>, Pattern)>,
+    /// What permitted it.
+    pub token: Arc<Token>,
+    /// Which capability that was used for.
+    pub required: Pattern,
     /// Whether that was a grant on record.
     pub on_record: bool,
     /// When it was received.
@@ -104,9 +106,7 @@ impl Blow {
     /// Whether a call in flight loses what it stands on.
     #[must_use]
     pub fn strikes(&self, call: &InFlight) -> bool {
-        let Some((token, required)) = &call.under else {
-            return false;
-        };
+        let (token, required) = (&call.token, &call.required);
         let is_barred = |(under, before): &(Vec<Pattern>, Timestamp)| {
             let is_old = token.issued().as_secs() <= before.as_secs();
             is_old && under.iter().any(|bar| bar.overlap(required).is_some())

@@ -17,11 +17,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{Error, Result};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use proto_spec::{Refusal, Timestamp};
+
+use crate::locks::lock;
 
 /// How far the mark is raised ahead of the clock. A start this soon after a loss waits for the rest.
 const MARK_AHEAD: Duration = Duration::from_secs(8);
@@ -563,10 +565,6 @@ fn take(bytes: &[u8]) -> impl Iterator<Item = u64> {
         field.copy_from_slice(chunk);
         u64::from_le_bytes(field)
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! agent that still wants in asks again.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use proto_spec::message::{PendingRecord, RegisterAgent};
@@ -10,6 +10,7 @@ use proto_spec::{Name, PublicKey, Refusal, Timestamp};
 
 use crate::change::Change;
 use crate::config::Limits;
+use crate::locks::lock;
 
 /// Requests that one network may have waiting, so that no stranger fills the list.
 const PER_NETWORK_MAX: usize = 128;
@@ -59,7 +60,7 @@ impl Pending {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Notes a request, or that it was made again.

@@ -1,11 +1,12 @@
 //! Acts that wait for a second admin.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use proto_spec::{Digest, Name, Refusal, Timestamp};
 
 use crate::change::Change;
+use crate::locks::lock;
 
 /// Acts that may wait at once.
 const WAITING_MAX: usize = 256;
@@ -35,7 +36,7 @@ pub struct Proposals {
 
 impl Proposals {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// What waits now, oldest first.

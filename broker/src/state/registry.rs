@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use dashmap::DashMap;
 use proto_spec::capability::{Token, decode_text};
@@ -13,6 +13,7 @@ use proto_spec::message::AdminScope;
 use proto_spec::{Digest, Name, NamePattern, Pattern, PublicKey, Timestamp};
 
 use crate::change::{Change, Reissued};
+use crate::locks::{read, write};
 
 /// Whom something was issued to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,12 +178,30 @@ pub fn grant_id(token: &Token) -> Digest {
         .map_or(Digest([0; 32]), |block| block.id().0)
 }
 
-fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
+/// The grant of an approval, as no admin gave it.
+fn approval(
+    (id, text): &(Digest, String),
+    name: &Name,
+    key: PublicKey,
+    capabilities: &[Pattern],
+    expires: Timestamp,
+    root: Option<PublicKey>,
+    at: Timestamp,
+) -> Record {
+    Record {
+        id: *id,
+        subject: Subject::Approval(name.clone()),
+        capabilities: capabilities.to_vec(),
+        checks: Vec::new(),
+        issued: at,
+        not_before: None,
+        expires,
+        calls: None,
+        issuer: None,
+        holder: Some(key),
+        root,
+        text: Some(text.as_str().into()),
+    }
 }
 
 /// `fs.*` as `fs.`, so that what begins with it lies below it.
@@ -335,19 +354,9 @@ impl Registry {
                 at,
                 ..
             } => {
-                let record = grant.as_ref().map(|(id, text)| Record {
-                    id: *id,
-                    subject: Subject::Approval(name.clone()),
-                    capabilities: capabilities.clone(),
-                    checks: Vec::new(),
-                    issued: *at,
-                    not_before: None,
-                    expires: *expires,
-                    calls: None,
+                let record = grant.as_ref().map(|grant| Record {
                     issuer: Some(by.clone()),
-                    holder: Some(*key),
-                    root,
-                    text: Some(text.as_str().into()),
+                    ..approval(grant, name, *key, capabilities, *expires, root, *at)
                 });
                 self.put(
                     name,
@@ -370,20 +379,9 @@ impl Registry {
                 prefixes,
                 at,
             } => {
-                let record = grant.as_ref().map(|(id, text)| Record {
-                    id: *id,
-                    subject: Subject::Approval(name.clone()),
-                    capabilities: capabilities.clone(),
-                    checks: Vec::new(),
-                    issued: *at,
-                    not_before: None,
-                    expires: *expires,
-                    calls: None,
-                    issuer: None,
-                    holder: Some(*key),
-                    root,
-                    text: Some(text.as_str().into()),
-                });
+                let record = grant
+                    .as_ref()
+                    .map(|grant| approval(grant, name, *key, capabilities, *expires, root, *at));
                 self.put(
                     name,
                     *key,

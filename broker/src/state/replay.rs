@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -19,6 +19,8 @@ use proto_spec::{PublicKey, Refusal, Timestamp};
 use tokio::sync::{Notify, watch};
 
 use super::ceilings::{Before, Ceilings, Whose};
+
+use crate::locks::lock;
 
 const SHARDS: usize = 64;
 /// Strangers of all networks together have this part of the window: whoever has many networks takes
@@ -625,10 +627,6 @@ fn head_of(key: &PublicKey) -> u64 {
     let mut head = [0; 8];
     head.copy_from_slice(&key.as_bytes()[..8]);
     u64::from_le_bytes(head)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn offset(segment: u32, slot: usize) -> u64 {

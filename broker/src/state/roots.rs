@@ -1,12 +1,13 @@
 //! The keys that this organisation's tokens are rooted in: one issues, the others are accepted.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use proto_spec::message::RootRecord;
 use proto_spec::{PublicKey, Timestamp};
 
 use crate::change::Change;
+use crate::locks::lock;
 
 /// What a root key is for, now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,10 +48,7 @@ impl Roots {
     /// All, active first.
     #[must_use]
     pub fn all(&self) -> Vec<Root> {
-        self.all
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.all).clone()
     }
 
     /// The one of this key.
@@ -77,7 +75,7 @@ impl Roots {
 
     /// Takes a change over; says whether it was about root keys.
     pub(super) fn apply(&self, change: &Change) -> bool {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         let mut put = |key: PublicKey, stage, since| {
             all.retain(|root| root.key != key);
             all.push(Root { key, stage, since });

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -13,6 +13,8 @@ use proto_spec::capability::Token;
 use proto_spec::message::{Basis, Tool};
 use proto_spec::{AgentId, Capability, Digest, Name, Pattern, PublicKey, Refusal, Timestamp};
 use tokio::sync::{Notify, mpsc};
+
+use crate::locks::lock;
 
 /// What a credential is about; the recipient is the session that remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -139,10 +141,7 @@ impl Session {
     /// Does something with the credentials that this connection has carried. What is decided and
     /// sent inside is in order with every other delivery.
     pub fn with_credentials<T>(&self, act: impl FnOnce(&mut Credentials) -> T) -> T {
-        act(&mut self
-            .credentials
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner))
+        act(&mut lock(&self.credentials))
     }
 
     /// Ends it: its connection closes.

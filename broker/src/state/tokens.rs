@@ -4,13 +4,14 @@
 //! at every use.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 use proto_spec::capability::{Token, decode_text};
 use proto_spec::{Digest, Refusal};
 
 use super::roots::Roots;
+use crate::locks::lock;
 
 const SHARDS: usize = 16;
 /// Bytes of token text that a shard answers for: what was parsed from it is a small multiple.
@@ -48,7 +49,7 @@ impl Tokens {
     pub fn forget(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = lock(shard);
             shard.known.clear();
             shard.bytes = 0;
         }
@@ -57,7 +58,7 @@ impl Tokens {
     /// Every token that was presented lately.
     pub fn each(&self, mut visit: impl FnMut(&Token)) {
         for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let shard = lock(shard);
             shard.known.iter().for_each(|(_, (_, token))| visit(token));
         }
     }
@@ -70,13 +71,12 @@ impl Tokens {
     pub fn open(&self, text: &str, roots: &Roots) -> Result<Arc<Token>, Refusal> {
         let key = Digest::of(text.as_bytes());
         let shard = &self.shards[usize::from(key.0[0]) % SHARDS];
-        let lock = || shard.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, token)) = lock().known.get(&key) {
+        if let Some((_, token)) = lock(shard).known.get(&key) {
             return Ok(Arc::clone(token));
         }
         let generation = self.generation.load(Ordering::SeqCst);
         let token = Arc::new(Token::open(&decode_text(text)?, &roots.keys())?);
-        let mut shard = lock();
+        let mut shard = lock(shard);
         if self.generation.load(Ordering::SeqCst) == generation {
             shard.keep(key, text.len(), &token);
         }

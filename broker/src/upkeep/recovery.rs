@@ -27,13 +27,13 @@ impl Recovery {
         if !data.join("journal.redb").exists() {
             bail!("{} holds no journal", data.display());
         }
-        let mut journal = Embedded::open(data).context("the broker must be stopped for this")?;
         let mut founded = None;
-        journal.replay(&mut |change| {
+        let journal = Embedded::open_giving(data, &mut |change| {
             if let Change::Founded { org, recovery, .. } = change {
                 founded.get_or_insert((org, recovery));
             }
-        })?;
+        })
+        .context("the broker must be stopped for this")?;
         let (org, recovery) = founded.context("the journal holds no organisation")?;
         if recovery != key.public() {
             bail!(

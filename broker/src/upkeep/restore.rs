@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use proto_spec::Org;
 
-use super::{entropy, make_private, sync_folder};
+use super::{entropy, make_data, make_private, sync_folder};
 use crate::change::Change;
 use crate::journal::{Summary, copy, inspect};
 use crate::state::replay;
@@ -50,12 +50,7 @@ pub fn restore(backup: &Path, org: &Org, data: &Path) -> anyhow::Result<Summary>
 
 /// Makes `data`, or sees that nothing is in it. It may be a mount point, so it is never replaced.
 fn make_empty(data: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data)
-        .with_context(|| format!("making the data directory {}", data.display()))?;
+    make_data(data)?;
     let held: Vec<PathBuf> = std::fs::read_dir(data)?
         .map(|entry| Ok(entry?.path()))
         .collect::<std::io::Result<_>>()?;

@@ -10,7 +10,7 @@ use biscuit_auth::datalog::SymbolTable;
 use biscuit_auth::format::{convert, schema};
 use prost::Message as _;
 
-use super::check::{Check, Counts, DATE_MAX, Value};
+use super::check::{Check, Counts, Value};
 use super::pattern::Pattern;
 use super::token::{Enrolment, RevocationId, TokenKind};
 use crate::identity::{NamePattern, Org, Speaker};
@@ -20,7 +20,7 @@ use crate::limits::{
 };
 use crate::refusal::Refusal;
 use crate::signature::{Digest, PublicKey};
-use crate::time::Timestamp;
+use crate::time::{DATE_MAX, Timestamp};
 
 /// A token whose form was admitted. Nothing is verified yet.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use biscuit_auth::datalog::SymbolTable;
 use biscuit_auth::{KeyPair, PrivateKey, UnverifiedBiscuit, error};
 
 use super::chain;
-use super::check::{BadCheck, Check, DATE_MAX, Standard, can_hold, rfc3339};
+use super::check::{BadCheck, Check, Standard, can_hold};
 use super::decision::Standing;
 use super::gate::{self, Gated};
 use super::pattern::Pattern;
@@ -19,7 +19,7 @@ use crate::identity::{AgentId, Org};
 use crate::limits::TOKEN_BLOCKS_MAX;
 use crate::refusal::Refusal;
 use crate::signature::{PublicKey, SigningKey};
-use crate::time::Timestamp;
+use crate::time::{DATE_MAX, Timestamp};
 
 /// Why a token cannot be made.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -278,11 +278,11 @@ fn fact(block: BiscuitBuilder, name: &str, value: Term) -> Result<BiscuitBuilder
 }
 
 fn before(at: Timestamp) -> String {
-    format!("check if time($t), $t < {}", rfc3339(at.as_secs()))
+    format!("check if time($t), $t < {}", at.rfc3339())
 }
 
 fn not_before(at: Timestamp) -> String {
-    format!("check if time($t), $t >= {}", rfc3339(at.as_secs()))
+    format!("check if time($t), $t >= {}", at.rfc3339())
 }
 
 fn authority(
