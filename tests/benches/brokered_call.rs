@@ -19,12 +19,10 @@ use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use proto_spec::frame::Frame;
 use proto_spec::message::{OfferTools, RegisterAgent};
 use proto_spec::{Digest, Envelope, Kind};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use tests::binaries::Process;
-use tests::lab::{Actor, Extra, nonce, organisation, to_broker, tool, wall_clock as now};
+use tests::lab::{Actor, Extra, nonce, to_broker, tool, wall_clock as now};
 use tests::measure::{cpu, median};
+use tests::site::Site;
 use tests::wire::{Line, Socket};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -45,22 +43,14 @@ fn main() -> Result<()> {
 }
 
 async fn run() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let admin = Actor::new("root-admin", 1)?;
-    organisation(folder.path(), &admin, "")?;
-    let text = std::fs::read_to_string(folder.path().join("broker.toml"))?;
-    let text = text.replace(
-        "nonces_max = 65536\nnonces_per_sender_max = 65536",
-        "nonces_max = 4000000\nnonces_per_sender_max = 4000000",
-    );
-    std::fs::write(folder.path().join("broker.toml"), text)?;
-    let broker = Process::start(&folder.path().join("broker.toml"))?;
-    let echo = Echo::start(folder.path())?;
-    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem"))?;
-    let line = Line::new(broker.address, &authority)?;
-    let echo_line = Line::new(echo.address, &authority)?;
-    let fs = agent(&line, &admin, "fs", 2, &[]).await?;
-    let caller = Arc::new(agent(&line, &admin, "caller", 3, &["fs.*"]).await?);
+    let site = Site::with_nonces("", 4_000_000, 4_000_000)?;
+    let admin = &site.admin;
+    let broker = site.start()?;
+    let echo = Echo::start(site.folder())?;
+    let line = site.line(&broker)?;
+    let echo_line = Line::new(echo.address, &site.authority()?)?;
+    let fs = agent(&line, admin, "fs", 2, &[]).await?;
+    let caller = Arc::new(agent(&line, admin, "caller", 3, &["fs.*"]).await?);
     let mut provider = fs.attach(&line, now()).await?;
     let offer = OfferTools {
         tools: vec![tool("fs.read")?],

@@ -9,12 +9,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use proto_spec::message::OfferTools;
 use proto_spec::{Kind, SigningKey};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
-use tests::binaries::Process;
-use tests::lab::{Actor, organisation, to_broker, tool, wall_clock as now};
+use tests::lab::{Actor, to_broker, tool, wall_clock as now};
 use tests::measure::resident_kib;
+use tests::site::Site;
 use tests::wire::{Line, Socket};
 
 fn main() -> Result<()> {
@@ -27,15 +25,11 @@ fn main() -> Result<()> {
 }
 
 async fn run(agents: usize) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let admin = Actor::new("root-admin", 1)?;
-    let config = organisation(folder.path(), &admin, "nonces_per_network_max = 65536")?;
     // Newcomers have a sixteenth of the window: here they are all there is.
-    let config = config.replace("nonces_max = 65536", "nonces_max = 1048576");
-    std::fs::write(folder.path().join("broker.toml"), config)?;
-    let broker = Process::start(&folder.path().join("broker.toml"))?;
-    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem"))?;
-    let line = Line::new(broker.address, &authority)?;
+    let site = Site::with_nonces("nonces_per_network_max = 65536", 1 << 20, 65_536)?;
+    let admin = &site.admin;
+    let broker = site.start()?;
+    let line = site.line(&broker)?;
     // Agents come in by an enrolment token, a hundred at a time.
     let body = json!({"name": "*", "ceiling": ["x.*"], "uses": agents});
     let sealed = admin.seal(Kind::AdminEnrolIssue, &to_broker()?, now(), &body)?;

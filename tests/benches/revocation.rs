@@ -9,12 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use proto_spec::message::Ack;
 use proto_spec::{AgentId, Code, Kind, SigningKey};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use tests::binaries::Process;
-use tests::lab::{Actor, code_of, organisation, to_broker, wall_clock as now};
-use tests::wire::{Line, Posting, Socket};
+use tests::lab::{Actor, code_of, to_broker, wall_clock as now};
+use tests::site::Site;
+use tests::wire::{Posting, Socket};
 
 const ATTACHED: u64 = 1_000;
 const REVOKED: usize = 400;
@@ -24,15 +22,11 @@ fn main() -> Result<()> {
 }
 
 async fn run() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let admin = Actor::new("root-admin", 1)?;
     let limits = "pending_max = 100000\nnonces_per_network_max = 4096";
-    let config = organisation(folder.path(), &admin, limits)?;
-    let config = config.replace("nonces_max = 65536", "nonces_max = 1048576");
-    std::fs::write(folder.path().join("broker.toml"), config)?;
-    let broker = Process::start(&folder.path().join("broker.toml"))?;
-    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem"))?;
-    let line = Line::new(broker.address, &authority)?;
+    let site = Site::with_nonces(limits, 1 << 20, 65_536)?;
+    let admin = &site.admin;
+    let broker = site.start()?;
+    let line = site.line(&broker)?;
     let mut door = line.open().await?;
     let mut agents: Vec<(Actor, Socket)> = Vec::new();
     for n in 0..ATTACHED {
@@ -56,17 +50,17 @@ async fn run() -> Result<()> {
         )
         .await?;
         let body = json!({"name": actor.id.name(), "key": key, "capabilities": []});
-        ask(&mut door, &admin, Kind::AdminAgentApprove, &body).await?;
+        ask(&mut door, admin, Kind::AdminAgentApprove, &body).await?;
         let socket = actor.attach(&line, now()).await?;
         agents.push((actor, socket));
     }
     let mut took = Vec::new();
     let mut syncs = Vec::new();
-    let mut file = tempfile::tempfile_in(folder.path().join("data"))?;
+    let mut file = tempfile::tempfile_in(site.at("data"))?;
     for n in 0..REVOKED {
         let (actor, socket) = &mut agents[n % ATTACHED as usize];
         let body = json!({"agent": actor.id.name(), "capabilities": ["event.emit.build"], "checks": [], "record": true});
-        let Ack::Issued { id, .. } = ask(&mut door, &admin, Kind::AdminTokenIssue, &body).await?
+        let Ack::Issued { id, .. } = ask(&mut door, admin, Kind::AdminTokenIssue, &body).await?
         else {
             bail!("no grant");
         };

@@ -4,7 +4,6 @@
 //! `FEM_SEED` repeats a run's choices, `FEM_CRASH_ROUNDS` says how many kills (50 unless set).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,11 +11,9 @@ use bytes::Bytes;
 use proto_spec::capability::{decode_text, encode_text, issue};
 use proto_spec::message::{AcceptKey, Ack, AgentRecord, Struck};
 use proto_spec::{AgentId, Code, Digest, Kind, PublicKey, SigningKey};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use tests::binaries::Process;
-use tests::lab::{Actor, Extra, code_of, organisation, to_broker, wall_clock as now};
+use tests::lab::{Actor, Extra, code_of, to_broker, wall_clock as now};
+use tests::site::Site;
 use tests::wire::{Line, Posting, Reply, Socket};
 use tokio::sync::Notify;
 
@@ -97,6 +94,13 @@ fn key(n: u64) -> SigningKey {
 fn actor(name: &str, n: u64) -> Actor {
     let id: AgentId = format!("{name}@acme").parse().unwrap();
     Actor { id, key: key(n) }
+}
+
+fn same(actor: &Actor) -> Actor {
+    Actor {
+        id: actor.id.clone(),
+        key: SigningKey::from_seed(actor.key.seed()),
+    }
 }
 
 struct World {
@@ -572,18 +576,14 @@ async fn uses_left(world: &World) -> Result<u32, Killed> {
 }
 
 /// Sets the organisation up: a provider, an agent with a budget, an enrolment token.
-async fn found(folder: &Path) -> (Actor, String) {
-    let admin = Actor::new("root-admin", 1).unwrap();
-    let limits = "pending_max = 1000000\nnonces_per_network_max = 60000";
-    let config = organisation(folder, &admin, limits).unwrap();
+async fn found() -> (Site, String) {
     // Many more newcomers knock here than in ten minutes of anybody's life.
-    let config = config.replace("nonces_max = 65536", "nonces_max = 1048576");
-    std::fs::write(folder.join("broker.toml"), config).unwrap();
-    let broker = Process::start(&folder.join("broker.toml")).unwrap();
-    let authority = CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap();
+    let limits = "pending_max = 1000000\nnonces_per_network_max = 60000";
+    let site = Site::with_nonces(limits, 1 << 20, 65_536).unwrap();
+    let broker = site.start().unwrap();
     let world = World {
-        line: Line::new(broker.address, &authority).unwrap(),
-        admin,
+        line: site.line(&broker).unwrap(),
+        admin: same(&site.admin),
         enrolment: String::new(),
         model: Arc::default(),
         counter: Arc::default(),
@@ -615,7 +615,7 @@ async fn found(folder: &Path) -> (Actor, String) {
         panic!()
     };
     broker.kill().unwrap();
-    (world.admin, token.unwrap())
+    (site, token.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -629,9 +629,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_revoked_comes_back_over_many_k
         number("FEM_CRASH_ROUNDS", 50),
     );
     println!("FEM_SEED={seed} FEM_CRASH_ROUNDS={rounds}");
-    let folder = tempfile::tempdir().unwrap();
-    let (admin, enrolment) = found(folder.path()).await;
-    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap();
+    let (site, enrolment) = found().await;
     let (model, counter) = (
         Arc::<Mutex<Model>>::default(),
         Arc::new(AtomicU64::new(1_000)),
@@ -639,13 +637,10 @@ async fn nothing_acknowledged_is_lost_and_nothing_revoked_comes_back_over_many_k
     let mut dice = Dice(seed | 1);
     let mut acknowledged = 0;
     for round in 0..=rounds {
-        let broker = Process::start(&folder.path().join("broker.toml")).unwrap();
+        let broker = site.start().unwrap();
         let world = Arc::new(World {
-            line: Line::new(broker.address, &authority).unwrap(),
-            admin: Actor {
-                id: admin.id.clone(),
-                key: SigningKey::from_seed(admin.key.seed()),
-            },
+            line: site.line(&broker).unwrap(),
+            admin: same(&site.admin),
             enrolment: enrolment.clone(),
             model: Arc::clone(&model),
             counter: Arc::clone(&counter),

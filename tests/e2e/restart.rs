@@ -1,22 +1,17 @@
 //! What survives `kill -9`, with the real binary.
 
 use proto_spec::{Code, Kind};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
-use tests::binaries::Process;
-use tests::lab::{Actor, code_of, organisation, to_broker, wall_clock as now};
+use tests::lab::{Actor, code_of, to_broker, wall_clock as now};
+use tests::site::Site;
 use tests::wire::Line;
 
 #[tokio::test]
 async fn a_nonce_stays_used_after_kill_9() {
-    let folder = tempfile::tempdir().unwrap();
-    let admin = Actor::new("root-admin", 1).unwrap();
-    organisation(folder.path(), &admin, "").unwrap();
-    let config = folder.path().join("broker.toml");
-    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap();
-    let broker = Process::start(&config).unwrap();
-    let line = Line::new(broker.address, &authority).unwrap();
+    let site = Site::new("").unwrap();
+    let admin = &site.admin;
+    let broker = site.start().unwrap();
+    let line = site.line(&broker).unwrap();
     let mut sent = Vec::new();
     for _ in 0..50 {
         let sealed = admin
@@ -37,8 +32,8 @@ async fn a_nonce_stays_used_after_kill_9() {
         sent.push(sealed.bytes);
     }
     broker.kill().unwrap();
-    let broker = Process::start(&config).unwrap();
-    let line = Line::new(broker.address, &authority).unwrap();
+    let broker = site.start().unwrap();
+    let line = site.line(&broker).unwrap();
     for bytes in sent {
         let reply = line.post("/fem", bytes).await.unwrap();
         assert_eq!(code_of(&reply.envelope().unwrap()).unwrap(), Code::Replayed);
@@ -60,13 +55,10 @@ async fn a_nonce_stays_used_after_kill_9() {
 
 #[tokio::test]
 async fn what_was_acknowledged_survives_kill_9() {
-    let folder = tempfile::tempdir().unwrap();
-    let admin = Actor::new("root-admin", 1).unwrap();
-    organisation(folder.path(), &admin, "").unwrap();
-    let config = folder.path().join("broker.toml");
-    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap();
-    let broker = Process::start(&config).unwrap();
-    let line = Line::new(broker.address, &authority).unwrap();
+    let site = Site::new("").unwrap();
+    let admin = &site.admin;
+    let broker = site.start().unwrap();
+    let line = site.line(&broker).unwrap();
     let agent = Actor::new("fs", 2).unwrap();
     let ask = async |line: &Line, actor: &Actor, kind: Kind, body: serde_json::Value| {
         let sealed = actor
@@ -78,14 +70,14 @@ async fn what_was_acknowledged_survives_kill_9() {
     ask(&line, &agent, Kind::RegisterAgent, json!({"pubkey": key})).await;
     let body = json!({"name": "fs", "key": key, "capabilities": ["x.y"]});
     assert_eq!(
-        ask(&line, &admin, Kind::AdminAgentApprove, body)
+        ask(&line, admin, Kind::AdminAgentApprove, body)
             .await
             .status,
         200
     );
     broker.kill().unwrap();
-    let broker = Process::start(&config).unwrap();
-    let line = Line::new(broker.address, &authority).unwrap();
+    let broker = site.start().unwrap();
+    let line = site.line(&broker).unwrap();
     let reply = ask(&line, &agent, Kind::RegisterAgent, json!({"pubkey": key})).await;
     assert!(
         String::from_utf8_lossy(&reply.body).contains("registered"),
@@ -93,14 +85,14 @@ async fn what_was_acknowledged_survives_kill_9() {
         reply.body
     );
     assert_eq!(
-        ask(&line, &admin, Kind::AdminAgentRevoke, json!({"name": "fs"}))
+        ask(&line, admin, Kind::AdminAgentRevoke, json!({"name": "fs"}))
             .await
             .status,
         200
     );
     broker.kill().unwrap();
-    let broker = Process::start(&config).unwrap();
-    let line = Line::new(broker.address, &authority).unwrap();
+    let broker = site.start().unwrap();
+    let line = site.line(&broker).unwrap();
     let reply = ask(&line, &agent, Kind::RegisterAgent, json!({"pubkey": key})).await;
     assert_eq!(
         code_of(&reply.envelope().unwrap()).unwrap(),
@@ -111,12 +103,11 @@ async fn what_was_acknowledged_survives_kill_9() {
 
 #[tokio::test]
 async fn control_characters_never_reach_a_log_line_raw() {
-    let folder = tempfile::tempdir().unwrap();
-    let admin = Actor::new("root-admin", 1).unwrap();
-    organisation(folder.path(), &admin, "").unwrap();
-    let log = folder.path().join("log");
+    let site = Site::new("").unwrap();
+    let admin = &site.admin;
+    let log = site.at("log");
     let mut child = std::process::Command::new(tests::binaries::path("fem-broker").unwrap())
-        .arg(folder.path().join("broker.toml"))
+        .arg(site.at("broker.toml"))
         .env("FEM_LOG", "debug")
         .stdout(std::process::Stdio::piped())
         .stderr(std::fs::File::create(&log).unwrap())
@@ -129,8 +120,7 @@ async fn control_characters_never_reach_a_log_line_raw() {
     )
     .unwrap();
     let address = ready.split_whitespace().nth(1).unwrap().parse().unwrap();
-    let authority = CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap();
-    let line = Line::new(address, &authority).unwrap();
+    let line = Line::new(address, &site.authority().unwrap()).unwrap();
     let evil = "x\n2026 INFO forged\u{1b}[31m\u{202e}\r";
     for (kind, body) in [
         (Kind::AdminAgentList, json!({ evil: 1 })),

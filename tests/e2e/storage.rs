@@ -12,53 +12,26 @@ use rustix::process::Signal;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tests::binaries::{Process, path};
 use tests::certs;
-use tests::lab::{Actor, Extra, code_of, organisation, to_broker, wall_clock as now};
+use tests::lab::{Actor, Extra, code_of, to_broker, wall_clock as now};
+use tests::site::Site;
 use tests::wire::{Line, PATIENCE, Reply, Socket};
 
-/// An organisation's files; `broker.toml` starts its broker.
-struct Site {
-    folder: TempDir,
-    admin: Actor,
+/// Another configuration of the same organisation, with its data elsewhere.
+fn with_data(site: &Site, data: &str) -> PathBuf {
+    let text = std::fs::read_to_string(site.at("broker.toml")).unwrap();
+    let text = text.replace("data = \"data\"", &format!("data = \"{data}\""));
+    let path = site.at("other.toml");
+    std::fs::write(&path, text).unwrap();
+    path
 }
 
-impl Site {
-    fn new(limits: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let admin = Actor::new("root-admin", 1).unwrap();
-        organisation(folder.path(), &admin, limits).unwrap();
-        Self { folder, admin }
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn start(&self) -> Process {
-        Process::start(&self.at("broker.toml")).unwrap()
-    }
-
-    fn line(&self, broker: &Process) -> Line {
-        let authority = CertificateDer::from_pem_file(self.at("ca.pem")).unwrap();
-        Line::new(broker.address, &authority).unwrap()
-    }
-
-    /// Another configuration of the same organisation, with its data elsewhere.
-    fn with_data(&self, data: &str) -> PathBuf {
-        let text = std::fs::read_to_string(self.at("broker.toml")).unwrap();
-        let text = text.replace("data = \"data\"", &format!("data = \"{data}\""));
-        let path = self.at("other.toml");
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    /// The admin approves `fs`, which is one record.
-    async fn approve(&self, line: &Line, agent: &Actor) -> Reply {
-        let body = json!({"name": agent.id.name(), "key": agent.key.public(), "capabilities": ["fs.read"]});
-        ask(line, &self.admin, Kind::AdminAgentApprove, &body).await
-    }
+/// The admin approves an agent, which is one record.
+async fn approve(site: &Site, line: &Line, agent: &Actor) -> Reply {
+    let body =
+        json!({"name": agent.id.name(), "key": agent.key.public(), "capabilities": ["fs.read"]});
+    ask(line, &site.admin, Kind::AdminAgentApprove, &body).await
 }
 
 async fn ask(line: &Line, actor: &Actor, kind: Kind, body: &Value) -> Reply {
@@ -117,13 +90,13 @@ fn until(mut is_so: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn a_backup_of_a_running_broker_holds_what_was_acknowledged_and_starts_one() {
-    let site = Site::new("clock_skew_max_ms = 1000");
+    let site = Site::new("clock_skew_max_ms = 1000").unwrap();
     let (config, backup) = (site.at("broker.toml"), site.at("backup"));
-    let broker = site.start();
-    let line = site.line(&broker);
+    let broker = site.start().unwrap();
+    let line = site.line(&broker).unwrap();
     let agent = Actor::new("fs", 2).unwrap();
     register(&line, &agent).await;
-    assert_eq!(site.approve(&line, &agent).await.status, 200);
+    assert_eq!(approve(&site, &line, &agent).await.status, 200);
     let socket = std::fs::metadata(site.at("data/control.sock")).unwrap();
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
 
@@ -145,12 +118,12 @@ async fn a_backup_of_a_running_broker_holds_what_was_acknowledged_and_starts_one
         .unwrap();
     broker.kill().unwrap();
 
-    let other = site.with_data("data-2");
+    let other = with_data(&site, "data-2");
     ends(&run("fem-broker", &[&"restore", &backup, &other]), 0);
     let full = ends(&run("fem-broker", &[&"restore", &backup, &other]), 1);
     assert!(full.contains("not empty"), "{full}");
     let broker = Process::start(&other).unwrap();
-    let line = site.line(&broker);
+    let line = site.line(&broker).unwrap();
     let reply = line.post("/fem", before.bytes).await.unwrap();
     assert_eq!(code(&reply), Code::Stale, "signed before the restore");
     let begun = Instant::now();
@@ -167,8 +140,8 @@ async fn a_backup_of_a_running_broker_holds_what_was_acknowledged_and_starts_one
 
 #[tokio::test]
 async fn a_backup_is_made_without_a_broker_too_and_a_broker_starts_from_it_as_it_is() {
-    let site = Site::new("");
-    let broker = site.start();
+    let site = Site::new("").unwrap();
+    let broker = site.start().unwrap();
     broker.stop().unwrap();
     ends(
         &run(
@@ -177,8 +150,8 @@ async fn a_backup_is_made_without_a_broker_too_and_a_broker_starts_from_it_as_it
         ),
         0,
     );
-    let broker = Process::start(&site.with_data("copy")).unwrap();
-    let line = site.line(&broker);
+    let broker = Process::start(&with_data(&site, "copy")).unwrap();
+    let line = site.line(&broker).unwrap();
     let reply = ask(&line, &site.admin, Kind::AdminAgentList, &json!({})).await;
     assert_eq!(
         code(&reply),
@@ -189,12 +162,12 @@ async fn a_backup_is_made_without_a_broker_too_and_a_broker_starts_from_it_as_it
 
 #[tokio::test]
 async fn a_damaged_journal_stops_the_start_with_its_position_and_a_code_of_its_own() {
-    let site = Site::new("");
-    let broker = site.start();
-    let line = site.line(&broker);
+    let site = Site::new("").unwrap();
+    let broker = site.start().unwrap();
+    let line = site.line(&broker).unwrap();
     let agent = Actor::new("fs", 2).unwrap();
     register(&line, &agent).await;
-    site.approve(&line, &agent).await;
+    approve(&site, &line, &agent).await;
     broker.kill().unwrap();
     let (config, journal) = (site.at("broker.toml"), site.at("data/journal.redb"));
     let verified = ends(&run("fem-broker", &[&"journal", &"verify", &config]), 0);
@@ -233,7 +206,7 @@ async fn a_damaged_journal_stops_the_start_with_its_position_and_a_code_of_its_o
     let said = ends(&run("fem-broker", &[&config]), 1);
     assert!(said.contains("journal"), "{said}");
     std::fs::write(&journal, &whole).unwrap();
-    drop(site.start());
+    drop(site.start().unwrap());
 }
 
 /// A broker whose data directory is on a small file system of its own. Gives nothing where the system
@@ -252,11 +225,11 @@ fn on_a_small_disk(site: &Site) -> Option<(Process, PathBuf)> {
     let broker = Process::launch(
         Command::new("unshare")
             .args(["-rm", "sh", "-c", script, "sh"])
-            .args([site.folder.path(), &path("fem-broker").unwrap()])
-            .arg(site.with_data("disk/data")),
+            .args([site.folder(), &path("fem-broker").unwrap()])
+            .arg(with_data(site, "disk/data")),
     )
     .unwrap();
-    let seen = site.folder.path().strip_prefix("/").unwrap();
+    let seen = site.folder().strip_prefix("/").unwrap();
     let disk = Path::new("/proc")
         .join(broker.id().to_string())
         .join("root")
@@ -278,16 +251,16 @@ fn fill(disk: &Path) -> PathBuf {
 
 #[tokio::test]
 async fn a_full_disk_refuses_admin_acts_whole_and_calls_go_on() {
-    let site = Site::new("");
+    let site = Site::new("").unwrap();
     let Some((broker, disk)) = on_a_small_disk(&site) else {
         println!("left out: this system lets nobody mount a small disk (unshare -rm)");
         return;
     };
-    let line = site.line(&broker);
+    let line = site.line(&broker).unwrap();
     let (provider, caller) = (Actor::new("fs", 2).unwrap(), Actor::new("ada", 3).unwrap());
     for agent in [&provider, &caller] {
         register(&line, agent).await;
-        assert_eq!(site.approve(&line, agent).await.status, 200);
+        assert_eq!(approve(&site, &line, agent).await.status, 200);
     }
     let mut session = provider.attach(&line, now()).await.unwrap();
     let offer = json!({"tools": [{"name": "fs.read"}]});
@@ -305,7 +278,7 @@ async fn a_full_disk_refuses_admin_acts_whole_and_calls_go_on() {
     let mut acknowledged = 4;
     // The journal may have some pages to spare.
     loop {
-        let reply = site.approve(&line, &provider).await;
+        let reply = approve(&site, &line, &provider).await;
         if reply.status != 200 {
             assert_eq!(code(&reply), Code::StorageFull);
             break;
@@ -313,7 +286,10 @@ async fn a_full_disk_refuses_admin_acts_whole_and_calls_go_on() {
         acknowledged += 1;
     }
     for _ in 0..5 {
-        assert_eq!(code(&site.approve(&line, &caller).await), Code::StorageFull);
+        assert_eq!(
+            code(&approve(&site, &line, &caller).await),
+            Code::StorageFull
+        );
         call_works(&line, &caller, &provider, &mut session).await;
     }
     let listed = ask(&line, &site.admin, Kind::AdminAgentList, &json!({})).await;
@@ -322,7 +298,7 @@ async fn a_full_disk_refuses_admin_acts_whole_and_calls_go_on() {
     std::fs::remove_file(filler).unwrap();
     for _ in 0..3 {
         assert_eq!(
-            site.approve(&line, &caller).await.status,
+            approve(&site, &line, &caller).await.status,
             200,
             "there is room again"
         );
@@ -483,7 +459,7 @@ async fn attach(actor: &Actor, socket: &mut Socket, challenge: Digest, channel: 
 
 #[tokio::test]
 async fn new_connections_see_a_new_certificate_and_open_ones_stay() {
-    let site = Site::new("");
+    let site = Site::new("").unwrap();
     let log = site.at("log");
     let broker = Process::launch(
         Command::new(path("fem-broker").unwrap())
@@ -492,12 +468,12 @@ async fn new_connections_see_a_new_certificate_and_open_ones_stay() {
             .stderr(std::fs::File::create(&log).unwrap()),
     )
     .unwrap();
-    let old_line = site.line(&broker);
+    let old_line = site.line(&broker).unwrap();
     let mut attached = site.admin.attach(&old_line, now()).await.unwrap();
     let (mut opened, old_challenge, old_channel) = challenge(&old_line).await;
-    certs::write(site.folder.path()).unwrap();
+    certs::write(site.folder()).unwrap();
     broker.signal(Signal::HUP).unwrap();
-    let line = site.line(&broker);
+    let line = site.line(&broker).unwrap();
     let begun = Instant::now();
     while line.connect().await.is_err() {
         assert!(begun.elapsed() < PATIENCE);

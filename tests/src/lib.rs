@@ -5,4 +5,5 @@ pub mod binaries;
 pub mod certs;
 pub mod lab;
 pub mod measure;
+pub mod site;
 pub mod wire;

@@ -1,0 +1,92 @@
+//! An organisation's files for the real binaries: `broker.toml` starts its broker, as often as a test
+//! likes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tempfile::TempDir;
+
+use crate::binaries::Process;
+use crate::lab::{Actor, organisation};
+use crate::wire::Line;
+
+/// An organisation's files, and its first admin.
+#[derive(Debug)]
+pub struct Site {
+    folder: TempDir,
+    /// Who may do everything.
+    pub admin: Actor,
+}
+
+impl Site {
+    /// A site with these lines under `[limits]`, and a small replay window.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written.
+    pub fn new(limits: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let admin = Actor::new("root-admin", 1)?;
+        organisation(folder.path(), &admin, limits)?;
+        Ok(Self { folder, admin })
+    }
+
+    /// A site whose replay window is as large as a long run needs.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written.
+    pub fn with_nonces(limits: &str, nonces_max: usize, per_sender_max: usize) -> Result<Self> {
+        let site = Self::new(limits)?;
+        let text = std::fs::read_to_string(site.at("broker.toml"))?;
+        let text = text
+            .replace(
+                "nonces_per_sender_max = 65536",
+                &format!("nonces_per_sender_max = {per_sender_max}"),
+            )
+            .replace("nonces_max = 65536", &format!("nonces_max = {nonces_max}"));
+        std::fs::write(site.at("broker.toml"), text)?;
+        Ok(site)
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// One of its files.
+    #[must_use]
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts its broker.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn start(&self) -> Result<Process> {
+        Process::start(&self.at("broker.toml"))
+    }
+
+    /// A line to a broker that runs on it.
+    ///
+    /// # Errors
+    ///
+    /// When its certificate authority cannot be read.
+    pub fn line(&self, broker: &Process) -> Result<Line> {
+        Line::new(broker.address, &self.authority()?)
+    }
+
+    /// The authority that its broker's certificate is from.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn authority(&self) -> Result<CertificateDer<'static>> {
+        Ok(CertificateDer::from_pem_file(self.at("ca.pem"))?)
+    }
+}
