@@ -114,6 +114,7 @@ pub fn found(data: &Path, founding: &Founding, now: Timestamp) -> anyhow::Result
 ///
 /// When the journal or the replay window cannot be read or written, or a broker runs on them.
 pub fn accept_clock(config: &Config, now: Timestamp) -> anyhow::Result<Option<Duration>> {
+    let _lock = lock(&config.data)?;
     let mut was = Timestamp::default();
     let mut journal = Embedded::open_giving(&config.data, &mut |change| was = change.newest(was))?;
     let seen = Replay::newest(&config.data)?;
