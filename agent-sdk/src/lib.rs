@@ -38,6 +38,7 @@ pub use error::{Error, Result};
 pub use events::{Emitted, Event, Missed, Subscription};
 pub use incoming::{Call, Progress};
 pub use keyfile::{Key, Passphrase};
+pub use link::backoff::Backoff;
 pub use proto_spec;
 pub use proto_spec::message::{Ack, DiscoverTools, DiscoveredTool};
 pub use proto_spec::{

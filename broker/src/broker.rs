@@ -17,14 +17,16 @@ use crate::calls::Place;
 use crate::change::Change;
 use crate::clock::{Clock, is_behind};
 use crate::config::Config;
+use crate::federation::dial;
 use crate::journal::{Embedded, Journal};
-use crate::listener::certificates::Certificates;
-use crate::listener::{self, Phase, Room};
+use crate::listener::{self, Room};
 use crate::metrics::Metrics;
+use crate::phase::Phase;
 use crate::pipeline::Core;
 use crate::registrar::{Registrar, first_admin, load_root};
 use crate::state::replay::{Ended, Replay};
 use crate::state::{State, Taking};
+use crate::tls::Certificates;
 use crate::upkeep;
 use crate::voice::Voice;
 
@@ -183,6 +185,7 @@ impl Broker {
             state,
             registrar,
             metrics: Metrics::default(),
+            certificates: Arc::clone(&certificates),
             channels,
             post_credentials: crate::calls::PostCredentials::default(),
             bodies: tokio::sync::Semaphore::new(bodies_kib),
@@ -203,6 +206,7 @@ impl Broker {
             ops,
             phase.subscribe(),
         ));
+        tasks.spawn(dial::keep(Arc::clone(&core), phase.subscribe()));
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(Arc::clone(&certificates).watch());
         tasks.spawn(keep_window(Arc::clone(&core)));

@@ -17,12 +17,14 @@ use proto_spec::{
 };
 use tokio::sync::oneshot;
 
-use crate::delivery::{about_call, about_sender, deliver, permit_of, vouch};
+use crate::delivery::{about_call, about_sender, deliver, permit_of, relay, relay_call, vouch};
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Standing, Step};
-use crate::routing;
+use crate::routing::{self, Route};
 use crate::state::budgets::{Need, Spent};
-use crate::state::calls::{Answer, InFlight, Reply};
+use crate::state::calls::{Answer, InFlight, Party, Reply};
+use crate::state::links::Link;
+use crate::state::outbox::Outbox;
 use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, Subscription};
 
@@ -53,18 +55,18 @@ impl Place<'_> {
     pub fn call(&self, call: &Authorized, door: &Door) -> Result<Called, Refusal> {
         let core = self.core;
         let limits = &core.config.limits;
-        let route = routing::choose(call, &core.state)?;
-        if route.session.outstanding().load(Ordering::Relaxed) >= limits.calls_per_session_max {
+        let route = routing::choose(call, &core.state, self.now)?;
+        if route.party.outstanding().load(Ordering::Relaxed) >= route.party.calls_max(limits) {
             return Err(Refusal::Busy("the provider's share of calls"));
         }
-        let (reply, waiting) = match door {
-            Door::Session(caller) => {
-                if caller.made().load(Ordering::Relaxed) >= limits.calls_per_session_max {
+        let (reply, waiting) = match door.party() {
+            Some(caller) => {
+                if caller.made().load(Ordering::Relaxed) >= caller.calls_max(limits) {
                     return Err(Refusal::Busy("the caller's share of calls"));
                 }
-                (Reply::Session(Arc::clone(caller)), None)
+                (Reply::Party(caller), None)
             }
-            _ => {
+            None => {
                 let (answer, answered) = oneshot::channel();
                 (Reply::Post(answer), Some(answered))
             }
@@ -78,6 +80,7 @@ impl Place<'_> {
             token: Some(token),
             capability,
             basis,
+            ..
         } = call.permit()
         else {
             return Err(Refusal::Internal);
@@ -92,8 +95,8 @@ impl Place<'_> {
             on_record: *basis == Basis::Record,
             caller: call.agent().clone(),
             reply,
-            provider: route.session.agent().clone(),
-            session: Arc::clone(&route.session),
+            provider: route.provider.clone(),
+            at: route.party.clone(),
             received: self.now,
             deadline: self.now.later(patience),
             progress: route.progress,
@@ -108,14 +111,13 @@ impl Place<'_> {
             .state
             .calls
             .look(&call.id(), |call| self.is_struck(call));
-        let key = core.state.key_of(&Speaker::Agent(call.agent().clone()));
-        let permit = || permit_of(call, &route, &core.state);
-        let about = about_call(call, &route);
-        let bytes = call.envelope().bytes();
-        let delivered = if is_struck != Some(false) || key != Some(*call.key()) {
+        // A peer's agent is known by the token alone.
+        let is_known = *basis == Basis::Peer
+            || core.state.key_of(&Speaker::Agent(call.agent().clone())) == Some(*call.key());
+        let delivered = if is_struck != Some(false) || !is_known {
             Err(Refusal::TokenRevoked("what permitted this call".into()))
         } else {
-            deliver(&core.voice, &route.session, about, permit, bytes, self.now)
+            self.deliver_call(call, &route)
         };
         if let Err(refusal) = delivered {
             drop(core.state.calls.end(&call.id()));
@@ -126,6 +128,34 @@ impl Place<'_> {
             Some(answered) => Step::Wait(call.id(), answered),
             None => Step::Nothing,
         }))
+    }
+
+    fn deliver_call(&self, call: &Authorized, route: &Route) -> Result<(), Refusal> {
+        let core = self.core;
+        let bytes = call.envelope().bytes();
+        match &route.party {
+            Party::Session(session) => {
+                let permit = || permit_of(call, route, &core.state);
+                let about = about_call(call, route);
+                deliver(&core.voice, session, about, permit, bytes, self.now)
+            }
+            Party::Link(link) => {
+                let relay = relay_call(&core.voice, link, call, &route.grants, self.now)?;
+                link.send(relay)
+            }
+        }
+    }
+
+    /// Hands on what an agent signed about a call.
+    fn hand(&self, to: &Party, said: &Authorized) -> Result<(), Refusal> {
+        let bytes = said.envelope().bytes();
+        match to {
+            Party::Session(session) => {
+                let about = about_sender(said);
+                deliver(&self.core.voice, session, about, || None, bytes, self.now)
+            }
+            Party::Link(link) => link.send(relay(bytes)),
+        }
     }
 
     /// Gives a provider's result to the caller, as it came.
@@ -148,7 +178,7 @@ impl Place<'_> {
                     status: 200,
                 });
             }
-            Reply::Session(caller) => self.pass(&caller, result),
+            Reply::Party(caller) => self.pass(&caller, result),
         }
         Ok(())
     }
@@ -170,7 +200,7 @@ impl Place<'_> {
     pub fn progress(&self, progress: &Authorized) -> Result<(), Refusal> {
         let id = progress.envelope().re().ok_or(Refusal::NoSuchCall)?;
         let listener = self.core.state.calls.look(&id, |call| match &call.reply {
-            Reply::Session(caller) if call.progress => Some(Arc::clone(caller)),
+            Reply::Party(caller) if call.progress => Some(caller.clone()),
             _ => None,
         });
         if let Some(caller) = listener.ok_or(Refusal::NoSuchCall)? {
@@ -186,21 +216,8 @@ impl Place<'_> {
     /// [`Refusal::NoSuchCall`] when the call has just ended, [`Refusal::Busy`].
     pub fn input(&self, input: &Authorized) -> Result<(), Refusal> {
         let id = input.envelope().re().ok_or(Refusal::NoSuchCall)?;
-        let provider = self
-            .core
-            .state
-            .calls
-            .look(&id, |call| Arc::clone(&call.session));
-        let provider = provider.ok_or(Refusal::NoSuchCall)?;
-        let bytes = input.envelope().bytes();
-        deliver(
-            &self.core.voice,
-            &provider,
-            about_sender(input),
-            || None,
-            bytes,
-            self.now,
-        )
+        let provider = self.core.state.calls.look(&id, |call| call.at.clone());
+        self.hand(&provider.ok_or(Refusal::NoSuchCall)?, input)
     }
 
     /// Ends a call as its caller wishes; the provider hears it in the caller's own words.
@@ -211,16 +228,7 @@ impl Place<'_> {
     pub fn cancelled(&self, cancel: &Authorized) -> Result<(), Refusal> {
         let id = cancel.envelope().re().ok_or(Refusal::NoSuchCall)?;
         let call = self.core.state.calls.end(&id).ok_or(Refusal::NoSuchCall)?;
-        let bytes = cancel.envelope().bytes();
-        let told = deliver(
-            &self.core.voice,
-            &call.session,
-            about_sender(cancel),
-            || None,
-            bytes,
-            self.now,
-        );
-        if told.is_err() {
+        if self.hand(&call.at, cancel).is_err() {
             // It cannot be told through a full queue; its answer will find no call.
             tracing::info!(provider = %call.provider, "a provider's queue is full and it was not told of a cancellation");
         }
@@ -233,7 +241,7 @@ impl Place<'_> {
         let Some(call) = self.core.state.calls.end(&id) else {
             return;
         };
-        let to = Audience::from(call.provider.clone());
+        let to = call.at.audience(&call.provider);
         let body = ToolCancel {
             reason: Some(refusal.to_string()),
         };
@@ -241,7 +249,7 @@ impl Place<'_> {
             .core
             .voice
             .say(Kind::ToolCancel, Some(&to), Some(id), &body, self.now);
-        let _ = call.session.send(said.bytes);
+        let _ = call.at.send(said.bytes);
         self.answer(id, call, refusal);
     }
 
@@ -266,15 +274,43 @@ impl Place<'_> {
         }
     }
 
-    /// Ends every call of a session that is gone.
-    pub fn session_gone(&self, session: &Session) {
+    /// Ends a call as a peer's broker says: the one before it on the way, which cancels it, or the one
+    /// after it, which refused it.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoSuchCall`] where there is none that this link has to do with.
+    pub fn ended_by_peer(
+        &self,
+        link: &Link,
+        id: &Digest,
+        why: Option<&Refusal>,
+    ) -> Result<(), Refusal> {
         let calls = &self.core.state.calls;
-        for id in calls.which(|call| call.session.id() == session.id()) {
+        let Some(refusal) = why else {
+            let is_theirs = |call: &InFlight| matches!(&call.reply, Reply::Party(caller) if caller.id() == link.id());
+            let is_theirs = calls.look(id, is_theirs).unwrap_or_default();
+            return if is_theirs {
+                self.end_call(*id, &Refusal::Cancelled);
+                Ok(())
+            } else {
+                Err(Refusal::NoSuchCall)
+            };
+        };
+        let call = calls.end_if(id, |call| call.at.id() == link.id());
+        self.answer(*id, call.ok_or(Refusal::NoSuchCall)?, refusal);
+        Ok(())
+    }
+
+    /// Ends every call of a connection that is gone.
+    pub fn connection_gone(&self, connection: &Outbox) {
+        let calls = &self.core.state.calls;
+        for id in calls.which(|call| call.at.id() == connection.id()) {
             if let Some(call) = calls.end(&id) {
                 self.answer(id, call, &Refusal::OutcomeUnknown);
             }
         }
-        let made = |call: &InFlight| matches!(&call.reply, Reply::Session(caller) if caller.id() == session.id());
+        let made = |call: &InFlight| matches!(&call.reply, Reply::Party(caller) if caller.id() == connection.id());
         for id in calls.which(made) {
             self.end_call(id, &Refusal::Cancelled);
         }
@@ -310,7 +346,10 @@ impl Place<'_> {
             provider = %call.provider,
             "refused"
         );
-        let to = Audience::from(call.caller.clone());
+        let to = match &call.reply {
+            Reply::Post(_) => call.caller.clone().into(),
+            Reply::Party(caller) => caller.audience(&call.caller),
+        };
         let body = ErrorBody::from(refusal);
         let envelope = self
             .core
@@ -325,7 +364,7 @@ impl Place<'_> {
                     status: code.http_status(),
                 });
             }
-            Reply::Session(caller) => {
+            Reply::Party(caller) => {
                 if caller.send(envelope).is_err() {
                     caller.close();
                 }
@@ -335,20 +374,10 @@ impl Place<'_> {
 
     /// Gives an agent what another signed about its call. An answer is never dropped in silence: a
     /// caller that does not read loses its session, and with it learns that something was lost.
-    fn pass(&self, caller: &Session, answer: &Authorized) {
-        let bytes = answer.envelope().bytes();
-        let voice = &self.core.voice;
-        if deliver(
-            voice,
-            caller,
-            about_sender(answer),
-            || None,
-            bytes,
-            self.now,
-        )
-        .is_err()
-        {
-            tracing::info!(agent = %caller.agent(), "closed: its queue is full and it does not read");
+    fn pass(&self, caller: &Party, answer: &Authorized) {
+        if self.hand(caller, answer).is_err() {
+            let to = answer.envelope().to().map(ToString::to_string);
+            tracing::info!(to, "closed: its queue is full and it does not read");
             caller.close();
         }
     }
@@ -418,7 +447,7 @@ impl Place<'_> {
             return false;
         };
         let question = Question::plain(&required, session.agent(), self.now);
-        let standing = Standing::of(&self.core.state);
+        let standing = Standing::of(&self.core.state, self.now);
         let permits =
             |token: &Token| !standing.barred(token, &required) && token.permits(&question).is_ok();
         match &subscription.token {

@@ -175,6 +175,42 @@ pub enum Change {
         by: Name,
         at: Timestamp,
     },
+    /// An organisation is a peer, by this key and at these endpoints.
+    PeerAdded {
+        org: Org,
+        key: PublicKey,
+        endpoints: Vec<String>,
+        asks: Vec<Pattern>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// Its link stays down, or may come up again.
+    PeerPaused {
+        org: Org,
+        paused: bool,
+        by: Name,
+        at: Timestamp,
+    },
+    /// It is a peer no longer; these grants of its are dead.
+    PeerRemoved {
+        org: Org,
+        ids: Vec<Digest>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// A peer's agents may do this here. The token is unsealed: its broker delegates from it.
+    PeerGranted {
+        id: Digest,
+        org: Org,
+        holder: PublicKey,
+        capabilities: Vec<Pattern>,
+        checks: Vec<String>,
+        depth: u32,
+        expires: Timestamp,
+        token: String,
+        by: Name,
+        at: Timestamp,
+    },
     /// Whoever runs this machine said that it is `at`, although there was a record of `was`.
     ClockAccepted { was: Timestamp, at: Timestamp },
 }
@@ -232,6 +268,10 @@ impl Change {
             | Self::RootActivated { at, .. }
             | Self::Reissued { at, .. }
             | Self::RootRetired { at, .. }
+            | Self::PeerAdded { at, .. }
+            | Self::PeerPaused { at, .. }
+            | Self::PeerRemoved { at, .. }
+            | Self::PeerGranted { at, .. }
             | Self::ClockAccepted { at, .. } => *at,
         }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto_spec::limits;
+use proto_spec::peering::check_endpoint;
 use proto_spec::{Digest, Org, Pattern};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ pub struct Written {
     #[serde(default)]
     approval: Approval,
     #[serde(default)]
+    federation: Federation,
+    #[serde(default)]
     limits: Limits,
 }
 
@@ -37,6 +40,14 @@ pub struct Written {
 pub struct Approval {
     /// Granting anything under these patterns takes two admins.
     pub two_admins: Vec<Pattern>,
+}
+
+/// How other organisations' brokers find this one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Federation {
+    /// `host:port`, as our descriptor names them.
+    pub endpoints: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -71,12 +82,18 @@ pub struct Limits {
     pub sessions_per_agent_max: usize,
     pub calls_max: usize,
     pub calls_per_session_max: usize,
+    /// Calls in flight to one peer, and from it.
+    pub calls_per_peer_max: usize,
     pub outbox_max: usize,
     pub outbox_bytes_max: usize,
     pub bodies_bytes_max: usize,
     pub nonces_max: usize,
     pub nonces_per_sender_max: usize,
     pub nonces_per_network_max: usize,
+    /// Nonces that all agents of one peer may have in the window.
+    pub nonces_per_peer_max: usize,
+    /// Tools that one peer may advertise.
+    pub tools_per_peer_max: usize,
     pub pending_max: usize,
     pub pending_lifetime_s: u64,
     pub proposal_lifetime_s: u64,
@@ -96,12 +113,15 @@ impl Default for Limits {
             sessions_per_agent_max: 256,
             calls_max: 65_536,
             calls_per_session_max: 1_024,
+            calls_per_peer_max: 8_192,
             outbox_max: 2_048,
             outbox_bytes_max: 16 << 20,
             bodies_bytes_max: 256 << 20,
             nonces_max: 4_000_000,
             nonces_per_sender_max: 1_000_000,
             nonces_per_network_max: 4_096,
+            nonces_per_peer_max: 1_000_000,
+            tools_per_peer_max: 10_000,
             pending_max: 1_024,
             pending_lifetime_s: 7 * 86_400,
             proposal_lifetime_s: 86_400,
@@ -192,6 +212,21 @@ impl Limits {
             self.nonces_per_network_max as u64,
             1..=self.nonces_max as u64,
         );
+        bound(
+            "calls_per_peer_max",
+            self.calls_per_peer_max as u64,
+            1..=self.calls_max as u64,
+        );
+        bound(
+            "nonces_per_peer_max",
+            self.nonces_per_peer_max as u64,
+            1..=1_000_000_000,
+        );
+        bound(
+            "tools_per_peer_max",
+            self.tools_per_peer_max as u64,
+            1..=1_000_000,
+        );
         bound("pending_max", self.pending_max as u64, 1..=1_000_000);
         bound(
             "pending_lifetime_s",
@@ -240,6 +275,8 @@ pub struct Config {
     pub channels: Vec<Digest>,
     /// How admins decide.
     pub approval: Approval,
+    /// How other organisations' brokers find this one.
+    pub federation: Federation,
     /// Bounds.
     pub limits: Limits,
 }
@@ -288,6 +325,17 @@ impl Config {
                 Err(error) => found.push(format!("tls.channels: {text:?}: {error}")),
             }
         }
+        if written.federation.endpoints.len() > limits::PEER_ENDPOINTS_MAX {
+            found.push(format!(
+                "federation.endpoints: more than {}",
+                limits::PEER_ENDPOINTS_MAX
+            ));
+        }
+        for text in &written.federation.endpoints {
+            if let Err(error) = check_endpoint(text) {
+                found.push(format!("federation.endpoints: {error}"));
+            }
+        }
         written.limits.problems(&mut found);
         let mut file = |name: &str, path: &Path| {
             let path = base.join(path);
@@ -312,6 +360,7 @@ impl Config {
                 certificate_key,
                 channels,
                 approval: written.approval,
+                federation: written.federation,
                 limits: written.limits,
             }),
             _ => Err(Problems(found)),
@@ -335,6 +384,7 @@ impl Config {
                 "channels": self.channels,
             },
             "approval": self.approval,
+            "federation": self.federation,
             "limits": self.limits,
         })
     }

@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use proto_spec::admission::Permit;
-use proto_spec::frame::{Frame, Vouching};
-use proto_spec::limits::CREDENTIAL_VALIDITY;
+use proto_spec::frame::{Frame, Relay, Vouching};
+use proto_spec::limits::{CREDENTIAL_VALIDITY, INTRODUCTION_VALIDITY};
 use proto_spec::message::{Basis, Credential, CredentialPermit};
-use proto_spec::{Audience, Authorized, Kind, Refusal, Sealed, Timestamp};
+use proto_spec::{Audience, Authorized, Digest, Kind, Refusal, Sealed, Timestamp};
 
 use crate::routing::Route;
 use crate::state::State;
+use crate::state::links::{Held, Link};
 use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, trim};
 use crate::voice::Voice;
@@ -116,20 +117,65 @@ pub fn about_sender(sender: &Authorized) -> CredentialKey {
 /// What permitted a call, as its provider is told.
 #[must_use]
 pub fn permit_of(call: &Authorized, route: &Route, state: &State) -> Option<CredentialPermit> {
-    let Permit::Held { token, basis, .. } = call.permit() else {
+    let Permit::Held {
+        token,
+        basis,
+        relayed,
+        ..
+    } = call.permit()
+    else {
         return None;
     };
     let token = token.as_deref();
     let grant = match basis {
         Basis::Record => token.and_then(|token| state.registry.grant_text(&grant_id(token))),
         Basis::Token => None,
+        Basis::Peer => relayed.clone(),
     };
     Some(CredentialPermit {
-        provider: route.session.agent().clone(),
+        provider: route.provider.clone(),
         tool: route.tool.name.clone(),
         capability: route.tool.required().clone(),
         basis: *basis,
         grant: grant.map(|text| text.to_string()),
         sandbox: token.and_then(|token| token.sandbox().map(str::to_owned)),
     })
+}
+
+/// An agent's envelope on its way to the next broker, which knows the call that it is about.
+#[must_use]
+pub fn relay(envelope: &Bytes) -> Bytes {
+    Relay {
+        envelope: envelope.clone(),
+        ..Relay::default()
+    }
+    .encode()
+}
+
+/// A call on its way to a peer, with the tokens that permit it there: made by our broker, which introduces
+/// the caller, from what the peer granted us.
+///
+/// # Errors
+///
+/// [`Refusal::Unavailable`] where the peer's grants have not come or none can be delegated from.
+pub fn relay_call(
+    voice: &Voice,
+    link: &Link,
+    call: &Authorized,
+    grants: &[Digest],
+    now: Timestamp,
+) -> Result<Bytes, Refusal> {
+    let fresh = now.later(INTRODUCTION_VALIDITY / 2);
+    let until = now.later(INTRODUCTION_VALIDITY);
+    let make = |held: &Held| voice.introduce(&held.token, call.agent(), call.key(), until);
+    let tokens = link.introduce(call.agent(), call.key(), grants, fresh, make)?;
+    let relay = Relay {
+        tokens: tokens
+            .iter()
+            .map(|token| Bytes::copy_from_slice(token.as_bytes()))
+            .collect(),
+        envelope: call.envelope().bytes().clone(),
+        ..Relay::default()
+    };
+    Ok(relay.encode())
 }

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use proto_spec::admission::Authority as _;
 use proto_spec::capability::{Arguments, Pattern, Question, Token};
 use proto_spec::message::{DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered};
-use proto_spec::{Authorized, Refusal, Timestamp};
+use proto_spec::{AgentId, Authorized, Capability, Org, PublicKey, Refusal, Timestamp};
 
 use crate::pipeline::Standing;
-use crate::routing::may_offer;
+use crate::routing::{may_offer, under_peer};
 use crate::state::State;
-use crate::state::sessions::Session;
 
 /// Tools on one page unless fewer are asked for, and at most.
 const PAGE: usize = 1_000;
@@ -43,14 +42,16 @@ pub fn discover(
     let after = query.after.as_deref().unwrap_or_default();
     let limit = query.limit.map_or(PAGE, usize::from).clamp(1, PAGE);
     let mut page = Page::default();
-    for (position, offer) in offers(&query, after, standing.state()) {
+    let mut all = offers(&query, after, standing.state());
+    beyond(&query, after, standing.state(), now, &mut all);
+    for (position, offer) in all {
         if page.asked >= PAGE_ASKED {
             return Ok(page.followed());
         }
-        let required = Pattern::from(offer.tool.required().clone());
+        let required = Pattern::from(offer.required);
         let question = Question {
             tool: Some(offer.tool.name.as_str()),
-            provider: Some(offer.session.agent()),
+            provider: Some(&offer.provider),
             arguments: Arguments::Unknown,
             ..Question::plain(&required, asker.agent(), now)
         };
@@ -63,11 +64,14 @@ pub fn discover(
                 return Ok(page.followed());
             }
             page.bytes += weight(&offer.tool);
+            let mut checks = offer.checks;
+            checks.extend(argument_checks(token));
             page.tools.push(DiscoveredTool {
-                agent: offer.session.agent().clone(),
-                key: *offer.session.key(),
+                agent: offer.provider,
+                key: offer.key,
                 tool: (*offer.tool).clone(),
-                checks: argument_checks(token),
+                checks,
+                via: offer.via,
             });
         }
         page.last = position;
@@ -78,13 +82,20 @@ pub fn discover(
     })
 }
 
-struct Offer {
-    session: Arc<Session>,
-    tool: Arc<Tool>,
+/// A tool that somebody offers.
+pub(crate) struct Offer {
+    pub(crate) provider: AgentId,
+    pub(crate) key: PublicKey,
+    pub(crate) tool: Arc<Tool>,
+    /// What calling it from here requires.
+    pub(crate) required: Capability,
+    /// What its owner says about arguments.
+    checks: Vec<String>,
+    via: Vec<Org>,
 }
 
 /// What is offered and asked about, each tool of each provider once, in order, from after `after`.
-fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTreeMap<String, Offer> {
+pub(crate) fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTreeMap<String, Offer> {
     let mut found = BTreeMap::new();
     for session in state.sessions.all() {
         let provider = session.agent();
@@ -101,12 +112,59 @@ fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTreeMap<String,
             let is_allowed = may_offer(&agent, &tool.name) && may_offer(&agent, tool.required());
             let position = format!("{} {provider}", tool.name);
             if is_asked && is_allowed && *position > *after {
-                let session = Arc::clone(&session);
-                found.insert(position, Offer { session, tool });
+                let offer = Offer {
+                    provider: provider.clone(),
+                    key: *session.key(),
+                    required: tool.required().clone(),
+                    tool,
+                    checks: Vec::new(),
+                    via: Vec::new(),
+                };
+                found.insert(position, offer);
             }
         }
     }
     found
+}
+
+/// Adds what peers advertise. That their side permits it is in the advert; whether ours does is asked as for
+/// any tool.
+fn beyond(
+    query: &DiscoverTools,
+    after: &str,
+    state: &State,
+    now: Timestamp,
+    found: &mut BTreeMap<String, Offer>,
+) {
+    for link in state.links.all() {
+        for advertised in link.tools(now) {
+            let DiscoveredTool {
+                agent,
+                key,
+                tool,
+                checks,
+                ..
+            } = &advertised.tool;
+            let name = Pattern::from(tool.name.clone());
+            let is_asked = query.agent.as_ref().is_none_or(|only| only == agent)
+                && query.tools.as_ref().is_none_or(|only| only.covers(&name));
+            let position = format!("{} {agent}", tool.name);
+            let Ok(required) = under_peer(&link.org, tool.required()) else {
+                continue;
+            };
+            if is_asked && *position > *after {
+                let offer = Offer {
+                    provider: agent.clone(),
+                    key: *key,
+                    tool: Arc::new(tool.clone()),
+                    required,
+                    checks: checks.clone(),
+                    via: vec![link.org.clone()],
+                };
+                found.insert(position, offer);
+            }
+        }
+    }
 }
 
 /// One page as it fills.
@@ -130,14 +188,14 @@ impl Page {
 }
 
 /// About how many bytes a tool takes in an answer.
-fn weight(tool: &Tool) -> usize {
+pub(crate) fn weight(tool: &Tool) -> usize {
     let raw = [&tool.input_schema, &tool.output_schema, &tool.annotations];
     let raw: usize = raw.into_iter().flatten().map(|raw| raw.get().len()).sum();
     raw + tool.description.as_ref().map_or(0, String::len) + 256
 }
 
 /// What a call will have to satisfy that discovery could not ask.
-fn argument_checks(token: &Token) -> Vec<String> {
+pub(crate) fn argument_checks(token: &Token) -> Vec<String> {
     token
         .checks()
         .filter(|check| check.names_arguments())

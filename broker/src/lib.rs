@@ -5,6 +5,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`listener`] | where bytes come in: TLS, HTTP, WebSocket, health and metrics |
+//! | [`federation`] | other organisations' brokers: links, adverts, delegation |
 //! | [`pipeline`] | parse → verify → admit → authorize → perform → answer |
 //! | [`calls`], [`routing`], [`delivery`], [`directory`] | what is performed |
 //! | [`registrar`] | the only code that appends durable changes |
@@ -17,18 +18,22 @@ pub mod calls;
 pub mod change;
 pub mod clock;
 pub mod config;
+pub mod conversation;
 pub mod delivery;
 pub mod directory;
+pub mod federation;
 pub mod journal;
 mod keyfile;
 pub mod listener;
 mod locks;
 pub mod metrics;
+pub mod phase;
 pub mod pipeline;
 pub mod registrar;
 pub mod routing;
 pub mod state;
 pub mod telemetry;
+pub mod tls;
 pub mod upkeep;
 pub mod voice;
 

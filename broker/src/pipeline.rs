@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use proto_spec::admission::{Authority, Judge, KeyBook, Me, Permit};
+use proto_spec::admission::{Authority, Judge, KeyBook, Me, Neighbour, Permit, Presented};
 use proto_spec::capability::Token;
-use proto_spec::limits::{SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
-use proto_spec::message::{Ack, Attach, Basis, OfferTools, Topics};
+use proto_spec::frame::Relay;
+use proto_spec::limits::{CAPABILITIES_MAX, SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
+use proto_spec::message::{Ack, Attach, Basis, OfferTools, PeerDescriptor, PeerInvite, Topics};
 use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Kind, Newcomer, Pattern, PublicKey,
-    Received, Refusal, Speaker, Timestamp,
+    AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Newcomer, Pattern,
+    PublicKey, Received, Refusal, Speaker, Timestamp,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -23,13 +24,17 @@ use crate::config::Config;
 use crate::directory;
 use crate::metrics::Metrics;
 use crate::registrar::{Order, Origin, Registrar};
-use crate::routing::may_offer;
+use crate::routing::{by_peer, may_offer, under_peer};
 use crate::state::State;
 use crate::state::budgets::Need;
-use crate::state::calls::Answer;
+use crate::state::calls::{Answer, InFlight, Party, Reply};
+use crate::state::links::Link;
 use crate::state::sessions::{Session, Subscription};
+use crate::tls::Certificates;
 use crate::voice::Voice;
 
+/// How long a descriptor may be accepted where its admin does not say.
+const INVITATION: Duration = Duration::from_secs(7 * 86_400);
 /// How often one call may find its budget's reserve used up by others.
 const RESERVES_MAX: usize = 8;
 /// Bytes of an `offerTools`: it is kept for as long as its session lives.
@@ -56,13 +61,26 @@ pub enum Door {
     Threshold,
     /// An attached session.
     Session(Arc<Session>),
+    /// A peer's link; with the tokens of the frame that the envelope came in.
+    Link(Arc<Link>, Arc<[Presented]>),
 }
 
 impl Door {
-    fn session(&self) -> Option<&Arc<Session>> {
+    /// Who is at the other end, if a call's answer goes back there.
+    #[must_use]
+    pub fn party(&self) -> Option<Party> {
         match self {
-            Self::Session(session) => Some(session),
+            Self::Session(session) => Some(Party::Session(Arc::clone(session))),
+            Self::Link(link, _) => Some(Party::Link(Arc::clone(link))),
             _ => None,
+        }
+    }
+
+    /// Whom an answer of ours is for, about what `agent` signed.
+    fn audience(&self, agent: &AgentId) -> Audience {
+        match self.party() {
+            Some(party) => party.audience(agent),
+            None => agent.clone().into(),
         }
     }
 }
@@ -82,6 +100,8 @@ pub struct Core {
     pub registrar: Registrar,
     /// What it counts.
     pub metrics: Metrics,
+    /// The certificate that new connections see.
+    pub certificates: Arc<Certificates>,
     /// Public keys of TLS terminators that clients may see instead of ours, as SPKI digests.
     pub channels: Vec<Digest>,
     /// The broker's credentials for providers, for callers by POST.
@@ -106,8 +126,10 @@ pub struct Refused {
     pub refusal: Refusal,
     /// Where it stopped.
     pub stage: &'static str,
-    /// The sender and its envelope, if its signature verified.
-    pub sender: Option<(AgentId, Digest)>,
+    /// The sender, if its signature verified.
+    pub sender: Option<AgentId>,
+    /// Whom to tell, about which envelope. Without it the answer is for nobody in particular.
+    pub tell: Option<(Audience, Digest)>,
     /// What it said it was.
     pub kind: Option<Kind>,
 }
@@ -136,16 +158,18 @@ enum Performed {
 #[derive(Debug, Clone, Copy)]
 pub struct Standing<'a> {
     state: &'a State,
-    session: Option<u64>,
+    now: Timestamp,
+    connection: Option<u64>,
 }
 
 impl<'a> Standing<'a> {
-    /// On behalf of no session.
+    /// On behalf of no connection.
     #[must_use]
-    pub fn of(state: &'a State) -> Self {
+    pub fn of(state: &'a State, now: Timestamp) -> Self {
         Self {
             state,
-            session: None,
+            now,
+            connection: None,
         }
     }
 
@@ -173,19 +197,26 @@ impl Authority for Standing<'_> {
     fn is_spent(&self, grant: &Token) -> bool {
         self.state.budgets.is_spent(grant)
     }
-    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability {
-        match self.state.sessions.offer(provider.name(), tool) {
+    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Result<Capability, Refusal> {
+        if *provider.org() != self.state.org {
+            return match by_peer(provider, tool, self.state, self.now) {
+                Ok((link, tool)) => under_peer(&link.org, tool.tool.tool.required()),
+                // Not known here: whoever may call it may learn that nobody serves it.
+                Err(_) => under_peer(provider.org(), tool),
+            };
+        }
+        Ok(match self.state.sessions.offer(provider.name(), tool) {
             Some(offer) => offer.required().clone(),
             None => tool.clone(),
-        }
+        })
     }
     fn was_delivered_here(&self, call: &Digest, caller: &Audience) -> bool {
-        self.session
-            .is_some_and(|session| self.state.calls.was_delivered(call, session, caller))
+        self.connection
+            .is_some_and(|one| self.state.calls.was_delivered(call, one, caller))
     }
-    fn was_called_from_here(&self, call: &Digest, _: &AgentId, provider: &Audience) -> bool {
-        self.session
-            .is_some_and(|session| self.state.calls.was_made(call, session, provider))
+    fn was_called_from_here(&self, call: &Digest, agent: &AgentId, provider: &Audience) -> bool {
+        self.connection
+            .is_some_and(|one| self.state.calls.was_made(call, one, agent, provider))
     }
 }
 
@@ -196,8 +227,43 @@ impl KeyBook for State {
     }
 }
 
+/// The keys that a peer's link speaks for: callers that its tokens introduce, or that made a call in flight,
+/// providers that it certified, and its broker.
+struct Relayed<'a> {
+    state: &'a State,
+    link: &'a Link,
+    tokens: &'a [Presented],
+    about: Option<Digest>,
+}
+
+impl KeyBook for Relayed<'_> {
+    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
+        let agent = match speaker {
+            Speaker::Broker(org) => return (*org == self.link.org).then_some(self.link.key),
+            // Nobody else speaks for our agents.
+            Speaker::Agent(agent) if *agent.org() == self.state.org => return None,
+            Speaker::Agent(agent) => agent,
+        };
+        let introduced = self.tokens.iter().find_map(|(token, _)| {
+            let is_theirs = token.introduces(&self.link.org, &self.link.key) == Ok(agent);
+            token.holder().copied().filter(|_| is_theirs)
+        });
+        let called = || {
+            let caller = |call: &InFlight| {
+                let is_theirs = call.caller == *agent
+                    && matches!(&call.reply, Reply::Party(at) if at.id() == self.link.id());
+                call.token.holder().copied().filter(|_| is_theirs)
+            };
+            self.state.calls.look(&self.about?, caller).flatten()
+        };
+        introduced
+            .or_else(called)
+            .or_else(|| self.link.key_of(agent))
+    }
+}
+
 impl Core {
-    fn judge(&self, now: Timestamp) -> Judge<'_> {
+    pub(crate) fn judge(&self, now: Timestamp) -> Judge<'_> {
         Judge {
             me: Me::Broker(&self.state.org),
             skew: self.config.limits.skew(),
@@ -208,7 +274,8 @@ impl Core {
     fn standing(&self, door: &Door) -> Standing<'_> {
         Standing {
             state: &self.state,
-            session: door.session().map(|session| session.id()),
+            now: self.clock.now(),
+            connection: door.party().map(|party| party.id()),
         }
     }
 
@@ -228,6 +295,7 @@ impl Core {
             refusal: Refusal::Internal,
             stage: "parse",
             sender: None,
+            tell: None,
             kind: None,
         };
         let received = match Received::parse(bytes, self.config.limits.envelope_bytes_max) {
@@ -256,26 +324,53 @@ impl Core {
             let newcomer = newcomer.map_err(|refusal| Box::new(Refused { refusal, ..stopped }))?;
             return Ok(Decided::Newcomer(Box::new(newcomer)));
         }
-        let verified = match received.verify(&*self.state) {
+        let about = received.envelope().re();
+        let verified = match door {
+            Door::Link(link, tokens) => received.verify(&Relayed {
+                state: &self.state,
+                link,
+                tokens,
+                about,
+            }),
+            _ => received.verify(&*self.state),
+        };
+        let verified = match verified {
             Ok(verified) => verified,
             Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),
         };
-        stopped.sender = verified
-            .envelope()
-            .speaker()
-            .agent()
-            .map(|agent| (agent.clone(), verified.id()));
+        stopped.sender = verified.envelope().speaker().agent().cloned();
+        if let Some(agent) = &stopped.sender {
+            stopped.tell = Some((door.audience(agent), verified.id()));
+        }
         stopped.stage = "admit";
         // An admin's act is judged by time like any other: nobody can talk a wrong clock right.
         if let Err(refusal) = clock {
             return Err(Box::new(Refused { refusal, ..stopped }));
         }
-        let fresh = match verified.admit(&judge, &self.state.replay) {
+        let fresh = match door {
+            Door::Link(link, _) => {
+                let share_max = self.config.limits.nonces_per_peer_max;
+                verified.admit(&judge, &self.state.replay.peer(&link.org, share_max))
+            }
+            _ => verified.admit(&judge, &self.state.replay),
+        };
+        let fresh = match fresh {
             Ok(fresh) => fresh,
             Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),
         };
         stopped.stage = "authorize";
-        match fresh.authorize(&self.standing(door), &judge) {
+        let standing = self.standing(door);
+        let authorized = match door {
+            Door::Link(link, tokens) => {
+                let neighbour = Neighbour {
+                    org: &link.org,
+                    key: &link.key,
+                };
+                fresh.authorize_relayed(&neighbour, tokens, &standing, &judge)
+            }
+            _ => fresh.authorize(&standing, &judge),
+        };
+        match authorized {
             Ok(authorized) => Ok(Decided::Authorized(Box::new(authorized))),
             Err(refusal) => Err(Box::new(Refused { refusal, ..stopped })),
         }
@@ -328,10 +423,48 @@ impl Core {
             (Kind::Subscribe | Kind::Unsubscribe, Door::Session(session)) => {
                 self.subscribe(&act, session, now)
             }
+            (Kind::AdminPeerInvite, _) => self.invite(&act, now),
             (Kind::Revoke | Kind::RotateKey, _) => Ok(order(act)),
             (kind, _) if kind.is_admin() => Ok(order(act)),
             (kind, _) => Err(Refusal::UnknownType(kind.to_string())),
         }
+    }
+
+    /// Who we are, in our own words, for another organisation's admin or its broker: this broker's TLS key is
+    /// `channel`.
+    #[must_use]
+    pub fn descriptor(&self, channel: Digest, asks: Vec<Pattern>, expires: Timestamp) -> String {
+        let mut channels = vec![channel];
+        channels.extend(self.channels.iter().filter(|other| **other != channel));
+        let body = PeerDescriptor {
+            org: self.state.org.clone(),
+            key: self.voice.public(),
+            endpoints: self.config.federation.endpoints.clone(),
+            channels,
+            asks,
+            expires,
+        };
+        let now = self.clock.now();
+        let said = self.voice.say(Kind::PeerDescriptor, None, None, &body, now);
+        String::from_utf8_lossy(&said.bytes).into_owned()
+    }
+
+    /// Signs the file with which another organisation's admin makes us its peer. What is in it is public;
+    /// the act is the admin's all the same, who answers for the endpoints.
+    fn invite(&self, act: &Authorized, now: Timestamp) -> Result<Step, Refusal> {
+        let PeerInvite { asks, expires } = act.envelope().read_body()?;
+        if asks.len() > CAPABILITIES_MAX {
+            return Err(Refusal::InvalidBody(format!(
+                "more than {CAPABILITIES_MAX} patterns"
+            )));
+        }
+        let expires = expires.unwrap_or_else(|| now.later(INVITATION));
+        if expires <= now {
+            return Err(Refusal::InvalidBody("`expires` lies in the past".into()));
+        }
+        let channel = self.certificates.current().channel;
+        let descriptor = self.descriptor(channel, asks, expires);
+        Ok(self.ack(act, &Ack::PeerInvited { descriptor }, now))
     }
 
     fn ack(&self, act: &Authorized, ack: &Ack, now: Timestamp) -> Step {
@@ -373,6 +506,7 @@ impl Core {
             }
         }
         session.set_offers(body.tools);
+        self.state.sessions.offers_changed();
         Ok(self.ack(
             act,
             &Ack::Offered {
@@ -444,7 +578,7 @@ impl Core {
     /// The signed refusal.
     pub async fn handle(&self, bytes: Bytes, door: &Door) -> Result<Step, Answer> {
         let begun = Instant::now();
-        let decided = self.decide_durably(bytes, door).await;
+        let decided = self.decide_durably(bytes.clone(), door).await;
         match decided {
             Ok(Decided::Newcomer(newcomer)) => {
                 self.metrics.accepted(Kind::RegisterAgent);
@@ -467,13 +601,20 @@ impl Core {
                     let refused = Refused {
                         refusal,
                         stage: "perform",
-                        sender: Some(sender),
+                        tell: Some((door.audience(&sender.0), sender.1)),
+                        sender: Some(sender.0),
                         kind: Some(kind),
                     };
                     self.refuse(&refused, begun)
                 })
             }
-            Err(refused) => Err(self.refuse(&refused, begun)),
+            Err(mut refused) => {
+                // A link proves who is at its other end, and that one has a caller who waits.
+                if let (Door::Link(link, _), None) = (door, &refused.tell) {
+                    refused.tell = told_to(link, bytes);
+                }
+                Err(self.refuse(&refused, begun))
+            }
         }
     }
 
@@ -491,6 +632,36 @@ impl Core {
             }
         }
         Err(Refusal::Busy("the budget's reserve"))
+    }
+
+    /// An envelope that came in a frame of a peer's link.
+    ///
+    /// # Errors
+    ///
+    /// The signed refusal, for the peer's broker.
+    pub async fn handle_relayed(&self, relay: Relay, link: &Arc<Link>) -> Result<Step, Answer> {
+        let opened = relay.tokens.iter().map(|token| {
+            let text = std::str::from_utf8(token)
+                .map_err(|_| Refusal::TokenMalformed("not base64url without padding".into()))?;
+            let token = self.state.tokens.open(text, &self.state.roots)?;
+            Ok((token, Arc::from(text)))
+        });
+        match opened.collect::<Result<Arc<[Presented]>, Refusal>>() {
+            Ok(tokens) => {
+                let door = Door::Link(Arc::clone(link), tokens);
+                self.handle(relay.envelope, &door).await
+            }
+            Err(refusal) => Err(self.refuse(
+                &Refused {
+                    refusal,
+                    stage: "open",
+                    sender: None,
+                    tell: told_to(link, relay.envelope),
+                    kind: Some(Kind::ToolCall),
+                },
+                Instant::now(),
+            )),
+        }
     }
 
     /// Has the registrar decide, and says what came of it.
@@ -511,18 +682,16 @@ impl Core {
                     status: 200,
                 }
             }
-            Err(refusal) => {
-                let sender = Some((agent, id));
-                self.refuse(
-                    &Refused {
-                        refusal,
-                        stage: "registrar",
-                        sender,
-                        kind: Some(kind),
-                    },
-                    begun,
-                )
-            }
+            Err(refusal) => self.refuse(
+                &Refused {
+                    refusal,
+                    stage: "registrar",
+                    tell: Some((agent.clone().into(), id)),
+                    sender: Some(agent),
+                    kind: Some(kind),
+                },
+                begun,
+            ),
         }
     }
 
@@ -549,6 +718,7 @@ impl Core {
                 refusal: Refusal::Internal,
                 stage: "attach",
                 sender: None,
+                tell: None,
                 kind: None,
             }));
         };
@@ -559,7 +729,8 @@ impl Core {
                 refuse(&Refused {
                     refusal,
                     stage: "attach",
-                    sender: Some(sender),
+                    tell: Some((sender.0.clone().into(), sender.1)),
+                    sender: Some(sender.0.clone()),
                     kind: Some(Kind::Attach),
                 })
             })?;
@@ -617,7 +788,7 @@ impl Core {
     pub fn refuse(&self, refused: &Refused, begun: Instant) -> Answer {
         let code = refused.refusal.code();
         self.metrics.refused(code);
-        let agent = refused.sender.as_ref().map(|(agent, _)| agent.to_string());
+        let agent = refused.sender.as_ref().map(ToString::to_string);
         tracing::info!(
             agent = agent.as_deref().unwrap_or("-"),
             r#type = refused.kind.map_or("-", Kind::as_str),
@@ -628,11 +799,7 @@ impl Core {
             us = begun.elapsed().as_micros() as u64,
             "refused"
         );
-        let to = refused
-            .sender
-            .as_ref()
-            .map(|(agent, id)| (Audience::from(agent.clone()), *id));
-        let to = to.as_ref().map(|(to, id)| (to, *id));
+        let to = refused.tell.as_ref().map(|(to, id)| (to, *id));
         let envelope = self.voice.error(to, &refused.refusal, self.clock.now());
         Answer {
             envelope,
@@ -640,6 +807,14 @@ impl Core {
             status: code.http_status(),
         }
     }
+}
+
+/// Whom a refusal of what came in a frame is for, and about what.
+fn told_to(link: &Link, bytes: Bytes) -> Option<(Audience, Digest)> {
+    let bytes_max = bytes.len();
+    let envelope = Envelope::parse(bytes, bytes_max).ok()?;
+    let id = proto_spec::wire::identity(&envelope.signed_bytes());
+    Some((Audience::Broker(link.org.clone()), id))
 }
 
 fn order(act: Authorized) -> Step {
@@ -655,6 +830,8 @@ fn fits_door(received: &Received, door: &Door) -> Result<(), Refusal> {
         return Err(Refusal::UnknownType(kind.to_string()));
     }
     match door {
+        Door::Link(..) if kind.travels() => Ok(()),
+        Door::Link(..) => Err(Refusal::UnknownType(kind.to_string())),
         Door::Threshold if kind == Kind::Attach => Ok(()),
         Door::Threshold => Err(Refusal::SessionRequired(kind.as_str())),
         Door::Session(session) => match envelope.speaker() {

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use proto_spec::admission::Permit;
-use proto_spec::message::{Tool, ToolCall};
-use proto_spec::{Audience, Authorized, Capability, Pattern, Refusal};
+use proto_spec::message::{AdvertisedTool, Tool, ToolCall};
+use proto_spec::{
+    AgentId, Audience, Authorized, Capability, Digest, Org, Pattern, Refusal, Timestamp,
+};
 
 use crate::state::State;
+use crate::state::calls::Party;
+use crate::state::links::Link;
 use crate::state::registry::Agent;
 use crate::state::sessions::Session;
 
@@ -14,22 +18,24 @@ use crate::state::sessions::Session;
 #[derive(Debug)]
 pub struct Route {
     /// Whose tool.
-    pub provider: Arc<Agent>,
-    /// Which of its sessions.
-    pub session: Arc<Session>,
+    pub provider: AgentId,
+    /// Which of its sessions, or which link.
+    pub party: Party,
     /// Which tool.
     pub tool: Arc<Tool>,
+    /// Of a tool behind a peer: which of its grants permit it, best first.
+    pub grants: Vec<Digest>,
     /// Whether the caller wants progress.
     pub progress: bool,
 }
 
-/// Picks the session that serves an authorised `toolCall`.
+/// Picks the session, or the peer's link, by which an authorised `toolCall` reaches its provider.
 ///
 /// # Errors
 ///
 /// [`Refusal::Denied`] where the provider does not exist or may not offer such a tool, which looks
 /// like a forbidden call; [`Refusal::Unavailable`] where nobody who offers it is attached.
-pub fn choose(call: &Authorized, state: &State) -> Result<Route, Refusal> {
+pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route, Refusal> {
     let body: ToolCall<'_> = call.envelope().read_body()?;
     let Some(Audience::Agent(to)) = call.envelope().to() else {
         return Err(Refusal::WrongAudience(call.envelope().to().cloned()));
@@ -39,10 +45,23 @@ pub fn choose(call: &Authorized, state: &State) -> Result<Route, Refusal> {
         .parse()
         .map_err(|_| Refusal::InvalidBody("`tool` is not a tool's name".into()))?;
     let denied = || Refusal::Denied(format!("{name} of {to}"));
-    let provider = state.registry.agent(to.name()).ok_or_else(denied)?;
     let Permit::Held { capability, .. } = call.permit() else {
         return Err(denied());
     };
+    if *to.org() != state.org {
+        let (link, tool) = by_peer(to, &name, state, now)?;
+        if under_peer(&link.org, tool.tool.tool.required()).map(Pattern::from)? != *capability {
+            return Err(denied());
+        }
+        return Ok(Route {
+            provider: to.clone(),
+            party: Party::Link(link),
+            tool: Arc::new(tool.tool.tool.clone()),
+            grants: tool.grants.clone(),
+            progress: body.progress,
+        });
+    }
+    let provider = state.registry.agent(to.name()).ok_or_else(denied)?;
     if !may_offer(&provider, &name) {
         return Err(denied());
     }
@@ -57,11 +76,41 @@ pub fn choose(call: &Authorized, state: &State) -> Result<Route, Refusal> {
         .least_loaded(to.name(), &name, serves)
         .ok_or_else(|| Refusal::Unavailable(name.to_string()))?;
     Ok(Route {
-        provider,
-        session,
+        provider: to.clone(),
+        party: Party::Session(session),
         tool,
+        grants: Vec::new(),
         progress: body.progress,
     })
+}
+
+/// The link over which a peer's tool is called, and the tool as it is advertised there.
+///
+/// # Errors
+///
+/// [`Refusal::Unavailable`] where no link that is up advertises it.
+pub fn by_peer(
+    provider: &AgentId,
+    tool: &Capability,
+    state: &State,
+    now: Timestamp,
+) -> Result<(Arc<Link>, Arc<AdvertisedTool>), Refusal> {
+    let link = state.links.of(provider.org());
+    let found = link.and_then(|link| {
+        let tool = link.tool(provider, tool, now)?;
+        Some((link, tool))
+    });
+    found.ok_or_else(|| Refusal::Unavailable(format!("{tool} of {provider}")))
+}
+
+/// What an agent of ours must hold to use what `required` covers at a peer: both sides say yes.
+///
+/// # Errors
+///
+/// [`Refusal::Denied`] where that would be too long for a capability.
+pub fn under_peer(peer: &Org, required: &Capability) -> Result<Capability, Refusal> {
+    let text = format!("peer.{peer}.{required}");
+    text.parse().map_err(|_| Refusal::Denied(text))
 }
 
 /// Whether an agent's approval lets it offer a tool, or require a capability, of this name.

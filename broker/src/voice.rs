@@ -1,12 +1,15 @@
 //! What the broker itself says: every word of it is an envelope signed with its key.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use proto_spec::capability::{BadTerms, Claims, Narrowing, encode_text, issue};
 use proto_spec::message::Ack;
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
-    Audience, Digest, Draft, Kind, Org, PublicKey, Refusal, Sealed, SigningKey, Speaker, Timestamp,
+    AgentId, Audience, Digest, Draft, Kind, Org, PublicKey, Refusal, Sealed, SigningKey, Speaker,
+    Timestamp,
 };
 use serde::Serialize;
 
@@ -68,6 +71,41 @@ impl Voice {
                 id: Digest([0; 32]),
             }
         })
+    }
+
+    /// A sealed token, base64url, with which an agent of ours may do what a peer granted our broker: made
+    /// from the unsealed grant, by a block in which our key names the agent and its key. Also until when it
+    /// holds: `until`, or the grant's own end where that comes first.
+    #[must_use]
+    pub fn introduce(
+        &self,
+        grant: &[u8],
+        agent: &AgentId,
+        key: &PublicKey,
+        until: Timestamp,
+    ) -> Option<(Arc<str>, Timestamp)> {
+        let made = || -> Result<_, BadTerms> {
+            let narrowing = Narrowing {
+                expires: Some(until),
+                agent: Some(agent.clone()),
+                ..Narrowing::default()
+            };
+            let mut entropy = [0; 32];
+            getrandom::fill(&mut entropy).map_err(|why| BadTerms::Engine(why.to_string()))?;
+            issue::seal(&issue::delegate(
+                grant, &self.key, key, &narrowing, entropy,
+            )?)
+        };
+        match made() {
+            Ok(sealed) => {
+                let end = Claims::read(&sealed).map_or(until, |said| said.expires());
+                Some((encode_text(&sealed).into(), end))
+            }
+            Err(why) => {
+                tracing::warn!(%agent, %why, "a peer's grant cannot be delegated from");
+                None
+            }
+        }
     }
 
     /// An acknowledgement.

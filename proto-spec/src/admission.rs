@@ -79,8 +79,13 @@ pub trait Authority {
         false
     }
 
-    /// The capability that calling `tool` of `provider` requires.
-    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Capability;
+    /// The capability that calling `tool` of `provider` requires here: for a tool behind a peer, that which
+    /// the peer requires, under `peer.` and the peer's name.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`] where no capability could be that.
+    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Result<Capability, Refusal>;
 
     /// Whether `call` was delivered to this very session, by order of `caller`.
     fn was_delivered_here(&self, call: &Digest, caller: &Audience) -> bool;
@@ -110,9 +115,11 @@ pub enum Me<'a> {
 }
 
 impl Me<'_> {
-    fn is_meant_by(&self, to: Option<&Audience>) -> bool {
+    fn is_meant_by(&self, kind: Kind, to: Option<&Audience>) -> bool {
         match (self, to) {
             (_, None) => false,
+            // What travels is passed on; whether it may be is decided when it is authorised.
+            (Self::Broker(_), Some(Audience::Agent(_))) if kind.travels() => true,
             (Self::Broker(org), Some(to)) => to.org() == *org,
             (Self::Agent(me), Some(Audience::Agent(agent))) => agent == *me,
             (Self::Agent(me), Some(Audience::Topic(org, _))) => org == me.org(),
@@ -204,7 +211,7 @@ impl Received {
         })
     }
 
-    fn verify_with(&self, key: PublicKey) -> Result<Digest, Refusal> {
+    pub(crate) fn verify_with(&self, key: PublicKey) -> Result<Digest, Refusal> {
         let signed = self.envelope.signed_bytes();
         if key.verifies(&signed, self.envelope.signature()) {
             Ok(wire::identity(&signed))
@@ -242,6 +249,33 @@ impl Verified {
         &self.envelope
     }
 
+    /// Takes what a peer's broker itself says to ours over its attached link, in the order in which it says
+    /// it: nobody else writes there, and the link is of one connection, so no nonce is used up.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`] where it is not that broker that speaks, [`Refusal::WrongAudience`] where it
+    /// speaks to another than our broker, and [`Refusal::Stale`].
+    pub fn heard_from(
+        self,
+        neighbour: &Neighbour<'_>,
+        judge: &Judge<'_>,
+    ) -> Result<Heard, Refusal> {
+        let envelope = self.envelope;
+        if *envelope.speaker() != Speaker::Broker(neighbour.org.clone()) {
+            return Err(Refusal::Denied("another's word".into()));
+        }
+        match (envelope.to(), judge.me) {
+            (Some(Audience::Broker(to)), Me::Broker(me)) if to == me => {}
+            (to, _) => return Err(Refusal::WrongAudience(to.cloned())),
+        }
+        let apart = judge.now.distance(envelope.ts());
+        if apart > judge.skew {
+            return Err(Refusal::Stale(apart, judge.skew));
+        }
+        Ok(Heard { envelope })
+    }
+
     /// Checks that it is meant for this judge, is of this time, and has not been seen.
     ///
     /// # Errors
@@ -249,7 +283,10 @@ impl Verified {
     /// [`Refusal::WrongAudience`], [`Refusal::Stale`], and those of [`Nonces::remember`]. What is
     /// refused here has used up no nonce.
     pub fn admit(self, judge: &Judge<'_>, nonces: &impl Nonces) -> Result<Fresh, Refusal> {
-        if !judge.me.is_meant_by(self.envelope.to()) {
+        if !judge
+            .me
+            .is_meant_by(self.envelope.kind(), self.envelope.to())
+        {
             return Err(Refusal::WrongAudience(self.envelope.to().cloned()));
         }
         let ts = self.envelope.ts();
@@ -308,6 +345,44 @@ impl Fresh {
             agent: &agent,
             authority,
             now: judge.now,
+            relayed: None,
+        }
+        .permit()?;
+        Ok(Authorized {
+            envelope: self.envelope,
+            key: self.key,
+            id: self.id,
+            agent,
+            permit,
+        })
+    }
+
+    /// As [`Fresh::authorize`], for what came in a frame of `neighbour`'s link. A call is permitted by one of
+    /// `tokens`, each opened as presented, that introduces its sender, and by nothing else: the envelope's
+    /// own token and the records are for the sender's home broker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fresh::authorize`]; [`Refusal::UnknownType`] for what does not travel.
+    pub fn authorize_relayed(
+        self,
+        neighbour: &Neighbour<'_>,
+        tokens: &[Presented],
+        authority: &impl Authority,
+        judge: &Judge<'_>,
+    ) -> Result<Authorized, Refusal> {
+        let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
+            return Err(Refusal::Denied("a broker's word".into()));
+        };
+        if !self.envelope.kind().travels() {
+            return Err(Refusal::UnknownType(self.envelope.kind().to_string()));
+        }
+        let permit = Asked {
+            fresh: &self,
+            agent: &agent,
+            authority,
+            now: judge.now,
+            relayed: Some((*neighbour, tokens)),
         }
         .permit()?;
         Ok(Authorized {
@@ -372,6 +447,14 @@ impl Fresh {
                 presented_by(&token, &self.key)?;
                 Some(token)
             }
+            // The envelope's own token, if any, was for the caller's home broker.
+            (Basis::Peer, _, Some(text)) => {
+                let token = Token::open(&decode_text(text)?, roots)?;
+                if token.introduced() != Some(&agent) || token.holder() != Some(&self.key) {
+                    return Err(Refusal::NotHolder("it introduces another"));
+                }
+                Some(token)
+            }
             (Basis::Record, None, None) => None,
             _ => return Err(denied("the credential does not fit the envelope")),
         };
@@ -382,6 +465,7 @@ impl Fresh {
             capability,
             token: token.map(Arc::new),
             basis: permit.basis,
+            relayed: None,
         };
         Ok(Authorized {
             envelope: self.envelope,
@@ -474,6 +558,8 @@ struct Asked<'a, A> {
     agent: &'a AgentId,
     authority: &'a A,
     now: Timestamp,
+    /// For what came from a peer: who that is, and what the frame carries.
+    relayed: Option<(Neighbour<'a>, &'a [Presented])>,
 }
 
 impl<A: Authority> Asked<'_, A> {
@@ -525,7 +611,7 @@ impl<A: Authority> Asked<'_, A> {
             return Err(Refusal::WrongAudience(envelope.to().cloned()));
         };
         let call = Call::read(envelope)?;
-        let required = Pattern::from(self.authority.required_for(provider, &call.tool));
+        let required = Pattern::from(self.authority.required_for(provider, &call.tool)?);
         self.ask(&call.question(&required, self.agent, provider, self.now))
     }
 
@@ -592,6 +678,9 @@ impl<A: Authority> Asked<'_, A> {
 
     /// A presented token replaces what is on record; it never adds to it.
     fn ask(&self, question: &Question<'_>) -> Result<Permit, Refusal> {
+        if let Some((neighbour, tokens)) = &self.relayed {
+            return self.ask_for_peer(neighbour, tokens, question);
+        }
         let capability = question.required.clone();
         if let Some(text) = self.fresh.envelope.token() {
             let token = self.authority.open(text)?;
@@ -605,6 +694,7 @@ impl<A: Authority> Asked<'_, A> {
                 capability,
                 token: Some(token),
                 basis: Basis::Token,
+                relayed: None,
             });
         }
         let mut refusal = Refusal::Denied(capability.to_string());
@@ -621,6 +711,7 @@ impl<A: Authority> Asked<'_, A> {
                         capability: capability.clone(),
                         token: Some(Arc::clone(token)),
                         basis: Basis::Record,
+                        relayed: None,
                     };
                     if !self.authority.is_spent(token) {
                         return Ok(held);
@@ -635,10 +726,75 @@ impl<A: Authority> Asked<'_, A> {
         }
         spent.ok_or(refusal)
     }
+
+    /// Each token is of our own root, so that nothing another organisation issues permits anything here.
+    fn ask_for_peer(
+        &self,
+        neighbour: &Neighbour<'_>,
+        tokens: &[Presented],
+        question: &Question<'_>,
+    ) -> Result<Permit, Refusal> {
+        let mut refusal = Refusal::Denied(question.required.to_string());
+        for (token, text) in tokens {
+            let permitted = (|| {
+                let agent = token.introduces(neighbour.org, neighbour.key)?;
+                if agent != self.agent || token.holder() != Some(&self.fresh.key) {
+                    return Err(Refusal::NotHolder("it introduces another"));
+                }
+                self.authority.alive(token)?;
+                if self.authority.barred(token, question.required) {
+                    return Err(Refusal::TokenRevoked(format!(
+                        "all of {}",
+                        question.required
+                    )));
+                }
+                token.permits(question)
+            })();
+            match permitted {
+                Ok(()) => {
+                    return Ok(Permit::Held {
+                        capability: question.required.clone(),
+                        token: Some(Arc::clone(token)),
+                        basis: Basis::Peer,
+                        relayed: Some(Arc::clone(text)),
+                    });
+                }
+                Err(Refusal::Denied(_)) => {}
+                Err(other) => refusal = other,
+            }
+        }
+        Err(refusal)
+    }
 }
 
 fn too_long(_: crate::capability::BadPattern) -> Refusal {
     Refusal::InvalidBody("a topic has too many segments".into())
+}
+
+/// The peer at the other end of an attached link.
+#[derive(Debug, Clone, Copy)]
+pub struct Neighbour<'a> {
+    /// Which organisation.
+    pub org: &'a Org,
+    /// Its broker's key.
+    pub key: &'a PublicKey,
+}
+
+/// A token that a frame carries, opened by our own roots, and its text.
+pub type Presented = (Arc<Token>, Arc<str>);
+
+/// What a peer's broker said to ours, over its own link: signed, fresh, and meant for us.
+#[derive(Debug)]
+pub struct Heard {
+    envelope: Envelope,
+}
+
+impl Heard {
+    /// What it says.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
 }
 
 /// What permitted it.
@@ -654,6 +810,8 @@ pub enum Permit {
         token: Option<Arc<Token>>,
         /// Where that came from.
         basis: Basis,
+        /// Of what came over a peer's link: the token's text, base64url.
+        relayed: Option<Arc<str>>,
     },
     /// It answers or concerns a call of this session.
     Delivered,

@@ -109,6 +109,20 @@ kinds! {
     AdminRootActivate = "admin.root.activate",
     /// Accepts nothing rooted in this key any more.
     AdminRootRetire = "admin.root.retire",
+    /// Asks for this organisation's descriptor: the file that another's admin accepts.
+    AdminPeerInvite = "admin.peer.invite",
+    /// Takes another organisation as a peer, by its descriptor.
+    AdminPeerAdd = "admin.peer.add",
+    /// Lists peers, what they are granted, and how their links are.
+    AdminPeerList = "admin.peer.list",
+    /// Ends a peer's link until it is resumed.
+    AdminPeerPause = "admin.peer.pause",
+    /// Lets a paused peer's link come up again.
+    AdminPeerResume = "admin.peer.resume",
+    /// A peer no longer, and nothing that it was granted is good.
+    AdminPeerRemove = "admin.peer.remove",
+    /// Grants a peer's agents capabilities here.
+    AdminPeerGrant = "admin.peer.grant",
     /// Shows what the broker runs with.
     AdminConfigRead = "admin.config.read",
     /// Broker: answer this before you attach.
@@ -125,6 +139,14 @@ kinds! {
     Event = "event",
     /// Broker: the keys that this organisation's tokens are rooted in have changed.
     Roots = "roots",
+    /// Broker: who its organisation is: key, endpoints, TLS keys.
+    PeerDescriptor = "peerDescriptor",
+    /// Broker to broker: this connection is our link.
+    LinkAttach = "linkAttach",
+    /// Broker to broker: all that you are granted here, to delegate from.
+    PeerTokens = "peerTokens",
+    /// Broker to broker: tools that your agents may call here.
+    Advert = "advert",
 }
 
 impl Kind {
@@ -140,6 +162,10 @@ impl Kind {
                 | Self::Credential
                 | Self::Event
                 | Self::Roots
+                | Self::PeerDescriptor
+                | Self::LinkAttach
+                | Self::PeerTokens
+                | Self::Advert
         )
     }
 
@@ -147,6 +173,12 @@ impl Kind {
     #[must_use]
     pub fn is_admin(self) -> bool {
         self.as_str().starts_with("admin.")
+    }
+
+    /// Whether an agent's own words of this kind go on to another organisation.
+    #[must_use]
+    pub const fn travels(self) -> bool {
+        matches!(self, Self::ToolCall) || self.needs_re()
     }
 
     /// Whether this answers or concerns another envelope, and so needs `re`.

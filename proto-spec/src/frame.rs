@@ -6,6 +6,8 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use crate::identity::Org;
+use crate::limits::{HOPS_MAX, RELAY_TOKENS_MAX};
 use crate::refusal::Refusal;
 use crate::signature::Digest;
 
@@ -42,15 +44,7 @@ impl Frame {
             Vouching::Full(bytes) => (CREDENTIAL, bytes),
             Vouching::Known(id) => (CREDENTIAL_ID, &id.0),
         };
-        let mut out = BytesMut::with_capacity(11 + word.1.len() + self.envelope.len());
-        out.put_u8(FRAME);
-        for (tag, bytes) in [word, (ENVELOPE, &*self.envelope)] {
-            out.put_u8(tag);
-            // Both are bounded by the largest envelope, 16 MiB.
-            out.put_u32(bytes.len() as u32);
-            out.put_slice(bytes);
-        }
-        out.freeze()
+        encode(FRAME, &[word, (ENVELOPE, &*self.envelope)])
     }
 
     /// Reads a frame. Its parts share the memory of `bytes`.
@@ -58,30 +52,17 @@ impl Frame {
     /// # Errors
     ///
     /// [`Refusal::NotStrictJson`] where it is not one: an unknown tag, a missing part, a wrong length.
-    pub fn decode(mut bytes: Bytes) -> Result<Self, Refusal> {
-        let broken = || Refusal::NotStrictJson("not a delivery frame".into());
-        if bytes.first() != Some(&FRAME) {
-            return Err(broken());
-        }
-        let mut rest = bytes.split_off(1);
+    pub fn decode(bytes: Bytes) -> Result<Self, Refusal> {
+        let mut fields = Fields::of(FRAME, bytes)?;
         let mut vouching = None;
-        loop {
-            if rest.len() < 5 {
-                return Err(broken());
-            }
-            let head = rest.split_to(5);
-            let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-            if rest.len() < length {
-                return Err(broken());
-            }
-            let part = rest.split_to(length);
-            match head[0] {
+        while let Some((tag, part)) = fields.next()? {
+            match tag {
                 CREDENTIAL if vouching.is_none() => vouching = Some(Vouching::Full(part)),
                 CREDENTIAL_ID if vouching.is_none() => {
                     let id = part.as_ref().try_into().map_err(|_| broken())?;
                     vouching = Some(Vouching::Known(Digest(id)));
                 }
-                ENVELOPE if rest.is_empty() => {
+                ENVELOPE if fields.are_over() => {
                     let vouching = vouching.ok_or_else(broken)?;
                     return Ok(Self {
                         vouching,
@@ -91,6 +72,116 @@ impl Frame {
                 _ => return Err(broken()),
             }
         }
+        Err(broken())
+    }
+}
+
+/// What every frame of a link between brokers begins with.
+pub const RELAY: u8 = 0xfd;
+
+const TOKEN: u8 = 3;
+const ONWARD: u8 = 4;
+const VISITED: u8 = 5;
+
+/// An agent's envelope on its way between brokers, with what its home broker adds. Only the tokens count:
+/// where it has been is the neighbour's claim.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Relay {
+    /// Sealed tokens of the recipient's own root for whoever signed the envelope, base64url; with a call.
+    pub tokens: Vec<Bytes>,
+    /// The same for the broker after it.
+    pub onward: Vec<Bytes>,
+    /// Organisations that it has come through.
+    pub visited: Vec<Org>,
+    /// The envelope, byte for byte as it was signed.
+    pub envelope: Bytes,
+}
+
+impl Relay {
+    /// As it goes on the wire.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let tokens = self.tokens.iter().map(|token| (TOKEN, &**token));
+        let onward = self.onward.iter().map(|token| (ONWARD, &**token));
+        let visited = self.visited.iter();
+        let visited = visited.map(|org| (VISITED, org.as_str().as_bytes()));
+        let envelope = std::iter::once((ENVELOPE, &*self.envelope));
+        let fields = tokens.chain(onward).chain(visited).chain(envelope);
+        encode(RELAY, &fields.collect::<Vec<_>>())
+    }
+
+    /// Reads a frame. Its parts share the memory of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NotStrictJson`] where it is not one: an unknown tag, too many parts, a wrong length.
+    pub fn decode(bytes: Bytes) -> Result<Self, Refusal> {
+        let mut relay = Self::default();
+        let mut fields = Fields::of(RELAY, bytes)?;
+        while let Some((tag, part)) = fields.next()? {
+            match tag {
+                TOKEN if relay.tokens.len() < RELAY_TOKENS_MAX => relay.tokens.push(part),
+                ONWARD if relay.onward.len() < RELAY_TOKENS_MAX => relay.onward.push(part),
+                VISITED if relay.visited.len() < HOPS_MAX => {
+                    let org = std::str::from_utf8(&part).map_err(|_| broken())?;
+                    relay.visited.push(org.parse().map_err(|_| broken())?);
+                }
+                ENVELOPE if fields.are_over() => {
+                    relay.envelope = part;
+                    return Ok(relay);
+                }
+                _ => return Err(broken()),
+            }
+        }
+        Err(broken())
+    }
+}
+
+fn broken() -> Refusal {
+    Refusal::NotStrictJson("not a frame of this protocol".into())
+}
+
+fn encode(first: u8, fields: &[(u8, &[u8])]) -> Bytes {
+    let length: usize = fields.iter().map(|(_, bytes)| 5 + bytes.len()).sum();
+    let mut out = BytesMut::with_capacity(1 + length);
+    out.put_u8(first);
+    for (tag, bytes) in fields {
+        out.put_u8(*tag);
+        // Each is bounded by the largest envelope, 16 MiB.
+        out.put_u32(bytes.len() as u32);
+        out.put_slice(bytes);
+    }
+    out.freeze()
+}
+
+/// The fields of a frame, one after the other.
+struct Fields(Bytes);
+
+impl Fields {
+    fn of(first: u8, mut bytes: Bytes) -> Result<Self, Refusal> {
+        if bytes.first() != Some(&first) {
+            return Err(broken());
+        }
+        Ok(Self(bytes.split_off(1)))
+    }
+
+    fn are_over(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn next(&mut self) -> Result<Option<(u8, Bytes)>, Refusal> {
+        if self.are_over() {
+            return Ok(None);
+        }
+        if self.0.len() < 5 {
+            return Err(broken());
+        }
+        let head = self.0.split_to(5);
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        if self.0.len() < length {
+            return Err(broken());
+        }
+        Ok(Some((head[0], self.0.split_to(length))))
     }
 }
 
@@ -128,5 +219,25 @@ mod tests {
         let mut unknown = good.to_vec();
         unknown[1] = 9;
         assert!(Frame::decode(unknown.into()).is_err());
+    }
+
+    #[test]
+    fn a_relay_gives_back_exactly_what_went_in_and_takes_no_more_parts_than_it_may() {
+        let relay = Relay {
+            tokens: vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")],
+            onward: vec![Bytes::from_static(b"next")],
+            visited: vec!["acme".parse().unwrap()],
+            envelope: Bytes::from_static(b"{}"),
+        };
+        let good = relay.encode();
+        assert_eq!(Relay::decode(good.clone()).unwrap(), relay);
+        for length in 0..good.len() {
+            assert!(Relay::decode(good.slice(..length)).is_err(), "{length}");
+        }
+        let crowded = Relay {
+            tokens: vec![Bytes::from_static(b"t"); RELAY_TOKENS_MAX + 1],
+            ..relay
+        };
+        assert!(Relay::decode(crowded.encode()).is_err());
     }
 }

@@ -3,7 +3,7 @@
 //! `SPEC.md` beside this crate is the same thing in prose. Reading order: [`admission`] says how an
 //! envelope earns belief; [`envelope`], [`message`] and [`wire`] say what it looks like;
 //! [`capability`] says who may do what; [`refusal`] says what a sender is told; [`frame`] says how it
-//! is delivered.
+//! is delivered, and [`peering`] how two brokers come to know each other.
 
 pub mod admission;
 pub mod capability;
@@ -12,6 +12,7 @@ pub mod frame;
 pub mod identity;
 pub mod limits;
 pub mod message;
+pub mod peering;
 pub mod refusal;
 pub mod replay;
 pub mod signature;

@@ -62,3 +62,13 @@ pub const TOKEN_TIME_MAX: Duration = Duration::from_secs(10);
 pub const ARGUMENT_FACTS_MAX: usize = 32;
 /// Bytes of an argument string that becomes a fact.
 pub const ARGUMENT_STRING_MAX: usize = 1 << 10;
+/// Tokens that one frame between brokers carries: each is tried until one permits.
+pub const RELAY_TOKENS_MAX: usize = 4;
+/// Organisations that an envelope may come through.
+pub const HOPS_MAX: usize = 4;
+/// Endpoints, and TLS keys, that a peer's descriptor may name.
+pub const PEER_ENDPOINTS_MAX: usize = 8;
+/// Grants of one peer that are in force at once.
+pub const PEER_GRANTS_MAX: usize = 64;
+/// How long an agent's token for a peer's tools holds: its home broker makes the next one.
+pub const INTRODUCTION_VALIDITY: Duration = Duration::from_secs(600);

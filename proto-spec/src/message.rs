@@ -121,6 +121,9 @@ pub struct DiscoveredTool {
     /// Argument checks that a call has to satisfy, as Datalog.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<String>,
+    /// Of a tool behind a peer: the organisations that a call goes through, its owner's last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<Org>,
 }
 
 /// How a [`DiscoveredTool`] is read: member by member, because raw JSON does not come through serde's
@@ -138,6 +141,8 @@ struct WrittenTool {
     annotations: Option<Box<RawValue>>,
     #[serde(default)]
     checks: Vec<String>,
+    #[serde(default)]
+    via: Vec<Org>,
 }
 
 impl From<WrittenTool> for DiscoveredTool {
@@ -154,6 +159,7 @@ impl From<WrittenTool> for DiscoveredTool {
                 annotations: written.annotations,
             },
             checks: written.checks,
+            via: written.via,
         }
     }
 }
@@ -471,6 +477,138 @@ pub struct Roots {
     pub roots: Vec<PublicKey>,
 }
 
+/// `peerDescriptor`: an organisation's broker in its own words, signed by the key that it names. As a
+/// file it is what `peer invite` writes and `peer accept` reads; whoever accepts it has compared the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerDescriptor {
+    /// Whose broker.
+    pub org: Org,
+    /// Its key.
+    pub key: PublicKey,
+    /// `host:port`, at most 8: where its link is dialled, once an admin accepted them.
+    pub endpoints: Vec<String>,
+    /// Public keys of its TLS certificates, present and next, as SPKI digests; at most 8.
+    pub channels: Vec<Digest>,
+    /// What it would like to be granted: a proposal to the other side's admin; at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<Pattern>,
+    /// Until when it may be accepted.
+    pub expires: Timestamp,
+}
+
+/// `linkAttach`: both brokers say it, the one that listens first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkAttach {
+    /// Which end of the connection speaks.
+    pub role: LinkRole,
+    /// The TLS exporter value of this very connection (RFC 8446, 7.5; label `EXPORTER-fem-link-v1`).
+    pub exporter: Digest,
+    /// The speaker's present `peerDescriptor` envelope: its TLS keys rotate with it.
+    pub descriptor: String,
+}
+
+/// One end of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkRole {
+    /// It opened the connection.
+    Dials,
+    /// It took the connection.
+    Listens,
+}
+
+/// `peerTokens`: replaces what was said before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerTokens {
+    /// Unsealed peer tokens whose holder is the recipient, base64url; at most 64.
+    pub tokens: Vec<String>,
+}
+
+/// `advert`: the tools that the recipient's agents may call here. The first of a link has `seq` 1 and says
+/// all; each later one says what changed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advert {
+    /// 1, 2, 3 … on one link; what does not follow is refused, and ends the link.
+    pub seq: u64,
+    /// New, or as they are now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<AdvertisedTool>,
+    /// No longer: provider and tool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<(AgentId, Capability)>,
+    /// All of it holds until then, unless another comes.
+    pub expires: Timestamp,
+}
+
+/// A tool as its owner advertises it to one peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdvertisedTool {
+    /// The tool, and its provider's certified key.
+    #[serde(flatten)]
+    pub tool: DiscoveredTool,
+    /// Ids of the recipient's grants that permit it, best first; at most 4.
+    pub grants: Vec<Digest>,
+}
+
+/// `admin.peer.invite`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerInvite {
+    /// What the other side is asked to grant.
+    #[serde(default)]
+    pub asks: Vec<Pattern>,
+    /// Until when the descriptor may be accepted; 7 days when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+/// `admin.peer.add`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerAdd {
+    /// The other's `peerDescriptor` envelope, as text.
+    pub descriptor: String,
+    /// Its key: the admin has compared its fingerprint.
+    pub key: PublicKey,
+    /// Which of its endpoints may be dialled; none means that it dials us.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+}
+
+/// `admin.peer.pause`, `admin.peer.resume` and `admin.peer.remove`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerName {
+    /// Which peer.
+    pub org: Org,
+}
+
+/// `admin.peer.grant`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerGrant {
+    /// To which peer.
+    pub org: Org,
+    /// What its agents may do here.
+    pub capabilities: Vec<Pattern>,
+    /// Only with these agents' tools; all when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<NamePattern>,
+    /// Further conditions, as Datalog checks within the token gate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
+    /// Through how many further organisations; none when absent.
+    #[serde(default)]
+    pub depth: u32,
+    /// Until when; the configured longest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
 /// `admin.enrol.issue`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -554,6 +692,16 @@ pub enum Ack {
     Roots {
         /// Active first, then prepared, then those that only verify.
         roots: Vec<RootRecord>,
+    },
+    /// To `admin.peer.invite`.
+    PeerInvited {
+        /// The `peerDescriptor` envelope.
+        descriptor: String,
+    },
+    /// To the other acts on peers.
+    Peers {
+        /// Sorted by organisation; the one that the act was about, where it was about one.
+        peers: Vec<PeerRecord>,
     },
     /// To `admin.config.read`.
     Config {
@@ -684,6 +832,33 @@ pub struct RootRecord {
     pub since: Timestamp,
 }
 
+/// A peer, as admins see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// Which organisation.
+    pub org: Org,
+    /// Its broker's key.
+    pub key: PublicKey,
+    /// For people to compare.
+    pub fingerprint: String,
+    /// Where it is dialled.
+    pub endpoints: Vec<String>,
+    /// `up`, `down` or `paused`.
+    pub link: String,
+    /// Why it is down, the last time that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Tools of it that it advertises to us.
+    pub tools: u64,
+    /// What its agents are granted here: ids of grants, and what.
+    pub grants: Vec<TokenRecord>,
+    /// What it asked for when it was added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<Pattern>,
+    /// When it was added.
+    pub since: Timestamp,
+}
+
 /// An approved agent, as admins see it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AgentRecord {
@@ -790,7 +965,7 @@ pub struct CredentialPermit {
     pub capability: Capability,
     /// `record`: a grant on record. `token`: the one in the caller's envelope, which the provider checks itself.
     pub basis: Basis,
-    /// The sealed token that is the grant on record, base64url, where it has checks of its own.
+    /// The sealed token that is the grant on record or came over a peer's link, base64url.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<String>,
     /// In which sandbox the tool has to run.
@@ -806,6 +981,8 @@ pub enum Basis {
     Record,
     /// The token in the envelope.
     Token,
+    /// A peer's token, delegated to the sender by its own broker.
+    Peer,
 }
 
 /// `/.well-known/fem`: for people and for set-up; nothing in it is to be trusted by itself.
@@ -849,6 +1026,7 @@ mod tests {
                 annotations: raw(r#"{"readOnlyHint":true}"#),
             },
             checks: vec!["check if true".into()],
+            via: vec!["globex".parse().unwrap()],
         };
         let written = serde_json::to_string(&tool).unwrap();
         let read: DiscoveredTool = serde_json::from_str(&written).unwrap();

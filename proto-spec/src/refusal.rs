@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{AgentId, Audience, BadName};
+use crate::identity::{AgentId, Audience, BadName, Org};
 use crate::signature::BadKey;
 
 /// What the sender is told: one of a closed list, each with one HTTP status.
@@ -419,6 +419,8 @@ pub enum Refusal {
     Cancelled,
     #[error("the provider was lost in mid-call")]
     OutcomeUnknown,
+    #[error("{0} refused it: {2}")]
+    ByPeer(Org, Code, String),
     #[error("no such {0}")]
     NotFound(String),
     #[error("{0}")]
@@ -473,6 +475,7 @@ impl Refusal {
             Self::Deadline(_) => Code::Deadline,
             Self::Cancelled => Code::Cancelled,
             Self::OutcomeUnknown => Code::OutcomeUnknown,
+            Self::ByPeer(_, code, _) => *code,
             Self::NotFound(_) => Code::NotFound,
             Self::Conflict(_) => Code::Conflict,
             Self::Clock(_) => Code::Clock,
@@ -566,7 +569,8 @@ mod tests {
             Refusal::Unavailable(_) => Refusal::Deadline(Duration::from_secs(1)),
             Refusal::Deadline(_) => Refusal::Cancelled,
             Refusal::Cancelled => Refusal::OutcomeUnknown,
-            Refusal::OutcomeUnknown => Refusal::NotFound(x()),
+            Refusal::OutcomeUnknown => Refusal::ByPeer("globex".parse().unwrap(), Code::Busy, x()),
+            Refusal::ByPeer(..) => Refusal::NotFound(x()),
             Refusal::NotFound(_) => Refusal::Conflict(x()),
             Refusal::Conflict(_) => Refusal::Clock(x()),
             Refusal::Clock(_) => Refusal::StorageFull(x()),

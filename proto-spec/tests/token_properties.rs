@@ -69,6 +69,7 @@ impl Wish {
             expires: self.seconds.map(|s| at(ISSUED + s * 1_000)),
             checks: self.condition.iter().map(|c| c.parse().unwrap()).collect(),
             calls: None,
+            agent: None,
         }
     }
 }

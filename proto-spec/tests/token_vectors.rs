@@ -130,7 +130,7 @@ fn case(name: &str, token: &[u8], questions: &[(&str, u64, Arguments<'_>)]) -> T
             now_ms: *now,
             proof: "key".into(),
             tool: q.tool.map(Into::into),
-            caller: q.caller.to_string(),
+            caller: q.caller.map(ToString::to_string).unwrap_or_default(),
             provider: q.provider.map(ToString::to_string),
             trust: q.trust,
             arguments: match arguments {
@@ -511,7 +511,7 @@ fn the_vectors_hold_for_a_reader_who_has_only_the_file() {
             let answer = token.permits(&Question {
                 required: &required,
                 tool: q.tool.as_deref(),
-                caller: &caller,
+                caller: Some(&caller),
                 provider: provider.as_ref(),
                 now: Timestamp::from_ms(q.now_ms),
                 trust: q.trust,

@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     let question = Question {
         required: &required,
         tool: Some("fs.read"),
-        caller: &caller,
+        caller: Some(&caller),
         provider: Some(&provider),
         now,
         trust: None,

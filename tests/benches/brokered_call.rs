@@ -376,9 +376,8 @@ impl Drop for Echo {
 
 /// TLS and WebSocket with the broker's settings, and nothing else.
 async fn echo_server(folder: &Path) -> Result<()> {
-    let (tls, _) =
-        broker::listener::tls::server(&folder.join("cert.pem"), &folder.join("key.pem"))?;
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let pair = broker::tls::read(&folder.join("cert.pem"), &folder.join("key.pem"))?;
+    let acceptor = tokio_rustls::TlsAcceptor::from(pair.tls);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;

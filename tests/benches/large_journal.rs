@@ -69,8 +69,8 @@ fn main() -> Result<()> {
 /// µs for one question about a grant on record that was asked about before.
 fn authorise(broker: &Broker, grants: usize) -> Result<f64> {
     let state = &broker.core().state;
-    let standing = Standing::of(state);
     let now = broker.core().clock.now();
+    let standing = Standing::of(state, now);
     let agents = grants / EACH;
     let asked: Vec<AgentId> = (0..ASKED)
         .map(|n| Ok(format!("agent-{}@acme", n * agents / ASKED).parse()?))

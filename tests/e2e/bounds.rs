@@ -173,7 +173,7 @@ async fn what_was_ordered_under_a_key_is_not_done_once_that_key_is_dead() {
     let answer = core.settle(order, agent, id).await;
     let envelope = proto_spec::Envelope::parse(answer.envelope, 1 << 20).unwrap();
     assert_eq!(code_of(&envelope).unwrap(), Code::NotAuthentic);
-    let standing = broker::pipeline::Standing::of(&core.state);
+    let standing = broker::pipeline::Standing::of(&core.state, core.clock.now());
     assert!(
         standing.granted(&target.id).is_empty(),
         "nothing was issued"

@@ -13,6 +13,7 @@ mod capability_life;
 mod clock;
 mod crash;
 mod events;
+mod federation;
 mod model;
 mod registration;
 mod restart;

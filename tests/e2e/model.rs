@@ -415,6 +415,7 @@ impl World {
             expires: lasts.map(Timestamp::from_ms),
             checks: Vec::new(),
             calls: budget.map(|budget| budget.at_most),
+            agent: None,
         };
         let entropy = [self.held.len() as u8; 32];
         let longer = match next {

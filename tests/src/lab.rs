@@ -26,7 +26,7 @@ pub const START: Timestamp = Timestamp::from_ms(1_800_000_000_000);
 pub const ROOT_SEED: [u8; 32] = [0xa1; 32];
 const BROKER_SEED: [u8; 32] = [0xb2; 32];
 
-/// A broker of organisation `acme`, with an admin called `root-admin`.
+/// A broker of organisation `acme`, or another, with an admin called `root-admin`.
 #[derive(Debug)]
 pub struct Lab {
     /// The broker.
@@ -85,10 +85,25 @@ impl Actor {
     ///
     /// When the name is not one.
     pub fn new(name: &str, seed: u8) -> Result<Self> {
+        Self::of(&org()?, name, seed)
+    }
+
+    /// An agent of any organisation, with the key of a seed made of `seed`.
+    ///
+    /// # Errors
+    ///
+    /// When the name is not one.
+    pub fn of(org: &Org, name: &str, seed: u8) -> Result<Self> {
         Ok(Self {
-            id: format!("{name}@acme").parse()?,
+            id: AgentId::new(name.parse()?, org.clone()),
             key: SigningKey::from_seed(&[seed; 32]),
         })
+    }
+
+    /// The audience of its broker.
+    #[must_use]
+    pub fn broker(&self) -> Audience {
+        Audience::Broker(self.id.org().clone())
     }
 
     /// Signs an envelope at the lab's time.
@@ -146,7 +161,7 @@ impl Actor {
             challenge: challenge.challenge,
             channel,
         };
-        let sealed = self.seal(Kind::Attach, &to_broker()?, now, &body)?;
+        let sealed = self.seal(Kind::Attach, &self.broker(), now, &body)?;
         socket.send(sealed.bytes).await?;
         let said = socket.hear().await?.said()?;
         if said.kind() != Kind::Ack {
@@ -155,7 +170,7 @@ impl Actor {
         Ok(socket)
     }
 
-    /// A signed `toolCall`.
+    /// A signed `toolCall` to an agent of its own organisation, or to `name@org`.
     ///
     /// # Errors
     ///
@@ -167,7 +182,10 @@ impl Actor {
         arguments: &Value,
         now: Timestamp,
     ) -> Result<Sealed> {
-        let to = format!("{provider}@acme").parse()?;
+        let to = match provider.contains('@') {
+            true => provider.parse()?,
+            false => AgentId::new(provider.parse()?, self.id.org().clone()).into(),
+        };
         self.seal(
             Kind::ToolCall,
             &to,
@@ -197,15 +215,17 @@ pub struct Extra {
 /// When the folder cannot be written.
 pub fn organisation(folder: &Path, admin: &Actor, limits: &str) -> Result<String> {
     certs::write(folder)?;
+    let org = admin.id.org();
+    let (broker_seed, root_seed) = (seed_of(org, BROKER_SEED), seed_of(org, ROOT_SEED));
     let (broker, root) = (
-        SigningKey::from_seed(&BROKER_SEED),
-        SigningKey::from_seed(&ROOT_SEED),
+        SigningKey::from_seed(&broker_seed),
+        SigningKey::from_seed(&root_seed),
     );
-    for (name, seed) in [("broker.pem", &BROKER_SEED), ("root.pem", &ROOT_SEED)] {
+    for (name, seed) in [("broker.pem", &broker_seed), ("root.pem", &root_seed)] {
         agent_sdk::Key::from_seed(seed).save(folder.join(name))?;
     }
     let founding = Founding {
-        org: org()?,
+        org: org.clone(),
         broker: broker.public(),
         root: root.public(),
         recovery: SigningKey::from_seed(&[0xc3; 32]).public(),
@@ -215,13 +235,21 @@ pub fn organisation(folder: &Path, admin: &Actor, limits: &str) -> Result<String
     // No later than today either: some brokers on these files run by the machine's clock.
     found(&folder.join("data"), &founding, START.min(wall_clock()))?;
     let text = format!(
-        "org = \"acme\"\nlisten = \"127.0.0.1:0\"\nops = \"127.0.0.1:0\"\ndata = \"data\"\n\
+        "org = \"{org}\"\nlisten = \"127.0.0.1:0\"\nops = \"127.0.0.1:0\"\ndata = \"data\"\n\
          [keys]\nbroker = \"broker.pem\"\nroot = \"root.pem\"\n\
          [tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n\
          [limits]\nnonces_max = 65536\nnonces_per_sender_max = 65536\ndrain_ms = 0\n{limits}\n"
     );
     std::fs::write(folder.join("broker.toml"), &text)?;
     Ok(text)
+}
+
+/// The seed of one of an organisation's keys.
+fn seed_of(org: &Org, acmes: [u8; 32]) -> [u8; 32] {
+    match org.as_str() {
+        "acme" => acmes,
+        other => Digest::of(&[other.as_bytes(), &acmes].concat()).0,
+    }
 }
 
 impl Lab {
@@ -244,6 +272,24 @@ impl Lab {
         let admin = Actor::new("root-admin", 1)?;
         organisation(folder.path(), &admin, limits)?;
         Self::on(folder, admin, START).await
+    }
+
+    /// A lab of another organisation than `acme`.
+    ///
+    /// # Errors
+    ///
+    /// When the name is not one, or the broker does not start.
+    pub async fn of(org: &str, limits: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let admin = Actor::of(&org.parse()?, "root-admin", 1)?;
+        organisation(folder.path(), &admin, limits)?;
+        Self::on(folder, admin, START).await
+    }
+
+    /// Whose broker it is.
+    #[must_use]
+    pub fn org(&self) -> &Org {
+        self.admin.id.org()
     }
 
     async fn on(folder: TempDir, admin: Actor, now: Timestamp) -> Result<Self> {
@@ -305,6 +351,24 @@ impl Lab {
         self.restart().await
     }
 
+    /// Starts its broker anew, with the address that it then has among its endpoints.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start again.
+    pub async fn reachable(self) -> Result<Self> {
+        let address = self.broker.address();
+        let file = self.folder.path().join("broker.toml");
+        let text = std::fs::read_to_string(&file)?;
+        let text = text.replace(
+            "listen = \"127.0.0.1:0\"",
+            &format!("listen = \"{address}\""),
+        );
+        let text = format!("{text}[federation]\nendpoints = [\"{address}\"]\n");
+        std::fs::write(&file, text)?;
+        self.restart().await
+    }
+
     /// The lab's time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
@@ -332,7 +396,7 @@ impl Lab {
     ///
     /// When it is refused.
     pub async fn ask(&self, actor: &Actor, kind: Kind, body: &impl Serialize) -> Result<Ack> {
-        let sealed = actor.seal(kind, &to_broker()?, self.now(), body)?;
+        let sealed = actor.seal(kind, &actor.broker(), self.now(), body)?;
         let reply = self.post(sealed.bytes).await?;
         let envelope = reply.envelope()?;
         if envelope.kind() != Kind::Ack {
@@ -347,7 +411,7 @@ impl Lab {
     ///
     /// When either is refused.
     pub async fn agent(&self, name: &str, seed: u8, capabilities: &[&str]) -> Result<Actor> {
-        let actor = Actor::new(name, seed)?;
+        let actor = Actor::of(self.org(), name, seed)?;
         self.register(&actor).await?;
         self.approve(&actor, capabilities).await?;
         Ok(actor)
@@ -420,7 +484,7 @@ impl Lab {
         let tools = tools.iter().map(|name| tool(name)).collect::<Result<_>>()?;
         let sealed = actor.seal(
             Kind::OfferTools,
-            &to_broker()?,
+            &actor.broker(),
             self.now(),
             &OfferTools { tools },
         )?;

@@ -124,7 +124,7 @@ impl Line {
             .peer_certificates()
             .context("no certificate")?;
         let leaf = chain.first().context("no certificate")?;
-        let channel = broker::listener::tls::channel_of(leaf)?;
+        let channel = broker::tls::channel_of(leaf)?;
         let (socket, _) = client_async("wss://localhost/fem/ws", stream).await?;
         Ok((
             Socket {

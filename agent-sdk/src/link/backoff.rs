@@ -9,7 +9,7 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(30);
 
 /// Counts attempts that failed in a row.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     failures: u32,
 }
 
@@ -17,7 +17,8 @@ impl Backoff {
     /// How long to wait after one more failure: anything from nothing to the bound, which doubles
     /// with each failure. `random` is uniform; agents that lost the same broker at the same moment do
     /// not come back at the same moment.
-    pub(crate) fn failed(&mut self, random: u64) -> Duration {
+    #[must_use]
+    pub fn failed(&mut self, random: u64) -> Duration {
         let bound = FIRST
             .saturating_mul(1 << self.failures.min(16))
             .min(LONGEST);
@@ -26,7 +27,7 @@ impl Backoff {
     }
 
     /// Starts anew: an attempt succeeded.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.failures = 0;
     }
 }

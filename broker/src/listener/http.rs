@@ -20,8 +20,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
-use super::{Client, Phase, Seat, reached, ws};
+use super::{Client, Seat, ws};
 use crate::calls::Place;
+use crate::phase::{Phase, reached};
 use crate::pipeline::{Core, Door, Refused, Step};
 use crate::state::calls::Answer;
 
@@ -158,14 +159,19 @@ async fn answer(
     match (request.method(), request.uri().path()) {
         (&Method::POST, "/fem" | "/" | "/fep") => post(&core, request, client).await,
         (&Method::GET, "/fem/ws") => ws::upgrade(core, request, client, phase, seat),
+        (&Method::GET, "/fem/link") => ws::upgrade_link(core, request, client, phase, seat),
         (&Method::GET, "/.well-known/fem") => well_known(&core),
         (_, "/fem" | "/" | "/fep") => not_allowed("POST"),
         (_, "/fem/ws" | "/.well-known/fem") => not_allowed("GET"),
-        _ => plain(
-            StatusCode::NOT_FOUND,
-            "nothing here; envelopes go to POST /fem\n",
-        ),
+        _ => nothing_here(),
     }
+}
+
+pub(super) fn nothing_here() -> Reply {
+    plain(
+        StatusCode::NOT_FOUND,
+        "nothing here; envelopes go to POST /fem\n",
+    )
 }
 
 async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply {
@@ -177,6 +183,7 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
                 refusal,
                 stage: "read",
                 sender: None,
+                tell: None,
                 kind: None,
             };
             return envelope(core.refuse(&refused, begun));
@@ -210,6 +217,7 @@ fn internal(core: &Core) -> Answer {
         refusal: Refusal::Internal,
         stage: "answer",
         sender: None,
+        tell: None,
         kind: None,
     };
     core.refuse(&refused, Instant::now())

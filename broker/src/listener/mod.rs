@@ -1,9 +1,7 @@
 //! Where bytes come in: accept, hand-shake, and serve each connection by what was negotiated.
 
-pub mod certificates;
 pub mod http;
 pub mod ops;
-pub mod tls;
 pub mod ws;
 
 use std::collections::HashMap;
@@ -11,14 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use certificates::Certificates;
 use proto_spec::Digest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::locks::lock;
+use crate::phase::{Phase, reached};
 use crate::pipeline::Core;
+use crate::tls::Certificates;
 
 /// How long a client may take from its first byte to the end of the handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -53,22 +52,6 @@ impl Client {
             IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
         }
     }
-}
-
-/// What the listeners do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Take connections.
-    Serving,
-    /// Take none; what is connected goes on.
-    Draining,
-    /// Close what is connected.
-    Stopping,
-}
-
-/// Returns when the broker has come to `phase`.
-async fn reached(phase: Phase, now: &mut watch::Receiver<Phase>) {
-    let _ = now.wait_for(|now| *now >= phase).await;
 }
 
 /// The places for connections: so many in all, and so many of one network.

@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use super::http::plain;
-use super::{Phase, reached};
 use crate::clock::Alarm;
+use crate::phase::{Phase, reached};
 use crate::pipeline::Core;
 
 /// Connections at once; monitoring needs few.

@@ -40,6 +40,12 @@ impl Desk {
             Kind::AdminRootPrepare => self.prepare_root(body, by),
             Kind::AdminRootActivate => self.activate_root(body, by),
             Kind::AdminRootRetire => self.retire_root(body, by),
+            Kind::AdminPeerAdd => self.add_peer(body, by),
+            Kind::AdminPeerList => self.list_peers(body),
+            Kind::AdminPeerPause => self.pause_peer(body, by, true),
+            Kind::AdminPeerResume => self.pause_peer(body, by, false),
+            Kind::AdminPeerRemove => self.remove_peer(body, by),
+            Kind::AdminPeerGrant => self.grant_peer(body, by),
             Kind::AdminConfigRead => self.read_config(body),
             kind => Err(Refusal::UnknownType(kind.to_string())),
         }

@@ -6,6 +6,7 @@
 
 mod admin;
 mod agents;
+mod peers;
 mod revoking;
 mod roots;
 mod scope;

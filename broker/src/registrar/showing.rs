@@ -231,16 +231,18 @@ fn kind_of(record: &Record) -> &'static str {
         Subject::Approval(_) => "approval",
         Subject::Grant(_) => "grant",
         Subject::Enrol(_) => "enrol",
+        Subject::Peer(_) => "peer",
     }
 }
 
-fn token_record(state: &State, record: &Record) -> TokenRecord {
+pub(super) fn token_record(state: &State, record: &Record) -> TokenRecord {
     TokenRecord {
         id: record.id,
         kind: kind_of(record).into(),
         subject: match &record.subject {
             Subject::Approval(name) | Subject::Grant(name) => name.to_string(),
             Subject::Enrol(names) => names.to_string(),
+            Subject::Peer(org) => org.to_string(),
         },
         capabilities: record.capabilities.clone(),
         checks: record.checks.clone(),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use proto_spec::capability::{BadTerms, Check, Enrolment, Terms, Token, encode_text, issue};
+use proto_spec::capability::{
+    BadCheck, BadTerms, Check, Enrolment, Terms, Token, encode_text, issue,
+};
 use proto_spec::message::{Ack, AdminScope, EnrolIssue, TokenIssue};
 use proto_spec::{AgentId, Digest, Kind, Name, Pattern, PublicKey, Refusal, SigningKey, Timestamp};
 
@@ -30,14 +32,7 @@ impl Desk {
             .agent(&body.agent)
             .ok_or_else(|| Refusal::NotFound(format!("agent {}", body.agent)))?;
         let expires = self.end_of(body.expires, at, !body.record)?;
-        let checks = body
-            .checks
-            .iter()
-            .map(|text| {
-                text.parse::<Check>()
-                    .map_err(|error| Refusal::InvalidBody(error.to_string()))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let checks = parse_checks(&body.checks)?;
         let given = &body.capabilities;
         if let Some(proposed) = self.takes_two(Kind::AdminTokenIssue, text, by, given)? {
             return Ok(proposed);
@@ -73,7 +68,7 @@ impl Desk {
 
     /// When something that is issued now ends: as asked, or as configured. What is handed out has a
     /// longest lifetime, because its revocation is remembered for that long.
-    fn end_of(
+    pub(super) fn end_of(
         &self,
         asked: Option<Timestamp>,
         at: Timestamp,
@@ -177,6 +172,11 @@ impl Desk {
         Ok(Some((self.id_of(&sealed)?, encode_text(&sealed))))
     }
 
+    /// By which a token that was just minted is listed and revoked.
+    pub(super) fn id_of_unsealed(&self, token: &[u8]) -> Result<Digest, Refusal> {
+        Token::open_unsealed(token, &self.state.roots.keys()).map(|token| grant_id(&token))
+    }
+
     pub(super) fn id_of(&self, sealed: &[u8]) -> Result<Digest, Refusal> {
         Token::open(sealed, &self.state.roots.keys()).map(|token| grant_id(&token))
     }
@@ -254,11 +254,19 @@ pub(super) fn reissue_terms(
     })
 }
 
+pub(super) fn parse_checks(texts: &[String]) -> Result<Vec<Check>, Refusal> {
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|error: BadCheck| Refusal::InvalidBody(error.to_string()))
+    };
+    texts.iter().map(parse).collect()
+}
+
 pub(super) fn sealed(unsealed: &[u8]) -> Result<Vec<u8>, Refusal> {
     issue::seal(unsealed).map_err(|error| bad_terms(&error))
 }
 
-fn bad_terms(error: &BadTerms) -> Refusal {
+pub(super) fn bad_terms(error: &BadTerms) -> Refusal {
     Refusal::InvalidBody(error.to_string())
 }
 

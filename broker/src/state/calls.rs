@@ -1,6 +1,7 @@
 //! Calls in flight: to which session each was delivered, and where its answer goes.
 
 use std::collections::HashSet;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +12,10 @@ use proto_spec::capability::Token;
 use proto_spec::{AgentId, Audience, Digest, Pattern, PublicKey, Refusal, Timestamp};
 use tokio::sync::oneshot;
 
+use super::links::Link;
+use super::outbox::Outbox;
 use super::sessions::Session;
+use crate::config::Limits;
 
 /// What a POST gets back.
 #[derive(Debug)]
@@ -24,13 +28,61 @@ pub struct Answer {
     pub status: u16,
 }
 
+/// At the other end of a connection: an agent of ours, or a peer's broker.
+#[derive(Debug, Clone)]
+pub enum Party {
+    /// One of an agent's sessions.
+    Session(Arc<Session>),
+    /// The link of a peer.
+    Link(Arc<Link>),
+}
+
+impl Party {
+    /// The key that attached it.
+    #[must_use]
+    pub fn key(&self) -> &PublicKey {
+        match self {
+            Self::Session(session) => session.key(),
+            Self::Link(link) => &link.key,
+        }
+    }
+
+    /// How many calls there may be in flight to it, and from it.
+    #[must_use]
+    pub fn calls_max(&self, limits: &Limits) -> usize {
+        match self {
+            Self::Session(_) => limits.calls_per_session_max,
+            Self::Link(_) => limits.calls_per_peer_max,
+        }
+    }
+
+    /// Whom the broker's own word about a call of `agent` is for.
+    #[must_use]
+    pub fn audience(&self, agent: &AgentId) -> Audience {
+        match self {
+            Self::Session(_) => agent.clone().into(),
+            Self::Link(link) => Audience::Broker(link.org.clone()),
+        }
+    }
+}
+
+impl Deref for Party {
+    type Target = Outbox;
+    fn deref(&self) -> &Outbox {
+        match self {
+            Self::Session(session) => session,
+            Self::Link(link) => link,
+        }
+    }
+}
+
 /// Where the answer to a call goes.
 #[derive(Debug)]
 pub enum Reply {
     /// To the request that waits for it.
     Post(oneshot::Sender<Answer>),
-    /// To the session that made the call.
-    Session(Arc<Session>),
+    /// Where the call came from.
+    Party(Party),
 }
 
 /// One call that was delivered and not answered.
@@ -42,8 +94,8 @@ pub struct InFlight {
     pub reply: Reply,
     /// Whose tool.
     pub provider: AgentId,
-    /// To which of its sessions it was delivered.
-    pub session: Arc<Session>,
+    /// To which of its sessions, or towards it over which link, it was delivered.
+    pub at: Party,
     /// What permitted it.
     pub token: Arc<Token>,
     /// Which capability that was used for.
@@ -111,7 +163,7 @@ impl Blow {
             let is_old = token.issued().as_secs() <= before.as_secs();
             is_old && under.iter().any(|bar| bar.overlap(required).is_some())
         };
-        self.strikes_key(call.session.key())
+        self.strikes_key(call.at.key())
             || token.holders().iter().any(|key| self.strikes_key(key))
             || token
                 .blocks()
@@ -157,7 +209,7 @@ impl Calls {
             Entry::Occupied(_) => Err(Refusal::Replayed),
             Entry::Vacant(slot) => {
                 match &call.reply {
-                    Reply::Session(caller) => {
+                    Reply::Party(caller) => {
                         caller.made().fetch_add(1, Ordering::Relaxed);
                     }
                     Reply::Post(_) => {
@@ -168,7 +220,7 @@ impl Calls {
                         *posted += 1;
                     }
                 }
-                call.session.outstanding().fetch_add(1, Ordering::Relaxed);
+                call.at.outstanding().fetch_add(1, Ordering::Relaxed);
                 self.count.fetch_add(1, Ordering::Relaxed);
                 slot.insert(call);
                 Ok(())
@@ -187,9 +239,9 @@ impl Calls {
     pub fn end_if(&self, id: &Digest, meant: impl FnOnce(&InFlight) -> bool) -> Option<InFlight> {
         let (_, call) = self.by_id.remove_if(id, |_, call| meant(call))?;
         self.count.fetch_sub(1, Ordering::Relaxed);
-        call.session.outstanding().fetch_sub(1, Ordering::Relaxed);
+        call.at.outstanding().fetch_sub(1, Ordering::Relaxed);
         match &call.reply {
-            Reply::Session(caller) => {
+            Reply::Party(caller) => {
                 caller.made().fetch_sub(1, Ordering::Relaxed);
             }
             Reply::Post(_) => {
@@ -208,21 +260,28 @@ impl Calls {
         self.by_id.get(id).map(|call| look(&call))
     }
 
-    /// Whether this call was delivered to this session by order of `caller`.
+    /// Whether this call was delivered to this connection by order of `caller`.
     #[must_use]
-    pub fn was_delivered(&self, id: &Digest, session: u64, caller: &Audience) -> bool {
+    pub fn was_delivered(&self, id: &Digest, connection: u64, caller: &Audience) -> bool {
         self.look(id, |call| {
-            call.session.id() == session
+            call.at.id() == connection
                 && matches!(caller, Audience::Agent(agent) if *agent == call.caller)
         })
         .unwrap_or(false)
     }
 
-    /// Whether this session made this call to `provider`.
+    /// Whether `agent` made this call to `provider` over this connection.
     #[must_use]
-    pub fn was_made(&self, id: &Digest, session: u64, provider: &Audience) -> bool {
+    pub fn was_made(
+        &self,
+        id: &Digest,
+        connection: u64,
+        agent: &AgentId,
+        provider: &Audience,
+    ) -> bool {
         self.look(id, |call| {
-            matches!(&call.reply, Reply::Session(caller) if caller.id() == session)
+            matches!(&call.reply, Reply::Party(caller) if caller.id() == connection)
+                && call.caller == *agent
                 && matches!(provider, Audience::Agent(agent) if *agent == call.provider)
         })
         .unwrap_or(false)

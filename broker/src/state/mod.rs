@@ -4,6 +4,9 @@
 pub mod budgets;
 pub mod calls;
 pub mod ceilings;
+pub mod links;
+pub mod outbox;
+pub mod peers;
 pub mod pending;
 pub mod proposals;
 pub mod registry;
@@ -23,6 +26,8 @@ use crate::change::Change;
 use crate::config::Config;
 use budgets::Budgets;
 use calls::Calls;
+use links::Links;
+use peers::Peers;
 use pending::Pending;
 use proposals::Proposals;
 use registry::{Agent, Record, Registry};
@@ -43,6 +48,8 @@ pub struct State {
     pub registry: Registry,
     /// Durable: what is dead.
     pub revocations: Revocations,
+    /// Durable: which organisations are peers.
+    pub peers: Peers,
     /// Durable: how many calls are left.
     pub budgets: Budgets,
     /// Durable: acts that wait for a second admin.
@@ -51,6 +58,8 @@ pub struct State {
     pub tokens: Tokens,
     /// Requests that wait for an admin.
     pub pending: Pending,
+    /// Which peers are connected now.
+    pub links: Links,
     /// Who is connected now.
     pub sessions: Sessions,
     /// Calls in flight.
@@ -84,10 +93,12 @@ impl State {
             roots: Roots::default(),
             registry: Registry::default(),
             revocations: Revocations::default(),
+            peers: Peers::default(),
             budgets: Budgets::default(),
             proposals: Proposals::default(),
             tokens: Tokens::default(),
             pending: Pending::new(&config.limits),
+            links: Links::default(),
             sessions: Sessions::new(
                 config.limits.sessions_per_agent_max,
                 config.limits.outbox_bytes_max,
@@ -148,9 +159,11 @@ impl State {
                 self.revocations.revoke(ids);
                 self.registry.drop_grants(ids);
             }
+            Change::PeerRemoved { ids, .. } => self.revocations.revoke(ids),
             Change::Revoked { ids, .. } => {
                 self.revocations.revoke(ids);
                 self.registry.drop_grants(ids);
+                self.peers.drop_grants(ids);
             }
             Change::Barred { under, before, .. } => self.revocations.bar(under, *before),
             Change::Rotated { from, grants, .. } => {
@@ -169,6 +182,7 @@ impl State {
             }
             _ => {}
         }
+        self.peers.apply(change);
         self.pending.apply(change);
         self.proposals.apply(change);
         let root = self.roots.keys().first().copied();

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 use dashmap::DashMap;
 use proto_spec::capability::{Token, decode_text};
 use proto_spec::message::AdminScope;
-use proto_spec::{Digest, Name, NamePattern, Pattern, PublicKey, Timestamp};
+use proto_spec::{Digest, Name, NamePattern, Org, Pattern, PublicKey, Timestamp};
 
 use crate::change::{Change, Reissued};
 use crate::locks::{read, write};
@@ -24,15 +24,17 @@ pub enum Subject {
     Grant(Name),
     /// An enrolment token, for agents of these names.
     Enrol(NamePattern),
+    /// A grant of a peer's agents.
+    Peer(Org),
 }
 
 impl Subject {
-    /// The agent, unless it is for whoever enrols.
+    /// The agent of ours, if it is for one.
     #[must_use]
     pub fn agent(&self) -> Option<&Name> {
         match self {
             Self::Approval(name) | Self::Grant(name) => Some(name),
-            Self::Enrol(_) => None,
+            Self::Enrol(_) | Self::Peer(_) => None,
         }
     }
 }
@@ -450,6 +452,32 @@ impl Registry {
                     text: None,
                 });
                 self.uses_left.insert(*id, *uses);
+            }
+            Change::PeerGranted {
+                id,
+                org,
+                holder,
+                capabilities,
+                checks,
+                expires,
+                by,
+                at,
+                ..
+            } => {
+                self.list(Record {
+                    id: *id,
+                    subject: Subject::Peer(org.clone()),
+                    capabilities: capabilities.clone(),
+                    checks: checks.clone(),
+                    issued: *at,
+                    not_before: None,
+                    expires: *expires,
+                    calls: None,
+                    issuer: Some(by.clone()),
+                    holder: Some(*holder),
+                    root,
+                    text: None,
+                });
             }
             Change::Rotated {
                 name,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use proto_spec::admission::Nonces;
 use proto_spec::replay::{ReplayWindow, Tag};
-use proto_spec::{PublicKey, Refusal, Timestamp};
+use proto_spec::{Digest, Org, PublicKey, Refusal, Timestamp};
 use tokio::sync::{Notify, watch};
 
 use super::ceilings::{Before, Ceilings, Whose};
@@ -62,7 +62,7 @@ struct Shard {
 /// Whose share of the window a nonce takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sender {
-    /// An agent, by the first bytes of its key.
+    /// An agent, by the first bytes of its key; or all of a peer's, by a hash of its name.
     Agent(u64),
     /// Strangers from one network.
     Network(u64),
@@ -562,10 +562,20 @@ impl Replay {
 
     /// The part of the window that strangers from one network share.
     #[must_use]
-    pub fn newcomers(&self, network: u64, share_max: usize) -> Newcomers<'_> {
-        Newcomers {
+    pub fn newcomers(&self, network: u64, share_max: usize) -> Shared<'_> {
+        Shared {
             replay: self,
-            network,
+            sender: Sender::Network(network),
+            share_max,
+        }
+    }
+
+    /// The part of the window that the agents of one peer share.
+    #[must_use]
+    pub fn peer(&self, org: &Org, share_max: usize) -> Shared<'_> {
+        Shared {
+            replay: self,
+            sender: Sender::Agent(head_of(&Digest::of(org.as_str().as_bytes()).0)),
             share_max,
         }
     }
@@ -581,7 +591,7 @@ impl Nonces for Replay {
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.secret, key, nonce);
         self.remember(
-            Sender::Agent(head_of(key)),
+            Sender::Agent(head_of(key.as_bytes())),
             self.per_sender_max,
             tag,
             ts,
@@ -590,15 +600,15 @@ impl Nonces for Replay {
     }
 }
 
-/// See [`Replay::newcomers`].
+/// A part of the window that several keys share: see [`Replay::newcomers`] and [`Replay::peer`].
 #[derive(Debug)]
-pub struct Newcomers<'a> {
+pub struct Shared<'a> {
     replay: &'a Replay,
-    network: u64,
+    sender: Sender,
     share_max: usize,
 }
 
-impl Nonces for Newcomers<'_> {
+impl Nonces for Shared<'_> {
     fn remember(
         &self,
         key: &PublicKey,
@@ -607,8 +617,8 @@ impl Nonces for Newcomers<'_> {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.replay.secret, key, nonce);
-        let sender = Sender::Network(self.network);
-        self.replay.remember(sender, self.share_max, tag, ts, now)
+        self.replay
+            .remember(self.sender, self.share_max, tag, ts, now)
     }
 }
 
@@ -623,9 +633,9 @@ fn shares_of(sender: Sender) -> impl Iterator<Item = Sender> {
     std::iter::once(sender).chain(all)
 }
 
-fn head_of(key: &PublicKey) -> u64 {
+fn head_of(bytes: &[u8; 32]) -> u64 {
     let mut head = [0; 8];
-    head.copy_from_slice(&key.as_bytes()[..8]);
+    head.copy_from_slice(&bytes[..8]);
     u64::from_le_bytes(head)
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -12,8 +13,9 @@ use lru::LruCache;
 use proto_spec::capability::Token;
 use proto_spec::message::{Basis, Tool};
 use proto_spec::{AgentId, Capability, Digest, Name, Pattern, PublicKey, Refusal, Timestamp};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 
+use super::outbox::Outbox;
 use crate::locks::lock;
 
 /// What a credential is about; the recipient is the session that remembers it.
@@ -44,19 +46,13 @@ pub struct Subscription {
 /// One attached connection of an agent.
 #[derive(Debug)]
 pub struct Session {
-    id: u64,
     agent: AgentId,
     key: PublicKey,
-    outbox: mpsc::Sender<Bytes>,
-    queued_bytes: AtomicUsize,
-    queued_bytes_max: usize,
+    outbox: Outbox,
     offers: ArcSwap<HashMap<Capability, Arc<Tool>>>,
     subscriptions: ArcSwap<Vec<Subscription>>,
-    outstanding: AtomicUsize,
-    made: AtomicUsize,
     missed: AtomicU64,
     credentials: Mutex<Credentials>,
-    closed: Notify,
 }
 
 impl Session {
@@ -69,21 +65,6 @@ impl Session {
     #[must_use]
     pub fn key(&self) -> &PublicKey {
         &self.key
-    }
-    /// Told apart from every other session of this broker's run.
-    #[must_use]
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-    /// Calls delivered to it and not answered.
-    #[must_use]
-    pub fn outstanding(&self) -> &AtomicUsize {
-        &self.outstanding
-    }
-    /// Calls made by it and not answered.
-    #[must_use]
-    pub fn made(&self) -> &AtomicUsize {
-        &self.made
     }
     /// The tool of this name, if it offers it.
     #[must_use]
@@ -114,44 +95,17 @@ impl Session {
         &self.missed
     }
 
-    /// Queues a message.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal::Busy`] when the queue is full, by messages or by bytes, or the session is closing.
-    pub fn send(&self, message: Bytes) -> Result<(), Refusal> {
-        let busy = || Refusal::Busy("the recipient's queue");
-        let bytes = message.len();
-        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        // One message always fits, whatever its size: an empty queue is never full.
-        let fits = before == 0 || before + bytes <= self.queued_bytes_max;
-        if !fits || self.outbox.try_send(message).is_err() {
-            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(busy());
-        }
-        Ok(())
-    }
-
-    /// Notes that a message was taken out of the queue.
-    pub fn taken(&self, message: &Bytes) {
-        self.queued_bytes
-            .fetch_sub(message.len(), Ordering::Relaxed);
-    }
-
     /// Does something with the credentials that this connection has carried. What is decided and
     /// sent inside is in order with every other delivery.
     pub fn with_credentials<T>(&self, act: impl FnOnce(&mut Credentials) -> T) -> T {
         act(&mut lock(&self.credentials))
     }
+}
 
-    /// Ends it: its connection closes.
-    pub fn close(&self) {
-        self.closed.notify_one();
-    }
-
-    /// Returns when [`Session::close`] was called.
-    pub async fn closed(&self) {
-        self.closed.notified().await;
+impl Deref for Session {
+    type Target = Outbox;
+    fn deref(&self) -> &Outbox {
+        &self.outbox
     }
 }
 
@@ -163,7 +117,7 @@ pub struct Sessions {
     by_topic: DashMap<Pattern, Vec<Arc<Session>>>,
     per_agent_max: usize,
     queued_bytes_max: usize,
-    next: AtomicU64,
+    offers: watch::Sender<()>,
 }
 
 impl Sessions {
@@ -173,7 +127,7 @@ impl Sessions {
             by_topic: DashMap::new(),
             per_agent_max,
             queued_bytes_max,
-            next: AtomicU64::new(1),
+            offers: watch::Sender::new(()),
         }
     }
 
@@ -193,20 +147,14 @@ impl Sessions {
             return Err(Refusal::Busy("the agent's share of sessions"));
         }
         let session = Arc::new(Session {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
             agent,
             key,
-            outbox,
-            queued_bytes: AtomicUsize::new(0),
-            queued_bytes_max: self.queued_bytes_max,
+            outbox: Outbox::new(outbox, self.queued_bytes_max),
             offers: ArcSwap::default(),
             subscriptions: ArcSwap::default(),
-            outstanding: AtomicUsize::new(0),
-            made: AtomicUsize::new(0),
             missed: AtomicU64::new(0),
             // Unbounded at first: a bounded cache reserves its whole table, and most sessions idle.
             credentials: Mutex::new(LruCache::unbounded()),
-            closed: Notify::new(),
         });
         entry.push(Arc::clone(&session));
         Ok(session)
@@ -227,7 +175,7 @@ impl Sessions {
         let after = session.subscriptions();
         for old in before.iter().filter(|old| !has(&after, &old.topics)) {
             if let Some(mut entry) = self.by_topic.get_mut(&old.topics) {
-                entry.retain(|other| other.id != session.id);
+                entry.retain(|other| other.id() != session.id());
             }
             self.by_topic
                 .remove_if(&old.topics, |_, sessions| sessions.is_empty());
@@ -253,15 +201,29 @@ impl Sessions {
         found
     }
 
+    /// Says when what is offered may have changed.
+    #[must_use]
+    pub fn offers(&self) -> watch::Receiver<()> {
+        self.offers.subscribe()
+    }
+
+    /// Notes that a session offers something else than before.
+    pub fn offers_changed(&self) {
+        self.offers.send_replace(());
+    }
+
     /// Takes a session out.
     pub fn detach(&self, session: &Arc<Session>) {
         self.subscribe(session, Vec::new());
         let name = session.agent.name();
         if let Some(mut entry) = self.by_name.get_mut(name) {
-            entry.retain(|other| other.id != session.id);
+            entry.retain(|other| other.id() != session.id());
         }
         self.by_name
             .remove_if(name, |_, sessions| sessions.is_empty());
+        if !session.offers.load().is_empty() {
+            self.offers_changed();
+        }
     }
 
     /// The sessions of an agent.
@@ -286,7 +248,7 @@ impl Sessions {
             .iter()
             .filter_map(|session| Some((session, session.offer(tool)?)))
             .filter(|(session, tool)| serves(session, tool))
-            .min_by_key(|(session, _)| session.outstanding.load(Ordering::Relaxed))
+            .min_by_key(|(session, _)| session.outstanding().load(Ordering::Relaxed))
             .map(|(session, tool)| (Arc::clone(session), tool))
     }
 

@@ -201,6 +201,12 @@ impl Check {
         self.asks(|name| matches!(name, "arg" | "path" | "odd_arg"))
     }
 
+    /// Whether it asks who calls.
+    #[must_use]
+    pub fn names_caller(&self) -> bool {
+        self.asks(|name| name == "caller")
+    }
+
     /// Whether it holds unless an argument says otherwise, so that a value left out would pass it.
     pub(super) fn holds_without_argument(&self) -> bool {
         self.kind != Kind::If && self.asks(|name| name == "arg")

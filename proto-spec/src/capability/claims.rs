@@ -11,7 +11,7 @@ use super::decision::Standing;
 use super::gate::{self, Authority, Gated};
 use super::pattern::Pattern;
 use super::token::{Enrolment, RevocationId, TokenKind};
-use crate::identity::{Org, Speaker};
+use crate::identity::{AgentId, Org, Speaker};
 use crate::refusal::Refusal;
 use crate::signature::PublicKey;
 use crate::time::Timestamp;
@@ -39,6 +39,7 @@ pub struct Claims {
     authority: Authority,
     blocks: Vec<Block>,
     holders: Vec<PublicKey>,
+    introduced: Option<AgentId>,
     pub(super) standing: Standing,
     is_sealed: bool,
 }
@@ -72,6 +73,7 @@ impl Claims {
             blocks: gated,
         } = gated;
         let holders = chain::walk(authority.kind, &gated)?;
+        let introduced = chain::introduced(&authority, &gated)?;
         let standing = Standing::of(gated.iter().flat_map(|block| &block.checks));
         let mut blocks = Vec::with_capacity(gated.len());
         let mut holders_before = 0;
@@ -90,6 +92,7 @@ impl Claims {
             authority,
             blocks,
             holders,
+            introduced,
             standing,
             is_sealed,
         })
@@ -124,6 +127,18 @@ impl Claims {
     #[must_use]
     pub fn holder(&self) -> Option<&PublicKey> {
         self.holders.last()
+    }
+
+    /// Of a peer token: the agent that its broker introduced as the last holder.
+    #[must_use]
+    pub fn introduced(&self) -> Option<&AgentId> {
+        self.introduced.as_ref()
+    }
+
+    /// Of a peer token: through how many further organisations it may be passed on.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        self.authority.depth
     }
 
     /// Its blocks, the authority block first.

@@ -41,8 +41,9 @@ pub struct Question<'a> {
     pub required: &'a Pattern,
     /// The tool that is called.
     pub tool: Option<&'a str>,
-    /// Who asks.
-    pub caller: &'a AgentId,
+    /// Who asks. Nobody yet for what is advertised to a peer: conditions on the caller count as satisfied
+    /// there, and fail anywhere else.
+    pub caller: Option<&'a AgentId>,
     /// Who would do it.
     pub provider: Option<&'a AgentId>,
     /// The verifier's time.
@@ -62,7 +63,7 @@ impl<'a> Question<'a> {
         Self {
             required,
             tool: None,
-            caller,
+            caller: Some(caller),
             provider: None,
             now,
             trust: None,
@@ -145,7 +146,7 @@ pub fn permits(
         return Ok(());
     }
     let mut authorizer = AuthorizerBuilder::new();
-    for check in asked(checks.iter(), q.arguments) {
+    for check in asked(checks.iter(), q) {
         authorizer = authorizer
             .check(check.to_string().as_str())
             .map_err(|e| engine(&e))?;
@@ -189,9 +190,13 @@ pub(super) fn token_permits(
 /// The checks that are put to the engine: all, or without those that nobody can answer yet.
 fn asked<'a>(
     checks: impl Iterator<Item = &'a Check>,
-    arguments: Arguments<'_>,
+    q: &Question<'_>,
 ) -> impl Iterator<Item = &'a Check> {
-    checks.filter(move |check| arguments != Arguments::Unknown || !check.names_arguments())
+    let is_known = q.arguments != Arguments::Unknown;
+    let has_caller = q.caller.is_some();
+    checks.filter(move |check| {
+        is_known || !(check.names_arguments() || !has_caller && check.names_caller())
+    })
 }
 
 /// All facts of the authoriser but `covers`.
@@ -201,7 +206,6 @@ fn facts<'a>(
 ) -> Result<Vec<Fact>, Refusal> {
     let mut facts = vec![
         fact("time", vec![Term::Date(q.now.as_secs())]),
-        fact("caller", vec![text(&q.caller.to_string())]),
         fact(
             "proof",
             vec![text(match q.proof {
@@ -210,6 +214,10 @@ fn facts<'a>(
             })],
         ),
     ];
+    facts.extend(
+        q.caller
+            .map(|agent| fact("caller", vec![text(&agent.to_string())])),
+    );
     facts.extend(q.tool.map(|tool| fact("tool", vec![text(tool)])));
     facts.extend(
         q.provider

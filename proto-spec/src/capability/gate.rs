@@ -13,7 +13,7 @@ use prost::Message as _;
 use super::check::{Check, Counts, Value};
 use super::pattern::Pattern;
 use super::token::{Enrolment, RevocationId, TokenKind};
-use crate::identity::{NamePattern, Org, Speaker};
+use crate::identity::{AgentId, NamePattern, Org, Speaker};
 use crate::limits::{
     ARGUMENT_STRING_MAX, CAPABILITIES_MAX, TOKEN_BLOCKS_MAX, TOKEN_BYTES_MAX, TOKEN_COST_MAX,
     TOKEN_SYMBOLS_MAX, TOKEN_TEXT_MAX,
@@ -44,6 +44,7 @@ pub(super) struct Authority {
     pub calls: Option<u32>,
     pub audience: Option<String>,
     pub enrolment: Option<Enrolment>,
+    pub depth: u32,
 }
 
 /// What one block says, as it was signed.
@@ -54,6 +55,8 @@ pub(super) struct GatedBlock {
     pub signer: Option<PublicKey>,
     /// The holder that a third-party block names; the authority's, for the first.
     pub holder: Option<PublicKey>,
+    /// The agent that a block of a peer's token introduces.
+    pub agent: Option<AgentId>,
     pub calls: Option<u32>,
     pub checks: Vec<Check>,
 }
@@ -81,6 +84,7 @@ pub(super) fn admit(bytes: &[u8]) -> Result<Gated, Refusal> {
         id: RevocationId(Digest::of(&token.authority.signature)),
         signer: None,
         holder: authority.holder,
+        agent: None,
         calls: authority.calls,
         checks,
     }];
@@ -88,7 +92,7 @@ pub(super) fn admit(bytes: &[u8]) -> Result<Gated, Refusal> {
         return malformed("the authority block has no expiry");
     }
     for signed in &token.blocks {
-        let block = later_block(signed, &mut symbols)?;
+        let block = later_block(authority.kind, signed, &mut symbols)?;
         let mut seen = counts.clone();
         for stated in ["holder", "calls"] {
             *seen.entry(stated.into()).or_default() += 1;
@@ -203,7 +207,11 @@ fn payload(bytes: &[u8]) -> Result<schema::Block, Refusal> {
 }
 
 /// A block after the authority block: checks, and for a third party its delegation.
-fn later_block(signed: &schema::SignedBlock, symbols: &mut Symbols) -> Result<GatedBlock, Refusal> {
+fn later_block(
+    kind: TokenKind,
+    signed: &schema::SignedBlock,
+    symbols: &mut Symbols,
+) -> Result<GatedBlock, Refusal> {
     let block = payload(&signed.block)?;
     let Some(external) = &signed.external_signature else {
         if !block.facts.is_empty() {
@@ -214,6 +222,7 @@ fn later_block(signed: &schema::SignedBlock, symbols: &mut Symbols) -> Result<Ga
             id: RevocationId(Digest::of(&signed.signature)),
             signer: None,
             holder: None,
+            agent: None,
             calls: None,
             checks: checks(&block, &table)?,
         });
@@ -230,6 +239,10 @@ fn later_block(signed: &schema::SignedBlock, symbols: &mut Symbols) -> Result<Ga
         id: RevocationId(Digest::of(&external.signature)),
         signer: Some(signer),
         holder: Some(stated.key("holder")?),
+        agent: match kind {
+            TokenKind::Peer => stated.optional("agent", Statements::parsed)?,
+            _ => None,
+        },
         calls: stated.optional("calls", Statements::count)?,
         checks: checks(&block, &table)?,
     };
@@ -423,6 +436,7 @@ fn authority(block: &schema::Block, symbols: &SymbolTable) -> Result<(Authority,
         calls: None,
         audience: None,
         enrolment: None,
+        depth: 0,
     };
     match kind {
         TokenKind::Grant => {
@@ -436,6 +450,7 @@ fn authority(block: &schema::Block, symbols: &SymbolTable) -> Result<(Authority,
             authority.agent = Some(stated.one("agent", Statements::parsed)?);
             authority.holder = Some(stated.key("holder")?);
             authority.capabilities = stated.some("capability", Statements::parsed)?;
+            authority.depth = stated.optional("depth", Statements::count)?.unwrap_or(0);
         }
         TokenKind::Mcp => {
             authority.agent = Some(stated.one("agent", Statements::parsed)?);

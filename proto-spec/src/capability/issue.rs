@@ -15,7 +15,7 @@ use super::decision::Standing;
 use super::gate::{self, Gated};
 use super::pattern::Pattern;
 use super::token::{Enrolment, TokenKind};
-use crate::identity::{AgentId, Org};
+use crate::identity::{AgentId, Org, Speaker};
 use crate::limits::TOKEN_BLOCKS_MAX;
 use crate::refusal::Refusal;
 use crate::signature::{PublicKey, SigningKey};
@@ -77,6 +77,25 @@ pub struct Terms {
     pub calls: Option<u32>,
 }
 
+/// What another organisation is granted.
+#[derive(Debug, Clone)]
+pub struct PeerTerms {
+    /// Whom.
+    pub peer: Org,
+    /// Its broker's key, which introduces that organisation's agents.
+    pub holder: PublicKey,
+    /// What its agents may do.
+    pub capabilities: Vec<Pattern>,
+    /// When it is issued.
+    pub issued: Timestamp,
+    /// When it ends.
+    pub expires: Timestamp,
+    /// Conditions on every use.
+    pub checks: Vec<Check>,
+    /// Through how many further organisations it may be passed on; 0 for the peer's own agents only.
+    pub depth: u32,
+}
+
 /// What an `mcp` bearer token says.
 #[derive(Debug, Clone)]
 pub struct Bearer {
@@ -105,6 +124,8 @@ pub struct Narrowing {
     pub checks: Vec<Check>,
     /// How many calls the delegate may make in all. Only a delegation can say this.
     pub calls: Option<u32>,
+    /// The agent whose key the next one is. Only a delegation of a peer token can say this, as its last.
+    pub agent: Option<AgentId>,
 }
 
 /// Mints a grant, signed by the organisation's root. It is unsealed: hand it to its holder and no one else.
@@ -141,6 +162,35 @@ pub fn grant(
         times.push(not_before(at));
     }
     can_be_met(&terms.capabilities, &terms.checks, &times)?;
+    mint(root, conditions(block, &terms.checks)?, entropy)
+}
+
+/// Mints a peer's token, unsealed: it is handed to that organisation's broker, over their link.
+///
+/// # Errors
+///
+/// [`BadTerms`] names what is wrong with the terms.
+pub fn peer(
+    root: &SigningKey,
+    org: &Org,
+    terms: &PeerTerms,
+    entropy: [u8; 32],
+) -> Result<Vec<u8>, BadTerms> {
+    let mut block = authority(TokenKind::Peer, org, terms.issued, terms.expires)?;
+    let peer = Speaker::Broker(terms.peer.clone());
+    block = fact(block, "agent", Term::Str(peer.to_string()))?;
+    block = fact(
+        block,
+        "holder",
+        Term::Bytes(terms.holder.as_bytes().to_vec()),
+    )?;
+    for capability in &terms.capabilities {
+        block = fact(block, "capability", Term::Str(capability.to_string()))?;
+    }
+    if terms.depth > 0 {
+        block = fact(block, "depth", Term::Integer(i64::from(terms.depth)))?;
+    }
+    can_be_met(&terms.capabilities, &terms.checks, &[before(terms.expires)])?;
     mint(root, conditions(block, &terms.checks)?, entropy)
 }
 
@@ -201,8 +251,8 @@ pub fn attenuate(
     entropy: [u8; 32],
 ) -> Result<Vec<u8>, BadTerms> {
     let gated = appendable(token)?;
-    if narrowing.calls.is_some() {
-        return bad("only a delegation can carry a budget of calls");
+    if narrowing.calls.is_some() || narrowing.agent.is_some() {
+        return bad("only a delegation can carry a budget of calls, or introduce an agent");
     }
     let block = narrowed(&gated, narrowing)?;
     let token = UnverifiedBiscuit::from(token)?;
@@ -244,6 +294,9 @@ pub fn delegate(
     }
     let mut block = narrowed(&gated, narrowing)?;
     block = block.fact(statement("holder", Term::Bytes(next.as_bytes().to_vec())))?;
+    if let Some(agent) = &narrowing.agent {
+        block = block.fact(statement("agent", Term::Str(agent.to_string())))?;
+    }
     if let Some(calls) = narrowing.calls {
         block = block.fact(statement("calls", Term::Integer(i64::from(calls))))?;
     }
@@ -321,7 +374,8 @@ fn mint(root: &SigningKey, block: BiscuitBuilder, entropy: [u8; 32]) -> Result<V
 
 /// What no verifier would take is never handed out.
 fn admitted(token: Vec<u8>) -> Result<Vec<u8>, BadTerms> {
-    gate::admit(&token).map_err(BadTerms::Gate)?;
+    let gated = gate::admit(&token).map_err(BadTerms::Gate)?;
+    chain::introduced(&gated.authority, &gated.blocks).map_err(BadTerms::Gate)?;
     Ok(token)
 }
 

@@ -19,6 +19,6 @@ mod token;
 pub use check::{BadCheck, Check};
 pub use claims::{Block, Claims};
 pub use decision::{Arguments, Proof, Question, permits};
-pub use issue::{BadTerms, Bearer, Narrowing, Terms};
+pub use issue::{BadTerms, Bearer, Narrowing, PeerTerms, Terms};
 pub use pattern::{BadPattern, Capability, Pattern};
 pub use token::{Enrolment, RevocationId, Token, TokenKind, UnknownKind, decode_text, encode_text};

@@ -17,7 +17,7 @@ use super::claims::{Block, Claims};
 use super::decision::{Question, token_permits};
 use super::gate::{self, Gated};
 use super::pattern::Pattern;
-use crate::identity::{NamePattern, serde_as_text};
+use crate::identity::{AgentId, NamePattern, Org, Speaker, serde_as_text};
 use crate::limits::TOKEN_BYTES_MAX;
 use crate::refusal::Refusal;
 use crate::signature::{BadDigest, Digest, PublicKey};
@@ -185,6 +185,21 @@ impl Token {
                 "it is tied to no key, and not for this door",
             )),
         }
+    }
+
+    /// Of a token that came in a frame of `neighbour`'s link: the agent that it speaks for, whose key is its
+    /// [holder](Claims::holder).
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NotHolder`]: it is not a peer token of that neighbour and its key, or introduces nobody.
+    pub fn introduces(&self, neighbour: &Org, key: &PublicKey) -> Result<&AgentId, Refusal> {
+        let is_theirs = matches!(self.agent(), Some(Speaker::Broker(org)) if org == neighbour);
+        if self.kind() != TokenKind::Peer || !is_theirs || self.holders().first() != Some(key) {
+            return Err(Refusal::NotHolder("it is not this peer's"));
+        }
+        self.introduced()
+            .ok_or(Refusal::NotHolder("it introduces no agent"))
     }
 
     /// Every budget of calls that a call with it draws on, by the block that states it.

@@ -114,6 +114,7 @@ impl Less {
             expires,
             checks: checks(self.conditions),
             calls: None,
+            agent: None,
         })
     }
 }

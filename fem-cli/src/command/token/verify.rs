@@ -133,7 +133,7 @@ impl Asked {
         Question {
             required: &self.required,
             tool: args.capability.as_ref().map(Capability::as_str),
-            caller: &self.caller,
+            caller: Some(&self.caller),
             provider: args.provider.as_ref(),
             now,
             trust: None,

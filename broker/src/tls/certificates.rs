@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use proto_spec::Digest;
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 
-use super::tls;
+use super::read;
 use crate::locks::lock;
 
 /// How often the files are looked at.
@@ -21,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub struct Pair {
     /// The server's side of TLS.
     pub tls: Arc<ServerConfig>,
+    /// Our side towards peers.
+    pub client: Arc<ClientConfig>,
     /// The SHA-256 of the certificate's public key.
     pub channel: Digest,
 }
@@ -50,7 +52,7 @@ impl Certificates {
     ///
     /// # Errors
     ///
-    /// As [`tls::server`].
+    /// When a file cannot be read, is not PEM, or the two do not belong together.
     pub fn load(certificate: &Path, key: &Path) -> anyhow::Result<Self> {
         let stamps = [stamp(certificate), stamp(key)];
         Ok(Self {
@@ -115,14 +117,6 @@ impl Certificates {
             let _ = tokio::task::spawn_blocking(move || certificates.look()).await;
         }
     }
-}
-
-fn read(certificate: &Path, key: &Path) -> anyhow::Result<Pair> {
-    let (tls, channel) = tls::server(certificate, key)?;
-    Ok(Pair {
-        tls: Arc::new(tls),
-        channel,
-    })
 }
 
 fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {

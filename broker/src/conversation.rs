@@ -1,0 +1,252 @@
+//! A WebSocket connection that was attached: messages both ways. One task owns it; what is ready to be
+//! written goes out in one write.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::phase::{Phase, reached};
+use crate::state::outbox::Outbox;
+
+/// An idle connection is pinged so often, and closed when it has said nothing for two of these.
+const PING_EVERY: Duration = Duration::from_secs(30);
+/// How long the other end may take to read what is written to it.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+/// Messages read, and messages written, before the other side has its turn.
+const BATCH: usize = 64;
+/// Ten thousand idle sessions are cheap: buffers begin small.
+const BUFFER_BYTES: usize = 4 << 10;
+/// What an envelope is wrapped in at most: a credential or tokens, and the frame around them.
+const AROUND_BYTES: usize = 256 << 10;
+
+/// A byte stream below a WebSocket.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// What is done with what comes.
+pub trait Hears: Sync {
+    /// What waits for the other end.
+    fn outbox(&self) -> &Outbox;
+    /// Takes one message, and gives what is to be said at once.
+    fn hear(&self, message: Bytes) -> impl Future<Output = Option<Bytes>> + Send;
+}
+
+/// Bounds of a connection that takes messages of `message_bytes_max` and writes envelopes of
+/// `envelope_bytes_max`.
+#[must_use]
+pub fn bounds(message_bytes_max: usize, envelope_bytes_max: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        // What a slow reader leaves is bounded.
+        .max_write_buffer_size(2 * envelope_bytes_max + AROUND_BYTES)
+        .max_message_size(Some(message_bytes_max))
+        .max_frame_size(Some(message_bytes_max))
+}
+
+/// As [`bounds`], for a link between brokers: both ways carry frames.
+#[must_use]
+pub fn link_bounds(envelope_bytes_max: usize) -> WebSocketConfig {
+    bounds(envelope_bytes_max + AROUND_BYTES, envelope_bytes_max)
+}
+
+/// The next message that is not a ping; nothing when the connection has ended.
+pub async fn next<S: Stream>(socket: &mut WebSocketStream<S>) -> Option<Bytes> {
+    loop {
+        match socket.next().await {
+            Some(Ok(message)) if message.is_ping() || message.is_pong() => {}
+            Some(Ok(message)) if message.is_text() || message.is_binary() => {
+                return Some(message.into_data());
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// Why a conversation ended.
+#[derive(Debug, Clone, Copy)]
+pub enum Ended {
+    /// The other end closed it, or the network did.
+    ByClient,
+    /// It did not answer a ping.
+    Silent,
+    /// It does not read.
+    TooSlow,
+    /// It sent more than it may at once.
+    TooLarge,
+    /// We closed it.
+    Closed,
+    /// The broker stops.
+    Stopping,
+}
+
+impl Ended {
+    /// For the log.
+    #[must_use]
+    pub fn says(self) -> &'static str {
+        match self {
+            Self::ByClient => "the client closed",
+            Self::Silent => "it did not answer a ping",
+            Self::TooSlow => "it did not read",
+            Self::TooLarge => "it sent more than an envelope may hold",
+            Self::Closed => "its key is no longer good, or its queue was full",
+            Self::Stopping => "the broker stops",
+        }
+    }
+
+    fn frame(self) -> Option<CloseFrame> {
+        let code = match self {
+            Self::ByClient => return None,
+            Self::Silent | Self::Closed | Self::TooSlow => CloseCode::Policy,
+            Self::TooLarge => CloseCode::Size,
+            Self::Stopping => CloseCode::Restart,
+        };
+        Some(close_frame(code, self.says()))
+    }
+}
+
+fn close_frame(code: CloseCode, reason: &'static str) -> CloseFrame {
+    CloseFrame {
+        code,
+        reason: reason.into(),
+    }
+}
+
+/// Closes a connection that was not attached.
+pub async fn turn_away<S: Stream>(socket: &mut WebSocketStream<S>) {
+    let frame = close_frame(CloseCode::Policy, "not attached");
+    let _ = timeout(WRITE_MAX, socket.close(Some(frame))).await;
+}
+
+/// Closes a connection, and says why.
+pub async fn close<S: Stream>(socket: &mut WebSocketStream<S>, why: Ended) {
+    let _ = timeout(WRITE_MAX, socket.close(why.frame())).await;
+}
+
+/// Writes one message.
+///
+/// # Errors
+///
+/// Why the conversation ended.
+pub async fn send<S: Stream>(socket: &mut WebSocketStream<S>, bytes: Bytes) -> Result<(), Ended> {
+    match timeout(WRITE_MAX, socket.send(Message::Binary(bytes))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Ended::ByClient),
+        Err(_) => Err(Ended::TooSlow),
+    }
+}
+
+/// Serves an attached connection until it ends.
+pub async fn converse<S: Stream, H: Hears>(
+    socket: &mut WebSocketStream<S>,
+    hears: &H,
+    mut queue: mpsc::Receiver<Bytes>,
+    mut phase: watch::Receiver<Phase>,
+) -> Ended {
+    let mut ping = interval(PING_EVERY);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ping.reset();
+    let mut heard = true;
+    loop {
+        let ended = tokio::select! {
+            message = socket.next() => {
+                heard = true;
+                read(socket, hears, message).await
+            }
+            Some(first) = queue.recv() => {
+                feed(socket, hears.outbox(), first, &mut queue).await
+            }
+            _ = ping.tick() => {
+                if !std::mem::take(&mut heard) {
+                    return Ended::Silent;
+                }
+                // One that is idle answers this; one that is not has been heard.
+                feed_message(socket, Message::Ping(Bytes::new())).await
+            }
+            () = hears.outbox().closed() => return Ended::Closed,
+            () = reached(Phase::Stopping, &mut phase) => return Ended::Stopping,
+        };
+        if let Err(ended) = ended {
+            return ended;
+        }
+        match timeout(WRITE_MAX, socket.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Ended::ByClient,
+            Err(_) => return Ended::TooSlow,
+        }
+    }
+}
+
+/// Handles a message and those that are ready behind it; answers are fed, not flushed.
+async fn read<S: Stream, H: Hears>(
+    socket: &mut WebSocketStream<S>,
+    hears: &H,
+    first: Option<Result<Message, Error>>,
+) -> Result<(), Ended> {
+    let mut message = first;
+    let mut handled = 0;
+    loop {
+        let bytes = match message {
+            Some(Ok(message)) if message.is_text() || message.is_binary() => message.into_data(),
+            Some(Ok(message)) if message.is_close() => return Err(Ended::ByClient),
+            Some(Ok(_)) => Bytes::new(),
+            Some(Err(Error::Capacity(_))) => return Err(Ended::TooLarge),
+            Some(Err(_)) | None => return Err(Ended::ByClient),
+        };
+        if !bytes.is_empty()
+            && let Some(answer) = hears.hear(bytes).await
+        {
+            feed_message(socket, Message::Binary(answer)).await?;
+        }
+        // What is taken off the socket is handled: at the end of a batch nothing more is taken.
+        handled += 1;
+        if handled == BATCH {
+            return Ok(());
+        }
+        match socket.next().now_or_never() {
+            Some(next) => message = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Feeds what waits for the other end, as much as is ready.
+async fn feed<S: Stream>(
+    socket: &mut WebSocketStream<S>,
+    outbox: &Outbox,
+    first: Bytes,
+    queue: &mut mpsc::Receiver<Bytes>,
+) -> Result<(), Ended> {
+    let (mut next, mut fed) = (Some(first), 0);
+    while let Some(message) = next {
+        outbox.taken(&message);
+        feed_message(socket, Message::Binary(message)).await?;
+        fed += 1;
+        // At the end of a batch nothing more is taken off the queue.
+        next = if fed < BATCH {
+            queue.try_recv().ok()
+        } else {
+            None
+        };
+    }
+    Ok(())
+}
+
+async fn feed_message<S: Stream>(
+    socket: &mut WebSocketStream<S>,
+    message: Message,
+) -> Result<(), Ended> {
+    match timeout(WRITE_MAX, socket.feed(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Ended::ByClient),
+        Err(_) => Err(Ended::TooSlow),
+    }
+}

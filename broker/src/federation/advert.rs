@@ -1,0 +1,135 @@
+//! What a peer is told about our tools: pure. The rule that decides is the one that decides calls.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use proto_spec::capability::{Arguments, Pattern, Question, Token};
+use proto_spec::limits::RELAY_TOKENS_MAX;
+use proto_spec::message::{Advert, AdvertisedTool, DiscoverTools, DiscoveredTool};
+use proto_spec::{AgentId, Capability, Digest, Timestamp};
+
+use crate::directory::{argument_checks, offers, weight};
+use crate::state::State;
+use crate::state::peers::Peer;
+use crate::state::registry::grant_id;
+
+/// Bytes of tools in one advert, about.
+const ADVERT_BYTES: usize = 512 << 10;
+
+type Place = (AgentId, Capability);
+type Tools = BTreeMap<Place, AdvertisedTool>;
+
+/// The tools that a peer's agents may call here: what is offered and some grant of the peer permits. What
+/// only a call can tell, who calls and with which arguments, counts as satisfied.
+pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
+    let roots = state.roots.keys();
+    let grants = peer.grants.iter().filter_map(|grant| grant.token(&roots));
+    let mut grants: Vec<Arc<Token>> = grants
+        .filter(|token| state.revocations.alive(token).is_ok())
+        .collect();
+    // What a table answers is the cheapest to use.
+    grants.sort_by_key(|token| !token.is_standard());
+    let mut tools = Tools::new();
+    for offer in offers(&DiscoverTools::default(), "", state).into_values() {
+        let required = Pattern::from(offer.required);
+        let provider = &offer.provider;
+        let question = Question {
+            required: &required,
+            tool: Some(offer.tool.name.as_str()),
+            caller: None,
+            provider: Some(provider),
+            now,
+            trust: None,
+            proof: proto_spec::capability::Proof::Key,
+            arguments: Arguments::Unknown,
+        };
+        let permits = |token: &&Arc<Token>| {
+            !state.revocations.is_barred(token.issued(), &required)
+                && token.permits(&question).is_ok()
+        };
+        let permitting: Vec<_> = grants
+            .iter()
+            .filter(permits)
+            .take(RELAY_TOKENS_MAX)
+            .collect();
+        let Some(first) = permitting.first() else {
+            continue;
+        };
+        let place = (provider.clone(), offer.tool.name.clone());
+        let tool = DiscoveredTool {
+            agent: provider.clone(),
+            key: offer.key,
+            tool: (*offer.tool).clone(),
+            checks: argument_checks(first),
+            via: Vec::new(),
+        };
+        let grants = permitting.iter().map(|token| grant_id(token)).collect();
+        tools.insert(place, AdvertisedTool { tool, grants });
+    }
+    tools
+}
+
+/// What one peer has been told on one link.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    seq: u64,
+    tools: HashMap<Place, Digest>,
+    is_stale: bool,
+}
+
+impl Told {
+    /// Makes the next adverts be said even where nothing changed: their time is running out.
+    pub(super) fn refresh(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// The adverts that bring the peer from what it knows to `tools`; none where it knows that.
+    pub(super) fn next(&mut self, tools: Tools, _: Timestamp, expires: Timestamp) -> Vec<Advert> {
+        let digest =
+            |tool: &AdvertisedTool| Digest::of(&serde_json::to_vec(tool).unwrap_or_default());
+        let gone = self
+            .tools
+            .keys()
+            .filter(|place| !tools.contains_key(*place));
+        let gone: Vec<Place> = gone.cloned().collect();
+        for place in &gone {
+            self.tools.remove(place);
+        }
+        let mut adverts = vec![Advert {
+            seq: 0,
+            tools: Vec::new(),
+            gone,
+            expires,
+        }];
+        let mut bytes = 0;
+        for (place, tool) in tools {
+            let now = digest(&tool);
+            if self.tools.insert(place, now) == Some(now) {
+                continue;
+            }
+            bytes += weight(&tool.tool.tool);
+            if bytes > ADVERT_BYTES {
+                bytes = 0;
+                adverts.push(Advert {
+                    seq: 0,
+                    tools: Vec::new(),
+                    gone: Vec::new(),
+                    expires,
+                });
+            }
+            if let Some(advert) = adverts.last_mut() {
+                advert.tools.push(tool);
+            }
+        }
+        let says_nothing = |advert: &Advert| advert.tools.is_empty() && advert.gone.is_empty();
+        let is_first = self.seq == 0;
+        if !is_first && !std::mem::take(&mut self.is_stale) && adverts.iter().all(says_nothing) {
+            return Vec::new();
+        }
+        for advert in &mut adverts {
+            self.seq += 1;
+            advert.seq = self.seq;
+        }
+        adverts
+    }
+}

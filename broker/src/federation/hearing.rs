@@ -1,0 +1,147 @@
+//! What a peer's broker says: its agents' envelopes in frames, and its own words.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto_spec::admission::{Heard, KeyBook, Neighbour};
+use proto_spec::capability::{Claims, TokenKind, decode_text};
+use proto_spec::frame::{RELAY, Relay};
+use proto_spec::limits::PEER_GRANTS_MAX;
+use proto_spec::message::{Advert, PeerTokens};
+use proto_spec::refusal::ErrorBody;
+use proto_spec::{Code, Kind, PublicKey, Received, Refusal, Speaker};
+
+use crate::calls::Place;
+use crate::conversation::Hears;
+use crate::pipeline::{Core, Step};
+use crate::state::links::{Held, Link};
+use crate::state::outbox::Outbox;
+
+/// Characters of a peer's message that its caller is shown.
+const MESSAGE_CHARS_MAX: usize = 512;
+
+/// An attached link, as the one who hears it.
+pub(super) struct Attached<'a> {
+    pub(super) core: &'a Core,
+    pub(super) link: Arc<Link>,
+}
+
+impl Hears for Attached<'_> {
+    fn outbox(&self) -> &Outbox {
+        &self.link
+    }
+
+    async fn hear(&self, message: Bytes) -> Option<Bytes> {
+        if message.first() == Some(&RELAY) {
+            return self.relayed(message).await;
+        }
+        if let Err(refusal) = self.word(message) {
+            let code = refusal.code();
+            self.core.metrics.refused(code);
+            tracing::warn!(peer = %self.link.org, code = code.as_str(), reason = ?refusal.to_string(), "a peer's word is not believed");
+            // It may be the word that what comes after it depends on.
+            self.link.close();
+        }
+        None
+    }
+}
+
+/// The key of the link's own broker, and no other.
+struct Own<'a>(&'a Link);
+
+impl KeyBook for Own<'_> {
+    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
+        (*speaker == Speaker::Broker(self.0.org.clone())).then_some(self.0.key)
+    }
+}
+
+impl Attached<'_> {
+    async fn relayed(&self, message: Bytes) -> Option<Bytes> {
+        let answer = match Relay::decode(message) {
+            Ok(relay) => self.core.handle_relayed(relay, &self.link).await,
+            Err(refusal) => {
+                tracing::warn!(peer = %self.link.org, code = refusal.code().as_str(), "a peer's frame does not parse");
+                self.link.close();
+                return None;
+            }
+        };
+        match answer {
+            Ok(Step::Say(_) | Step::Wait(..) | Step::Order(..) | Step::Nothing) => None,
+            Err(answer) => Some(answer.envelope),
+        }
+    }
+
+    fn word(&self, message: Bytes) -> Result<(), Refusal> {
+        let core = self.core;
+        let now = core.clock.now();
+        let judge = core.judge(now);
+        let received = Received::parse(message, core.config.limits.envelope_bytes_max)?;
+        let neighbour = Neighbour {
+            org: &self.link.org,
+            key: &self.link.key,
+        };
+        let heard = received
+            .verify(&Own(&self.link))?
+            .heard_from(&neighbour, &judge)?;
+        match heard.envelope().kind() {
+            Kind::PeerTokens => self.tokens(&heard),
+            Kind::Advert => {
+                let advert: Advert = heard.envelope().read_body()?;
+                let tools_max = core.config.limits.tools_per_peer_max;
+                self.link.learn(advert, tools_max, now)
+            }
+            Kind::Error => self.ended(&heard, Some(self.refusal(&heard)?)),
+            Kind::ToolCancel => self.ended(&heard, None),
+            kind => Err(Refusal::UnknownType(kind.to_string())),
+        }
+    }
+
+    /// What this peer's agents... what our agents may do there: tokens of its root, for our key.
+    fn tokens(&self, heard: &Heard) -> Result<(), Refusal> {
+        let PeerTokens { tokens } = heard.envelope().read_body()?;
+        if tokens.len() > PEER_GRANTS_MAX {
+            return Err(Refusal::InvalidBody(format!(
+                "more than {PEER_GRANTS_MAX} tokens"
+            )));
+        }
+        let me = Speaker::Broker(self.core.state.org.clone());
+        let held = tokens.iter().map(|text| {
+            let token = decode_text(text)?;
+            let said = Claims::read(&token)?;
+            let is_ours = said.kind() == TokenKind::Peer
+                && *said.org() == self.link.org
+                && said.agent() == Some(&me)
+                && said.holder() == Some(&self.core.voice.public())
+                && !said.is_sealed();
+            let id = said.blocks().first().map(|block| block.id().0);
+            match id {
+                Some(id) if is_ours => Ok(Held { id, token }),
+                _ => Err(Refusal::InvalidBody("a token that is not for us".into())),
+            }
+        });
+        self.link.hold(held.collect::<Result<_, Refusal>>()?);
+        Ok(())
+    }
+
+    fn refusal(&self, heard: &Heard) -> Result<Refusal, Refusal> {
+        let body: ErrorBody = heard.envelope().read_body()?;
+        let unknown = |_| Refusal::InvalidBody("a code that is not in the list".into());
+        let code: Code = body.code.parse().map_err(unknown)?;
+        let message = body.message.chars().take(MESSAGE_CHARS_MAX).collect();
+        Ok(Refusal::ByPeer(self.link.org.clone(), code, message))
+    }
+
+    /// A call ended at the peer. One that has ended here meanwhile is no fault of anybody's.
+    fn ended(&self, heard: &Heard, why: Option<Refusal>) -> Result<(), Refusal> {
+        let id = heard.envelope().re();
+        let id = id.ok_or(Refusal::MissingMember("re"))?;
+        let place = Place {
+            core: self.core,
+            now: self.core.clock.now(),
+        };
+        match place.ended_by_peer(&self.link, &id, why.as_ref()) {
+            Err(Refusal::NoSuchCall) => Ok(()),
+            ended => ended,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What we tell a peer: what it is granted, and which tools of ours its agents may call.
+
+use std::time::Duration;
+
+use proto_spec::message::PeerTokens;
+use proto_spec::{Audience, Kind};
+use tokio::sync::watch;
+
+use super::advert::{Told, tools_for};
+use crate::conversation::Ended;
+use crate::pipeline::Core;
+use crate::state::links::Link;
+
+/// How long an advert holds.
+const VALIDITY: Duration = Duration::from_secs(300);
+/// How often it is told anew that it still holds.
+const REFRESH: Duration = Duration::from_secs(100);
+/// Between two looks at what changed: many changes at once are told once.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Tells a peer what is, and then what changes, until the link has to end.
+pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
+    let mut peers = core.state.peers.changes();
+    let mut offers = core.state.sessions.offers();
+    let mut told = Told::default();
+    let mut given = None;
+    loop {
+        // What changes from here on is looked at in the next round.
+        peers.borrow_and_update();
+        offers.borrow_and_update();
+        let peer = core.state.peers.find(&link.org);
+        let Some(peer) = peer.filter(|peer| !peer.is_paused && peer.key == link.key) else {
+            return Ended::Closed;
+        };
+        let now = core.clock.now();
+        let to = Audience::Broker(link.org.clone());
+        let ids: Vec<_> = peer.grants.iter().map(|grant| grant.id).collect();
+        if given.as_ref() != Some(&ids) {
+            let tokens = peer.grants.iter().map(|grant| grant.text.clone()).collect();
+            let body = PeerTokens { tokens };
+            let said = core
+                .voice
+                .say(Kind::PeerTokens, Some(&to), None, &body, now);
+            if link.send(said.bytes).is_err() {
+                return Ended::TooSlow;
+            }
+            given = Some(ids);
+        }
+        let tools = tools_for(&peer, &core.state, now);
+        for advert in told.next(tools, now, now.later(VALIDITY)) {
+            let said = core.voice.say(Kind::Advert, Some(&to), None, &advert, now);
+            if link.send(said.bytes).is_err() {
+                return Ended::TooSlow;
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            () = changed(&mut peers) => {}
+            () = changed(&mut offers) => {}
+            () = tokio::time::sleep(REFRESH) => told.refresh(),
+        }
+    }
+}
+
+/// Returns at the next change; never once nobody can change it any more.
+async fn changed(what: &mut watch::Receiver<()>) {
+    if what.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

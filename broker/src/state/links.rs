@@ -1,0 +1,344 @@
+//! Which peers are connected now, what each advertises, and what it lets our agents do there.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use lru::LruCache;
+use proto_spec::limits::RELAY_TOKENS_MAX;
+use proto_spec::message::{Advert, AdvertisedTool, LinkRole};
+use proto_spec::{AgentId, Capability, Digest, Org, PublicKey, Refusal, Timestamp};
+use tokio::sync::watch;
+
+use super::outbox::Outbox;
+use crate::locks::{lock, read, write};
+
+/// A link of this age is not given up for one that the other side dialled at the same time.
+const YOUNG: Duration = Duration::from_secs(10);
+/// Agents whose tokens for one peer's tools are kept.
+const INTRODUCED: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+
+/// What a peer granted our broker, to delegate from.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// By which adverts name it.
+    pub id: Digest,
+    /// The unsealed token.
+    pub token: Vec<u8>,
+}
+
+/// Whose token it is, under which key, and from which of the peer's grants.
+type Introduced = (AgentId, PublicKey, Digest);
+
+/// The attached connection to one peer's broker.
+pub struct Link {
+    outbox: Outbox,
+    /// Which peer.
+    pub org: Org,
+    /// Its broker's key.
+    pub key: PublicKey,
+    /// Which end the peer is.
+    pub role: LinkRole,
+    /// When it was attached.
+    pub since: Timestamp,
+    held: ArcSwap<Vec<Held>>,
+    directory: RwLock<Directory>,
+    introductions: Mutex<LruCache<Introduced, (Arc<str>, Timestamp)>>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("org", &self.org)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Deref for Link {
+    type Target = Outbox;
+    fn deref(&self) -> &Outbox {
+        &self.outbox
+    }
+}
+
+impl Link {
+    /// A link that was just attached.
+    #[must_use]
+    pub fn new(outbox: Outbox, org: Org, key: PublicKey, role: LinkRole, since: Timestamp) -> Self {
+        Self {
+            outbox,
+            org,
+            key,
+            role,
+            since,
+            held: ArcSwap::default(),
+            directory: RwLock::default(),
+            introductions: Mutex::new(LruCache::new(INTRODUCED)),
+        }
+    }
+
+    /// Replaces what the peer grants us. Tokens made from what is gone are forgotten.
+    pub fn hold(&self, held: Vec<Held>) {
+        let keeps = |id: &Digest| held.iter().any(|one| one.id == *id);
+        let mut made = lock(&self.introductions);
+        let gone: Vec<Introduced> = made
+            .iter()
+            .filter(|((_, _, id), _)| !keeps(id))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            made.pop(&key);
+        }
+        drop(made);
+        self.held.store(Arc::new(held));
+    }
+
+    /// What the peer grants us.
+    #[must_use]
+    pub fn held(&self) -> Arc<Vec<Held>> {
+        self.held.load_full()
+    }
+
+    /// Sealed tokens with which an agent of ours may call what `grants` permit, base64url, best first. Made
+    /// by `make` where there is none that holds until `fresh`; it also says until when what it makes holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Unavailable`] where the peer's grants have not come.
+    pub fn introduce(
+        &self,
+        agent: &AgentId,
+        key: &PublicKey,
+        grants: &[Digest],
+        fresh: Timestamp,
+        make: impl Fn(&Held) -> Option<(Arc<str>, Timestamp)>,
+    ) -> Result<Vec<Arc<str>>, Refusal> {
+        let held = self.held();
+        let mut tokens = Vec::new();
+        for id in grants.iter().take(RELAY_TOKENS_MAX) {
+            let slot = (agent.clone(), *key, *id);
+            let mut made = lock(&self.introductions);
+            let known = made.get(&slot).filter(|(_, until)| *until > fresh);
+            if let Some((token, _)) = known {
+                tokens.push(Arc::clone(token));
+                continue;
+            }
+            drop(made);
+            let from = held.iter().find(|one| one.id == *id);
+            if let Some((token, until)) = from.and_then(&make) {
+                lock(&self.introductions).put(slot, (Arc::clone(&token), until));
+                tokens.push(token);
+            }
+        }
+        if tokens.is_empty() {
+            return Err(Refusal::Unavailable(format!("a grant of {}", self.org)));
+        }
+        Ok(tokens)
+    }
+
+    /// Takes an advert over.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Directory::take`]; then nothing of it is taken.
+    pub fn learn(&self, advert: Advert, tools_max: usize, now: Timestamp) -> Result<(), Refusal> {
+        write(&self.directory).take(&self.org, advert, tools_max, now)
+    }
+
+    /// A tool that the peer advertises.
+    #[must_use]
+    pub fn tool(
+        &self,
+        provider: &AgentId,
+        tool: &Capability,
+        now: Timestamp,
+    ) -> Option<Arc<AdvertisedTool>> {
+        let directory = read(&self.directory);
+        let found = directory.tools.get(provider)?.get(tool)?;
+        (directory.expires > now).then(|| Arc::clone(found))
+    }
+
+    /// All tools that the peer advertises.
+    #[must_use]
+    pub fn tools(&self, now: Timestamp) -> Vec<Arc<AdvertisedTool>> {
+        let directory = read(&self.directory);
+        if directory.expires <= now {
+            return Vec::new();
+        }
+        let all = directory.tools.values().flat_map(HashMap::values);
+        all.cloned().collect()
+    }
+
+    /// How many tools the peer advertises.
+    #[must_use]
+    pub fn tool_count(&self) -> usize {
+        read(&self.directory).count
+    }
+
+    /// The key that the peer certifies for an agent of its own.
+    #[must_use]
+    pub fn key_of(&self, agent: &AgentId) -> Option<PublicKey> {
+        let directory = read(&self.directory);
+        directory
+            .tools
+            .get(agent)?
+            .values()
+            .next()
+            .map(|one| one.tool.key)
+    }
+}
+
+/// What one peer advertises on one link.
+#[derive(Debug, Default)]
+pub struct Directory {
+    tools: HashMap<AgentId, HashMap<Capability, Arc<AdvertisedTool>>>,
+    count: usize,
+    seq: u64,
+    expires: Timestamp,
+}
+
+impl Directory {
+    /// Takes an advert of `owner` over, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InvalidBody`] where it does not follow the one before it, holds for longer than an hour,
+    /// speaks for another organisation's agents or gives one agent two keys; [`Refusal::Busy`] beyond
+    /// `tools_max` tools.
+    fn take(
+        &mut self,
+        owner: &Org,
+        advert: Advert,
+        tools_max: usize,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let bad = |why: &str| Err(Refusal::InvalidBody(format!("an advert {why}")));
+        if advert.seq != self.seq + 1 {
+            return bad("that does not follow the one before it");
+        }
+        if advert.expires > now.later(Duration::from_secs(3_600)) {
+            return bad("that would hold for longer than an hour");
+        }
+        if advert.tools.iter().any(|one| one.tool.agent.org() != owner) {
+            return bad("for another organisation's agents");
+        }
+        let mut keys: HashMap<&AgentId, PublicKey> = HashMap::new();
+        for one in &advert.tools {
+            if *keys.entry(&one.tool.agent).or_insert(one.tool.key) != one.tool.key {
+                return bad("that gives one agent two keys");
+            }
+        }
+        let is_new = |one: &&AdvertisedTool| {
+            let known = self.tools.get(&one.tool.agent);
+            known.is_none_or(|tools| !tools.contains_key(&one.tool.tool.name))
+        };
+        if self.count + advert.tools.iter().filter(is_new).count() > tools_max {
+            return Err(Refusal::Busy("the peer's share of the directory"));
+        }
+        for (agent, tool) in &advert.gone {
+            if let Some(tools) = self.tools.get_mut(agent) {
+                self.count -= usize::from(tools.remove(tool).is_some());
+            }
+        }
+        for (agent, key) in keys {
+            let tools = self.tools.entry(agent.clone()).or_default();
+            // Under another key than before: what that one offered is not this one's.
+            if tools.values().next().is_some_and(|one| one.tool.key != key) {
+                tracing::warn!(%agent, key = %key.fingerprint(), "a peer's agent has another key than before");
+                self.count -= tools.len();
+                tools.clear();
+            }
+        }
+        for mut one in advert.tools {
+            one.grants.truncate(RELAY_TOKENS_MAX);
+            let tools = self.tools.entry(one.tool.agent.clone()).or_default();
+            let before = tools.insert(one.tool.tool.name.clone(), Arc::new(one));
+            self.count += usize::from(before.is_none());
+        }
+        self.tools.retain(|_, tools| !tools.is_empty());
+        self.seq = advert.seq;
+        self.expires = advert.expires;
+        Ok(())
+    }
+}
+
+/// The attached links.
+#[derive(Debug)]
+pub struct Links {
+    by_org: DashMap<Org, Arc<Link>>,
+    trouble: DashMap<Org, String>,
+    changed: watch::Sender<()>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self {
+            by_org: DashMap::new(),
+            trouble: DashMap::new(),
+            changed: watch::Sender::new(()),
+        }
+    }
+}
+
+impl Links {
+    /// Takes a link that was attached. The one that was there closes, unless both sides dialled at once and
+    /// it is the one to keep: then both keep what the organisation of the lesser name dialled.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Conflict`]: the one that is there stays.
+    pub fn attach(&self, me: &Org, link: Arc<Link>) -> Result<(), Refusal> {
+        let is_kept = |one: &Link| (one.role == LinkRole::Dials) == (one.org < *me);
+        let mut entry = self.by_org.entry(link.org.clone());
+        if let dashmap::Entry::Occupied(before) = &mut entry {
+            let is_young = link.since.distance(before.get().since) < YOUNG;
+            if is_young && is_kept(before.get()) && !is_kept(&link) {
+                return Err(Refusal::Conflict("there is a link already".into()));
+            }
+            before.get().close();
+        }
+        entry.insert(link);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Takes a link out, if it is still the one of its peer.
+    pub fn detach(&self, link: &Link) {
+        let is_it = |_: &Org, one: &Arc<Link>| one.id() == link.id();
+        self.by_org.remove_if(&link.org, is_it);
+        self.changed.send_replace(());
+    }
+
+    /// The link to a peer, if it is up.
+    #[must_use]
+    pub fn of(&self, org: &Org) -> Option<Arc<Link>> {
+        self.by_org.get(org).map(|link| Arc::clone(&link))
+    }
+
+    /// Notes why a peer's link is down.
+    pub fn note_trouble(&self, org: &Org, why: String) {
+        self.trouble.insert(org.clone(), why);
+    }
+
+    /// Why a peer's link went down, or did not come up, the last time.
+    #[must_use]
+    pub fn trouble(&self, org: &Org) -> Option<String> {
+        self.trouble.get(org).map(|why| why.clone())
+    }
+
+    /// All that are up.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Link>> {
+        self.by_org.iter().map(|link| Arc::clone(&link)).collect()
+    }
+
+    /// Says when a link came up or went down.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+}
