@@ -302,6 +302,18 @@ impl Place<'_> {
         Ok(())
     }
 
+    /// Ends every call that a peer's agents of these keys made.
+    pub fn end_calls_of(&self, link: &Link, dead: &[PublicKey]) {
+        let made = |call: &InFlight| {
+            matches!(&call.reply, Reply::Party(caller) if caller.id() == link.id())
+                && call.token.holder().is_some_and(|key| dead.contains(key))
+        };
+        for id in self.core.state.calls.which(made) {
+            let why = "the caller's key was revoked";
+            self.end_call(id, &Refusal::TokenRevoked(why.into()));
+        }
+    }
+
     /// Ends every call of a connection that is gone.
     pub fn connection_gone(&self, connection: &Outbox) {
         let calls = &self.core.state.calls;

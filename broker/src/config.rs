@@ -43,11 +43,30 @@ pub struct Approval {
 }
 
 /// How other organisations' brokers find this one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Federation {
     /// `host:port`, as our descriptor names them.
     pub endpoints: Vec<String>,
+    /// Calls of a peer's agents are refused when the peer has not said for so long which keys are dead.
+    pub stale_after_ms: u64,
+}
+
+impl Default for Federation {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            stale_after_ms: 10_000,
+        }
+    }
+}
+
+impl Federation {
+    /// How old the view of a peer's dead keys may be.
+    #[must_use]
+    pub fn stale_after(&self) -> Duration {
+        Duration::from_millis(self.stale_after_ms)
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -329,6 +348,12 @@ impl Config {
             found.push(format!(
                 "federation.endpoints: more than {}",
                 limits::PEER_ENDPOINTS_MAX
+            ));
+        }
+        let stale_after = written.federation.stale_after_ms;
+        if !(3_000..=600_000).contains(&stale_after) {
+            found.push(format!(
+                "federation.stale_after_ms is {stale_after}; it must be 3000 to 600000"
             ));
         }
         for text in &written.federation.endpoints {

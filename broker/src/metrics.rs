@@ -144,6 +144,13 @@ impl Metrics {
             head(&mut out, name, "gauge", help);
             let _ = writeln!(out, "{name} {value}");
         }
+        let name = "fem_peer_revocation_age_ms";
+        let help = "How old the view of a linked peer's dead keys is, in milliseconds.";
+        head(&mut out, name, "gauge", help);
+        for link in state.links.all() {
+            let age = link.age(clock.now()).as_millis();
+            let _ = writeln!(out, "{name}{{peer=\"{}\"}} {age}", link.org);
+        }
         out
     }
 }

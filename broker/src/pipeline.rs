@@ -256,9 +256,10 @@ impl KeyBook for Relayed<'_> {
             };
             self.state.calls.look(&self.about?, caller).flatten()
         };
-        introduced
+        let known = introduced
             .or_else(called)
-            .or_else(|| self.link.key_of(agent))
+            .or_else(|| self.link.key_of(agent));
+        known.filter(|key| !self.link.is_dead(key))
     }
 }
 
@@ -323,6 +324,16 @@ impl Core {
             let newcomer = received.introduce(&judge, &nonces);
             let newcomer = newcomer.map_err(|refusal| Box::new(Refused { refusal, ..stopped }))?;
             return Ok(Decided::Newcomer(Box::new(newcomer)));
+        }
+        if let (Door::Link(link, _), Kind::ToolCall) = (door, kind) {
+            let age = link.age(now);
+            if age > self.config.federation.stale_after() {
+                let refusal = Refusal::RevocationsStale {
+                    org: link.org.clone(),
+                    age,
+                };
+                return Err(Box::new(Refused { refusal, ..stopped }));
+            }
         }
         let about = received.envelope().re();
         let verified = match door {

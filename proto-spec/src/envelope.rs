@@ -147,6 +147,8 @@ kinds! {
     PeerTokens = "peerTokens",
     /// Broker to broker: tools that your agents may call here.
     Advert = "advert",
+    /// Broker to broker: keys of my agents that are dead, and how old your view of them is.
+    RevocationHead = "revocationHead",
 }
 
 impl Kind {
@@ -166,6 +168,7 @@ impl Kind {
                 | Self::LinkAttach
                 | Self::PeerTokens
                 | Self::Advert
+                | Self::RevocationHead
         )
     }
 

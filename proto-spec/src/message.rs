@@ -544,6 +544,23 @@ pub struct Advert {
     pub expires: Timestamp,
 }
 
+/// `revocationHead`: said every second, and at once when a key dies.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevocationHead {
+    /// 1, 2, 3 … on one link; what does not follow is refused, and ends the link.
+    pub seq: u64,
+    /// Keys that died since the one before it. The first says all that some delegation could still be to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead: Vec<PublicKey>,
+    /// The speaker's time.
+    pub tick: Timestamp,
+    /// The newest `tick` that the speaker has of the recipient: how old the recipient's view is, it then
+    /// measures on its own clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo: Option<Timestamp>,
+}
+
 /// A tool as its owner advertises it to one peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AdvertisedTool {

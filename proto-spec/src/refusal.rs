@@ -47,6 +47,7 @@ pub enum Code {
     Deadline,
     Cancelled,
     OutcomeUnknown,
+    RevocationsStale,
     NotFound,
     Conflict,
     Clock,
@@ -56,7 +57,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, in the order of SPEC.md.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Malformed,
         Self::TooLarge,
         Self::UnsupportedVersion,
@@ -86,6 +87,7 @@ impl Code {
         Self::Deadline,
         Self::Cancelled,
         Self::OutcomeUnknown,
+        Self::RevocationsStale,
         Self::NotFound,
         Self::Conflict,
         Self::Clock,
@@ -249,6 +251,12 @@ impl Code {
                 502,
                 false,
                 "the provider was lost in mid-call: it may or may not have acted",
+            ),
+            Self::RevocationsStale => (
+                "REVOCATIONS_STALE",
+                503,
+                true,
+                "a peer has not said for too long which of its keys are dead",
             ),
             Self::NotFound => (
                 "NOT_FOUND",
@@ -419,6 +427,8 @@ pub enum Refusal {
     Cancelled,
     #[error("the provider was lost in mid-call")]
     OutcomeUnknown,
+    #[error("{org} has not said for {} ms which of its keys are dead", .age.as_millis())]
+    RevocationsStale { org: Org, age: Duration },
     #[error("{0} refused it: {2}")]
     ByPeer(Org, Code, String),
     #[error("no such {0}")]
@@ -475,6 +485,7 @@ impl Refusal {
             Self::Deadline(_) => Code::Deadline,
             Self::Cancelled => Code::Cancelled,
             Self::OutcomeUnknown => Code::OutcomeUnknown,
+            Self::RevocationsStale { .. } => Code::RevocationsStale,
             Self::ByPeer(_, code, _) => *code,
             Self::NotFound(_) => Code::NotFound,
             Self::Conflict(_) => Code::Conflict,
@@ -569,7 +580,11 @@ mod tests {
             Refusal::Unavailable(_) => Refusal::Deadline(Duration::from_secs(1)),
             Refusal::Deadline(_) => Refusal::Cancelled,
             Refusal::Cancelled => Refusal::OutcomeUnknown,
-            Refusal::OutcomeUnknown => Refusal::ByPeer("globex".parse().unwrap(), Code::Busy, x()),
+            Refusal::OutcomeUnknown => Refusal::RevocationsStale {
+                org: "globex".parse().unwrap(),
+                age: Duration::from_secs(11),
+            },
+            Refusal::RevocationsStale { .. } => Refusal::ByPeer("globex".parse().unwrap(), Code::Busy, x()),
             Refusal::ByPeer(..) => Refusal::NotFound(x()),
             Refusal::NotFound(_) => Refusal::Conflict(x()),
             Refusal::Conflict(_) => Refusal::Clock(x()),

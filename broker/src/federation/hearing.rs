@@ -7,7 +7,7 @@ use proto_spec::admission::{Heard, KeyBook, Neighbour};
 use proto_spec::capability::{Claims, TokenKind, decode_text};
 use proto_spec::frame::{RELAY, Relay};
 use proto_spec::limits::PEER_GRANTS_MAX;
-use proto_spec::message::{Advert, PeerTokens};
+use proto_spec::message::{Advert, PeerTokens, RevocationHead};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{Code, Kind, PublicKey, Received, Refusal, Speaker};
 
@@ -89,6 +89,14 @@ impl Attached<'_> {
                 let advert: Advert = heard.envelope().read_body()?;
                 let tools_max = core.config.limits.tools_per_peer_max;
                 self.link.learn(advert, tools_max, now)
+            }
+            Kind::RevocationHead => {
+                let head: RevocationHead = heard.envelope().read_body()?;
+                let dead = self.link.see(head, now)?;
+                if !dead.is_empty() {
+                    Place { core, now }.end_calls_of(&self.link, &dead);
+                }
+                Ok(())
             }
             Kind::Error => self.ended(&heard, Some(self.refusal(&heard)?)),
             Kind::ToolCancel => self.ended(&heard, None),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto_spec::message::PeerTokens;
+use proto_spec::message::{PeerTokens, RevocationHead};
 use proto_spec::{Audience, Kind};
 use tokio::sync::watch;
 
@@ -18,8 +18,47 @@ const REFRESH: Duration = Duration::from_secs(100);
 /// Between two looks at what changed: many changes at once are told once.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How often a head is said.
+const TICK: Duration = Duration::from_secs(1);
+
 /// Tells a peer what is, and then what changes, until the link has to end.
 pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
+    tokio::select! {
+        ended = tell_tools(core, link) => ended,
+        ended = tell_heads(core, link) => ended,
+    }
+}
+
+/// Which keys of ours are dead, every second and at once when one dies: what a peer's agents are refused
+/// for depends on it, so the peer refuses them when it does not come.
+async fn tell_heads(core: &Core, link: &Link) -> Ended {
+    let mut died = core.state.revocations.deaths();
+    let mut told = 0;
+    for seq in 1.. {
+        died.borrow_and_update();
+        let now = core.clock.now();
+        let (dead, all) = core.state.revocations.deaths_after(told);
+        told = all;
+        let head = RevocationHead {
+            seq,
+            dead,
+            tick: now,
+            echo: link.tick(),
+        };
+        let to = Audience::Broker(link.org.clone());
+        let said = core.voice.say(Kind::RevocationHead, Some(&to), None, &head, now);
+        if link.send(said.bytes).is_err() {
+            return Ended::TooSlow;
+        }
+        tokio::select! {
+            () = changed(&mut died) => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+    }
+    Ended::Closed
+}
+
+async fn tell_tools(core: &Core, link: &Link) -> Ended {
     let mut peers = core.state.peers.changes();
     let mut offers = core.state.sessions.offers();
     let mut told = Told::default();

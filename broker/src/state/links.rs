@@ -10,17 +10,21 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use lru::LruCache;
 use proto_spec::limits::RELAY_TOKENS_MAX;
-use proto_spec::message::{Advert, AdvertisedTool, LinkRole};
+use proto_spec::message::{Advert, AdvertisedTool, LinkRole, RevocationHead};
 use proto_spec::{AgentId, Capability, Digest, Org, PublicKey, Refusal, Timestamp};
 use tokio::sync::watch;
 
 use super::outbox::Outbox;
+use super::revocations::REMEMBERED;
 use crate::locks::{lock, read, write};
 
 /// A link of this age is not given up for one that the other side dialled at the same time.
 const YOUNG: Duration = Duration::from_secs(10);
 /// Agents whose tokens for one peer's tools are kept.
 const INTRODUCED: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+
+/// Dead keys of one peer that are known at once.
+const DEAD_MAX: usize = 65_536;
 
 /// What a peer granted our broker, to delegate from.
 #[derive(Debug, Clone)]
@@ -48,6 +52,7 @@ pub struct Link {
     held: ArcSwap<Vec<Held>>,
     directory: RwLock<Directory>,
     introductions: Mutex<LruCache<Introduced, (Arc<str>, Timestamp)>>,
+    view: Mutex<View>,
 }
 
 impl std::fmt::Debug for Link {
@@ -78,6 +83,7 @@ impl Link {
             held: ArcSwap::default(),
             directory: RwLock::default(),
             introductions: Mutex::new(LruCache::new(INTRODUCED)),
+            view: Mutex::new(View::at(since)),
         }
     }
 
@@ -140,6 +146,33 @@ impl Link {
         Ok(tokens)
     }
 
+    /// Takes a head over, and gives the keys that are dead from now on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`View::take`].
+    pub fn see(&self, head: RevocationHead, now: Timestamp) -> Result<Vec<PublicKey>, Refusal> {
+        lock(&self.view).take(head, now)
+    }
+
+    /// The peer's newest time that we have, for it to measure by.
+    #[must_use]
+    pub fn tick(&self) -> Option<Timestamp> {
+        lock(&self.view).tick
+    }
+
+    /// How old our view of the peer's dead keys is.
+    #[must_use]
+    pub fn age(&self, now: Timestamp) -> Duration {
+        now.distance(lock(&self.view).fresh)
+    }
+
+    /// Whether the peer said that this key is dead.
+    #[must_use]
+    pub fn is_dead(&self, key: &PublicKey) -> bool {
+        lock(&self.view).dead.contains_key(key)
+    }
+
     /// Takes an advert over.
     ///
     /// # Errors
@@ -189,6 +222,55 @@ impl Link {
             .values()
             .next()
             .map(|one| one.tool.key)
+    }
+}
+
+/// What we know of one peer's dead keys.
+#[derive(Debug)]
+pub struct View {
+    seq: u64,
+    /// By our clock: what the peer had revoked by then has come.
+    fresh: Timestamp,
+    /// By the peer's clock.
+    tick: Option<Timestamp>,
+    /// Until when each has to be known.
+    dead: HashMap<PublicKey, Timestamp>,
+}
+
+impl View {
+    fn at(fresh: Timestamp) -> Self {
+        Self {
+            seq: 0,
+            fresh,
+            tick: None,
+            dead: HashMap::new(),
+        }
+    }
+
+    /// Takes a head over, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InvalidBody`] where it does not follow the one before it or echoes a time that we never
+    /// said; [`Refusal::Busy`] beyond [`DEAD_MAX`] keys.
+    fn take(&mut self, head: RevocationHead, now: Timestamp) -> Result<Vec<PublicKey>, Refusal> {
+        let bad = |why: &str| Err(Refusal::InvalidBody(format!("a head {why}")));
+        if head.seq != self.seq + 1 {
+            return bad("that does not follow the one before it");
+        }
+        if head.echo.is_some_and(|echo| echo > now) {
+            return bad("with a time that we never said");
+        }
+        self.dead.retain(|_, until| *until > now);
+        if self.dead.len() + head.dead.len() > DEAD_MAX {
+            return Err(Refusal::Busy("the list of a peer's dead keys"));
+        }
+        let until = now.later(REMEMBERED);
+        self.dead.extend(head.dead.iter().map(|key| (*key, until)));
+        self.seq = head.seq;
+        self.fresh = self.fresh.max(head.echo.unwrap_or_default());
+        self.tick = self.tick.max(Some(head.tick));
+        Ok(head.dead)
     }
 }
 

@@ -146,14 +146,15 @@ impl State {
                 self.org
             )));
         }
+        let at = change.at();
         match change {
             Change::AgentRevoked { name, key, .. } => {
-                self.revocations.revoke_key(*key);
+                self.revocations.revoke_key(*key, at);
                 self.registry.remove(name);
             }
             Change::Quarantined { agents, ids, .. } => {
                 for (name, key) in agents {
-                    self.revocations.revoke_key(*key);
+                    self.revocations.revoke_key(*key, at);
                     self.registry.remove(name);
                 }
                 self.revocations.revoke(ids);
@@ -167,7 +168,7 @@ impl State {
             }
             Change::Barred { under, before, .. } => self.revocations.bar(under, *before),
             Change::Rotated { from, grants, .. } => {
-                self.revocations.revoke_key(*from);
+                self.revocations.revoke_key(*from, at);
                 self.budgets.reissued(grants);
             }
             Change::Reissued { grants, .. } => self.budgets.reissued(grants),
@@ -177,7 +178,7 @@ impl State {
             Change::Approved { name, key, .. } | Change::Enrolled { name, key, .. } => {
                 // The key before this one is out: whatever it holds or delegated is dead with it.
                 if let Some(before) = self.registry.agent(name).filter(|agent| agent.key != *key) {
-                    self.revocations.revoke_key(before.key);
+                    self.revocations.revoke_key(before.key, at);
                 }
             }
             _ => {}

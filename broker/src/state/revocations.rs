@@ -1,19 +1,42 @@
 //! What is dead: keys, token blocks by their revocation ids, and whole capabilities up to a time.
 
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
 use arc_swap::ArcSwap;
 use dashmap::DashSet;
 use proto_spec::capability::Token;
+use proto_spec::limits::{CLOCK_SKEW_MAX, INTRODUCTION_VALIDITY};
 use proto_spec::{Digest, Pattern, PublicKey, Refusal, Timestamp};
+use tokio::sync::watch;
+
+use crate::locks::lock;
 
 /// Patterns that may be barred at once; a later bar on the same pattern replaces the earlier.
 pub const BARS_MAX: usize = 1_024;
+/// For how long peers are told of a dead key: no token that introduces it holds longer, by any clock.
+pub const REMEMBERED: Duration = Duration::from_secs(
+    INTRODUCTION_VALIDITY.as_secs() + 2 * CLOCK_SKEW_MAX.as_secs(),
+);
 
 /// Looked up at every use of a token. Nothing is ever taken out.
 #[derive(Debug, Default)]
 pub struct Revocations {
     ids: DashSet<Digest>,
     keys: DashSet<PublicKey>,
+    /// Keys in the order in which they died, for peers: as far back as one of their tokens could hold.
+    recent: Mutex<Recent>,
+    deaths: watch::Sender<()>,
     bars: ArcSwap<Vec<Bar>>,
+}
+
+/// Keys that died, oldest first.
+#[derive(Debug, Default)]
+struct Recent {
+    /// How many are forgotten.
+    gone: u64,
+    keys: VecDeque<(Timestamp, PublicKey)>,
 }
 
 /// What was issued up to `before` (in seconds) permits nothing under `under`.
@@ -30,8 +53,33 @@ impl Revocations {
         }
     }
 
-    pub(super) fn revoke_key(&self, key: PublicKey) {
-        self.keys.insert(key);
+    pub(super) fn revoke_key(&self, key: PublicKey, at: Timestamp) {
+        if self.keys.insert(key) {
+            let mut recent = lock(&self.recent);
+            recent.keys.push_back((at, key));
+            let oldest = at.earlier(REMEMBERED);
+            while recent.keys.front().is_some_and(|(died, _)| *died < oldest) {
+                recent.keys.pop_front();
+                recent.gone += 1;
+            }
+            drop(recent);
+            self.deaths.send_replace(());
+        }
+    }
+
+    /// Says when a key dies.
+    #[must_use]
+    pub fn deaths(&self) -> watch::Receiver<()> {
+        self.deaths.subscribe()
+    }
+
+    /// Keys that died lately, without the first `told` of all that ever died; and how many that makes.
+    #[must_use]
+    pub fn deaths_after(&self, told: u64) -> (Vec<PublicKey>, u64) {
+        let recent = lock(&self.recent);
+        let skip = usize::try_from(told.saturating_sub(recent.gone)).unwrap_or(usize::MAX);
+        let keys: Vec<_> = recent.keys.iter().skip(skip).map(|(_, key)| *key).collect();
+        (keys, recent.gone + recent.keys.len() as u64)
     }
 
     pub(super) fn bar(&self, under: &[Pattern], before: Timestamp) {
