@@ -17,7 +17,7 @@ use proto_spec::{
 };
 use tokio::sync::oneshot;
 
-use crate::delivery::{about_call, about_sender, deliver, permit_of, relay, relay_call, vouch};
+use crate::delivery::{about_call, about_sender, deliver, permit_of, relay, vouch};
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Standing, Step};
 use crate::routing::{self, Route};
@@ -27,6 +27,7 @@ use crate::state::links::Link;
 use crate::state::outbox::Outbox;
 use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, Subscription};
+use crate::transit::{pass_call, relay_call};
 
 /// One moment of a broker: what it does with a call now.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +118,7 @@ impl Place<'_> {
         let delivered = if is_struck != Some(false) || !is_known {
             Err(Refusal::TokenRevoked("what permitted this call".into()))
         } else {
-            self.deliver_call(call, &route)
+            self.deliver_call(call, &route, door)
         };
         if let Err(refusal) = delivered {
             drop(core.state.calls.end(&call.id()));
@@ -130,7 +131,7 @@ impl Place<'_> {
         }))
     }
 
-    fn deliver_call(&self, call: &Authorized, route: &Route) -> Result<(), Refusal> {
+    fn deliver_call(&self, call: &Authorized, route: &Route, door: &Door) -> Result<(), Refusal> {
         let core = self.core;
         let bytes = call.envelope().bytes();
         match &route.party {
@@ -139,10 +140,10 @@ impl Place<'_> {
                 let about = about_call(call, route);
                 deliver(&core.voice, session, about, permit, bytes, self.now)
             }
-            Party::Link(link) => {
-                let relay = relay_call(&core.voice, link, call, &route.grants, self.now)?;
-                link.send(relay)
-            }
+            Party::Link(link) => link.send(match door {
+                Door::Link(_, carried) => pass_call(&core.state.org, link, call, carried)?,
+                _ => relay_call(&core.voice, &core.state.org, link, call, route, self.now)?,
+            }),
         }
     }
 

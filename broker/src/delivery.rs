@@ -3,13 +3,12 @@
 use bytes::Bytes;
 use proto_spec::admission::Permit;
 use proto_spec::frame::{Frame, Relay, Vouching};
-use proto_spec::limits::{CREDENTIAL_VALIDITY, INTRODUCTION_VALIDITY};
+use proto_spec::limits::CREDENTIAL_VALIDITY;
 use proto_spec::message::{Basis, Credential, CredentialPermit};
-use proto_spec::{Audience, Authorized, Digest, Kind, Refusal, Sealed, Timestamp};
+use proto_spec::{Audience, Authorized, Kind, Refusal, Sealed, Timestamp};
 
 use crate::routing::Route;
 use crate::state::State;
-use crate::state::links::{Held, Link};
 use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, trim};
 use crate::voice::Voice;
@@ -150,32 +149,4 @@ pub fn relay(envelope: &Bytes) -> Bytes {
         ..Relay::default()
     }
     .encode()
-}
-
-/// A call on its way to a peer, with the tokens that permit it there: made by our broker, which introduces
-/// the caller, from what the peer granted us.
-///
-/// # Errors
-///
-/// [`Refusal::Unavailable`] where the peer's grants have not come or none can be delegated from.
-pub fn relay_call(
-    voice: &Voice,
-    link: &Link,
-    call: &Authorized,
-    grants: &[Digest],
-    now: Timestamp,
-) -> Result<Bytes, Refusal> {
-    let fresh = now.later(INTRODUCTION_VALIDITY / 2);
-    let until = now.later(INTRODUCTION_VALIDITY);
-    let make = |held: &Held| voice.introduce(&held.token, call.agent(), call.key(), until);
-    let tokens = link.introduce(call.agent(), call.key(), grants, fresh, make)?;
-    let relay = Relay {
-        tokens: tokens
-            .iter()
-            .map(|token| Bytes::copy_from_slice(token.as_bytes()))
-            .collect(),
-        envelope: call.envelope().bytes().clone(),
-        ..Relay::default()
-    };
-    Ok(relay.encode())
 }

@@ -1,6 +1,7 @@
 //! Who offers what: pure; answers discovery with exactly what the asker could call.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use proto_spec::admission::Authority as _;
@@ -143,7 +144,7 @@ fn beyond(
                 key,
                 tool,
                 checks,
-                ..
+                via: behind,
             } = &advertised.tool;
             let name = Pattern::from(tool.name.clone());
             let is_asked = query.agent.as_ref().is_none_or(|only| only == agent)
@@ -153,15 +154,24 @@ fn beyond(
                 continue;
             };
             if is_asked && *position > *after {
+                let mut via = vec![link.org.clone()];
+                via.extend(behind.iter().cloned());
                 let offer = Offer {
                     provider: agent.clone(),
                     key: *key,
                     tool: Arc::new(tool.clone()),
                     required,
                     checks: checks.clone(),
-                    via: vec![link.org.clone()],
+                    via,
                 };
-                found.insert(position, offer);
+                // By its owner's own link, where there are two ways.
+                match found.entry(position) {
+                    Entry::Vacant(slot) => drop(slot.insert(offer)),
+                    Entry::Occupied(mut slot) if offer.via.len() < slot.get().via.len() => {
+                        slot.insert(offer);
+                    }
+                    Entry::Occupied(_) => {}
+                }
             }
         }
     }

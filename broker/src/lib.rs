@@ -7,7 +7,7 @@
 //! | [`listener`] | where bytes come in: TLS, HTTP, WebSocket, health and metrics |
 //! | [`federation`] | other organisations' brokers: links, adverts, delegation |
 //! | [`pipeline`] | parse → verify → admit → authorize → perform → answer |
-//! | [`calls`], [`routing`], [`delivery`], [`directory`] | what is performed |
+//! | [`calls`], [`routing`], [`delivery`], [`transit`], [`directory`] | what is performed |
 //! | [`registrar`] | the only code that appends durable changes |
 //! | [`state`] | views in memory that the request path reads |
 //! | [`journal`], [`change`] | ground truth |
@@ -34,6 +34,7 @@ pub mod routing;
 pub mod state;
 pub mod telemetry;
 pub mod tls;
+pub mod transit;
 pub mod upkeep;
 pub mod voice;
 

@@ -13,7 +13,7 @@ use proto_spec::frame::Relay;
 use proto_spec::limits::{CAPABILITIES_MAX, SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
 use proto_spec::message::{Ack, Attach, Basis, OfferTools, PeerDescriptor, PeerInvite, Topics};
 use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Newcomer, Pattern,
+    AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Newcomer, Org, Pattern,
     PublicKey, Received, Refusal, Speaker, Timestamp,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -61,8 +61,19 @@ pub enum Door {
     Threshold,
     /// An attached session.
     Session(Arc<Session>),
-    /// A peer's link; with the tokens of the frame that the envelope came in.
-    Link(Arc<Link>, Arc<[Presented]>),
+    /// A peer's link; with what else is in the frame that the envelope came in.
+    Link(Arc<Link>, Arc<Carried>),
+}
+
+/// What a frame of a link carries beside the envelope.
+#[derive(Debug, Default)]
+pub struct Carried {
+    /// Tokens of our own root, opened.
+    pub tokens: Vec<Presented>,
+    /// Tokens for the broker after us.
+    pub onward: Vec<Bytes>,
+    /// Where it says that it has been.
+    pub visited: Vec<Org>,
 }
 
 impl Door {
@@ -337,10 +348,10 @@ impl Core {
         }
         let about = received.envelope().re();
         let verified = match door {
-            Door::Link(link, tokens) => received.verify(&Relayed {
+            Door::Link(link, carried) => received.verify(&Relayed {
                 state: &self.state,
                 link,
-                tokens,
+                tokens: &carried.tokens,
                 about,
             }),
             _ => received.verify(&*self.state),
@@ -372,12 +383,12 @@ impl Core {
         stopped.stage = "authorize";
         let standing = self.standing(door);
         let authorized = match door {
-            Door::Link(link, tokens) => {
+            Door::Link(link, carried) => {
                 let neighbour = Neighbour {
                     org: &link.org,
                     key: &link.key,
                 };
-                fresh.authorize_relayed(&neighbour, tokens, &standing, &judge)
+                fresh.authorize_relayed(&neighbour, &carried.tokens, &standing, &judge)
             }
             _ => fresh.authorize(&standing, &judge),
         };
@@ -657,9 +668,14 @@ impl Core {
             let token = self.state.tokens.open(text, &self.state.roots)?;
             Ok((token, Arc::from(text)))
         });
-        match opened.collect::<Result<Arc<[Presented]>, Refusal>>() {
+        match opened.collect::<Result<Vec<Presented>, Refusal>>() {
             Ok(tokens) => {
-                let door = Door::Link(Arc::clone(link), tokens);
+                let carried = Carried {
+                    tokens,
+                    onward: relay.onward,
+                    visited: relay.visited,
+                };
+                let door = Door::Link(Arc::clone(link), Arc::new(carried));
                 self.handle(relay.envelope, &door).await
             }
             Err(refusal) => Err(self.refuse(

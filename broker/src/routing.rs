@@ -25,6 +25,8 @@ pub struct Route {
     pub tool: Arc<Tool>,
     /// Of a tool behind a peer: which of its grants permit it, best first.
     pub grants: Vec<Digest>,
+    /// And which of its owner's, where that is not the peer.
+    pub onward: Vec<Digest>,
     /// Whether the caller wants progress.
     pub progress: bool,
 }
@@ -58,6 +60,7 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
             party: Party::Link(link),
             tool: Arc::new(tool.tool.tool.clone()),
             grants: tool.grants.clone(),
+            onward: tool.onward.clone(),
             progress: body.progress,
         });
     }
@@ -80,6 +83,7 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
         party: Party::Session(session),
         tool,
         grants: Vec::new(),
+        onward: Vec::new(),
         progress: body.progress,
     })
 }
@@ -95,10 +99,15 @@ pub fn by_peer(
     state: &State,
     now: Timestamp,
 ) -> Result<(Arc<Link>, Arc<AdvertisedTool>), Refusal> {
-    let link = state.links.of(provider.org());
-    let found = link.and_then(|link| {
+    let over = |link: Arc<Link>| {
         let tool = link.tool(provider, tool, now)?;
         Some((link, tool))
+    };
+    // Its owner's own link is the shortest way; of the others, the same one as long as it is up.
+    let direct = state.links.of(provider.org()).and_then(over);
+    let found = direct.or_else(|| {
+        let ways = state.links.all().into_iter().filter_map(over);
+        ways.min_by(|(a, _), (b, _)| a.org.cmp(&b.org))
     });
     found.ok_or_else(|| Refusal::Unavailable(format!("{tool} of {provider}")))
 }

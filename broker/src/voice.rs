@@ -90,10 +90,12 @@ impl Voice {
                 agent: Some(agent.clone()),
                 ..Narrowing::default()
             };
-            let mut entropy = [0; 32];
-            getrandom::fill(&mut entropy).map_err(|why| BadTerms::Engine(why.to_string()))?;
             issue::seal(&issue::delegate(
-                grant, &self.key, key, &narrowing, entropy,
+                grant,
+                &self.key,
+                key,
+                &narrowing,
+                entropy()?,
             )?)
         };
         match made() {
@@ -106,6 +108,21 @@ impl Voice {
                 None
             }
         }
+    }
+
+    /// What another organisation granted us, passed on to a peer whose broker's key is `key`: unsealed, for it
+    /// introduces its own agents.
+    #[must_use]
+    pub fn pass_on(&self, grant: &[u8], key: &PublicKey, until: Timestamp) -> Option<String> {
+        let narrowing = Narrowing {
+            expires: Some(until),
+            ..Narrowing::default()
+        };
+        let made = entropy()
+            .and_then(|entropy| issue::delegate(grant, &self.key, key, &narrowing, entropy));
+        made.inspect_err(|why| tracing::warn!(%why, "a grant cannot be passed on"))
+            .ok()
+            .map(|token| encode_text(&token))
     }
 
     /// An acknowledgement.
@@ -132,4 +149,10 @@ impl Voice {
         )
         .bytes
     }
+}
+
+fn entropy() -> Result<[u8; 32], BadTerms> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|why| BadTerms::Engine(why.to_string()))?;
+    Ok(bytes)
 }

@@ -435,7 +435,8 @@ impl Fresh {
             ));
         }
         let capability = Pattern::from(permit.capability.clone());
-        let question = call.question(&capability, &agent, me, judge.now);
+        let mut question = call.question(&capability, &agent, me, judge.now);
+        let mut via = None;
         let token = match (permit.basis, self.envelope.token(), &permit.grant) {
             (Basis::Token, Some(text), _) => {
                 let token = Token::open(&decode_text(text)?, roots)?;
@@ -453,11 +454,14 @@ impl Fresh {
                 if token.introduced() != Some(&agent) || token.holder() != Some(&self.key) {
                     return Err(Refusal::NotHolder("it introduces another"));
                 }
+                let first = token.agent().map(Speaker::org);
+                via = first.filter(|org| *org != agent.org()).cloned();
                 Some(token)
             }
             (Basis::Record, None, None) => None,
             _ => return Err(denied("the credential does not fit the envelope")),
         };
+        question.via = via.as_ref();
         if let Some(token) = &token {
             token.permits(&question)?;
         }
@@ -735,6 +739,9 @@ impl<A: Authority> Asked<'_, A> {
         question: &Question<'_>,
     ) -> Result<Permit, Refusal> {
         let mut refusal = Refusal::Denied(question.required.to_string());
+        // The neighbour vouches for another organisation's broker, and that one for the agent: both show.
+        let via = (self.agent.org() != neighbour.org).then_some(neighbour.org);
+        let question = &Question { via, ..*question };
         for (token, text) in tokens {
             let permitted = (|| {
                 let agent = token.introduces(neighbour.org, neighbour.key)?;

@@ -64,8 +64,9 @@ pub const ARGUMENT_FACTS_MAX: usize = 32;
 pub const ARGUMENT_STRING_MAX: usize = 1 << 10;
 /// Tokens that one frame between brokers carries: each is tried until one permits.
 pub const RELAY_TOKENS_MAX: usize = 4;
-/// Organisations that an envelope may come through.
-pub const HOPS_MAX: usize = 4;
+/// Organisations that an envelope may come through: its own and one more. A capability has room for no
+/// more names of organisations in front of a tool's.
+pub const HOPS_MAX: usize = 2;
 /// Endpoints, and TLS keys, that a peer's descriptor may name.
 pub const PEER_ENDPOINTS_MAX: usize = 8;
 /// Grants of one peer that are in force at once.

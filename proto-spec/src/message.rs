@@ -520,11 +520,15 @@ pub enum LinkRole {
 }
 
 /// `peerTokens`: replaces what was said before.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerTokens {
-    /// Unsealed peer tokens whose holder is the recipient, base64url; at most 64.
+    /// Unsealed peer tokens of the speaker's own root whose holder is the recipient, base64url; at most 64.
     pub tokens: Vec<String>,
+    /// Unsealed peer tokens that others granted the speaker, passed on to the recipient: for what lies
+    /// behind the speaker; at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub onward: Vec<String>,
 }
 
 /// `advert`: the tools that the recipient's agents may call here. The first of a link has `seq` 1 and says
@@ -569,6 +573,9 @@ pub struct AdvertisedTool {
     pub tool: DiscoveredTool,
     /// Ids of the recipient's grants that permit it, best first; at most 4.
     pub grants: Vec<Digest>,
+    /// Of a tool behind the speaker: ids of the tokens that permit it at its owner; at most 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub onward: Vec<Digest>,
 }
 
 /// `admin.peer.invite`.

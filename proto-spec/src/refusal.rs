@@ -584,7 +584,9 @@ mod tests {
                 org: "globex".parse().unwrap(),
                 age: Duration::from_secs(11),
             },
-            Refusal::RevocationsStale { .. } => Refusal::ByPeer("globex".parse().unwrap(), Code::Busy, x()),
+            Refusal::RevocationsStale { .. } => {
+                Refusal::ByPeer("globex".parse().unwrap(), Code::Busy, x())
+            }
             Refusal::ByPeer(..) => Refusal::NotFound(x()),
             Refusal::NotFound(_) => Refusal::Conflict(x()),
             Refusal::Conflict(_) => Refusal::Clock(x()),

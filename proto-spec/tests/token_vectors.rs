@@ -512,6 +512,7 @@ fn the_vectors_hold_for_a_reader_who_has_only_the_file() {
                 required: &required,
                 tool: q.tool.as_deref(),
                 caller: Some(&caller),
+                via: None,
                 provider: provider.as_ref(),
                 now: Timestamp::from_ms(q.now_ms),
                 trust: q.trust,

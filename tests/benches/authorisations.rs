@@ -48,6 +48,7 @@ fn main() -> Result<()> {
         required: &required,
         tool: Some("fs.read"),
         caller: Some(&caller),
+        via: None,
         provider: Some(&provider),
         now,
         trust: None,

@@ -3,7 +3,7 @@
 use proto_spec::message::{Ack, PeerRecord, ToolsDiscovered};
 use proto_spec::{Code, Digest, Kind, Org};
 use serde_json::json;
-use tests::lab::{Actor, Lab, hears_refusal};
+use tests::lab::{Actor, Extra, Lab, hears_refusal};
 use tests::wire::{PATIENCE, Socket};
 
 /// Two organisations whose brokers are peers of each other, linked.
@@ -230,4 +230,178 @@ async fn a_revoked_grant_of_a_peer_permits_nothing_from_then_on_and_ends_calls_i
         hears_refusal(&mut calling).await.unwrap(),
         Code::Unavailable
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_input_and_cancellation_cross_as_they_do_at_home() {
+    let pair = Pair::linked().await;
+    let (fs, mut serving) = provider(&pair).await;
+    pair.grant(json!({})).await;
+    let caller = pair.acme.agent("x", 3, &["peer.globex.*"]).await.unwrap();
+    pair.until_advertised(1).await;
+    let mut calling = pair.acme.attach(&caller).await.unwrap();
+    let body = json!({"tool": "fs.read", "arguments": {}, "progress": true});
+    let to = "fs@globex".parse().unwrap();
+    let call = caller
+        .seal(Kind::ToolCall, &to, pair.acme.now(), &body)
+        .unwrap();
+    calling.send(call.bytes.clone()).await.unwrap();
+    let delivered = serving.hear().await.unwrap().delivered().unwrap();
+    let about = Extra {
+        re: Some(call.id),
+        ..Extra::default()
+    };
+    let back = delivered.speaker().clone().into();
+    let progress = fs
+        .seal_with(
+            Kind::ToolProgress,
+            &back,
+            pair.globex.now(),
+            &json!({"seq": 1}),
+            &about,
+        )
+        .unwrap();
+    serving.send(progress.bytes.clone()).await.unwrap();
+    let heard = calling.hear().await.unwrap().delivered().unwrap();
+    assert_eq!(heard.bytes(), &progress.bytes);
+    for (kind, body) in [
+        (Kind::ToolInput, json!({"input": 1})),
+        (Kind::ToolCancel, json!({})),
+    ] {
+        let said = caller
+            .seal_with(kind, &to, pair.acme.now(), &body, &about)
+            .unwrap();
+        calling.send(said.bytes.clone()).await.unwrap();
+        let heard = serving.hear().await.unwrap().delivered().unwrap();
+        assert_eq!(heard.bytes(), &said.bytes);
+    }
+    assert_eq!(hears_refusal(&mut calling).await.unwrap(), Code::Cancelled);
+    until("no call is left", || {
+        let calls = |lab: &Lab| lab.broker.core().state.calls.is_empty();
+        calls(&pair.acme) && calls(&pair.globex)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_its_own_organisation_revokes_is_dead_at_the_peer_too() {
+    let pair = Pair::linked().await;
+    let (_fs, mut serving) = provider(&pair).await;
+    pair.grant(json!({})).await;
+    let caller = pair.acme.agent("x", 3, &["peer.globex.*"]).await.unwrap();
+    pair.until_advertised(1).await;
+    let mut calling = pair.acme.attach(&caller).await.unwrap();
+    let call = caller
+        .call("fs@globex", "fs.read", &json!({}), pair.acme.now())
+        .unwrap();
+    calling.send(call.bytes).await.unwrap();
+    serving.hear().await.unwrap().delivered().unwrap();
+    let body = json!({"name": "x"});
+    let revoke = pair
+        .acme
+        .ask(&pair.acme.admin, Kind::AdminAgentRevoke, &body);
+    revoke.await.unwrap();
+    let told = serving.hear().await.unwrap().said().unwrap();
+    assert_eq!(told.kind(), Kind::ToolCancel);
+    let key = caller.key.public();
+    let link = pair
+        .globex
+        .broker
+        .core()
+        .state
+        .links
+        .of(pair.acme.org())
+        .unwrap();
+    until("the key is known to be dead", || link.is_dead(&key)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_peer_is_not_linked_and_a_removed_one_holds_nothing_when_it_is_added_again() {
+    let pair = Pair::linked().await;
+    let (_fs, _serving) = provider(&pair).await;
+    pair.grant(json!({})).await;
+    pair.until_advertised(1).await;
+    let name = json!({"org": "acme"});
+    let ask = async |kind| {
+        let done = pair.globex.ask(&pair.globex.admin, kind, &name).await;
+        peers(done.unwrap())
+    };
+    let linked = || {
+        let state = &pair.acme.broker.core().state;
+        state.links.of(pair.globex.org()).is_some()
+    };
+    assert_eq!(ask(Kind::AdminPeerPause).await[0].link, "paused");
+    until("the link goes down", || !linked()).await;
+    ask(Kind::AdminPeerResume).await;
+    until("the link comes up", linked).await;
+    pair.until_advertised(1).await;
+    assert!(ask(Kind::AdminPeerRemove).await.is_empty());
+    until("the link goes down", || !linked()).await;
+    let ours = invite(&pair.acme).await;
+    let peers = accept(&pair.globex, &pair.acme, &ours).await;
+    assert!(peers[0].grants.is_empty());
+    pair.until_linked().await;
+    pair.until_advertised(0).await;
+}
+
+/// acme, globex between, and initech, whose `fs` serves `fs.read`.
+async fn chain(depth: u32) -> (Pair, Lab, Actor, Socket) {
+    let pair = Pair::linked().await;
+    let initech = Lab::of("initech", "").await.unwrap();
+    let (theirs, ours) = (invite(&pair.globex).await, invite(&initech).await);
+    accept(&pair.globex, &initech, &ours).await;
+    accept(&initech, &pair.globex, &theirs).await;
+    let body = json!({"org": "globex", "capabilities": ["fs.*"], "depth": depth});
+    let granted = initech.ask(&initech.admin, Kind::AdminPeerGrant, &body);
+    granted.await.unwrap();
+    let fs = initech.agent("fs", 7, &[]).await.unwrap();
+    let serving = initech.provide(&fs, &["fs.read"]).await.unwrap();
+    let link = || pair.globex.broker.core().state.links.of(initech.org());
+    let now = pair.globex.now();
+    until("initech's advert", || {
+        link().is_some_and(|link| link.tools(now).len() == 1)
+    })
+    .await;
+    (pair, initech, fs, serving)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_goes_through_a_third_organisation_where_both_neighbours_allow_it() {
+    let (pair, initech, fs, mut serving) = chain(1).await;
+    pair.grant(json!({"capabilities": ["peer.initech.fs.*"]}))
+        .await;
+    pair.until_advertised(1).await;
+    let needed = "peer.globex.peer.initech.fs.read";
+    let caller = pair.acme.agent("x", 3, &[needed]).await.unwrap();
+    let mut calling = pair.acme.attach(&caller).await.unwrap();
+    let call = caller
+        .call("fs@initech", "fs.read", &json!({}), pair.acme.now())
+        .unwrap();
+    calling.send(call.bytes.clone()).await.unwrap();
+    let delivered = serving.hear().await.unwrap().delivered().unwrap();
+    assert_eq!(delivered.bytes(), &call.bytes);
+    let result = initech.result(&fs, &delivered, &json!("far")).unwrap();
+    serving.send(result.bytes.clone()).await.unwrap();
+    let answered = calling.hear().await.unwrap().delivered().unwrap();
+    assert_eq!(answered.bytes(), &result.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_owner_does_not_let_be_passed_on_is_not_advertised_behind_a_peer() {
+    let (pair, _initech, _fs, _serving) = chain(0).await;
+    pair.grant(json!({"capabilities": ["peer.initech.fs.*", "fs.*"]}))
+        .await;
+    // What globex offers itself comes after what lies behind it, had that been told.
+    let (_own, _socket) = provider(&pair).await;
+    pair.until_advertised(1).await;
+    let link = pair
+        .acme
+        .broker
+        .core()
+        .state
+        .links
+        .of(pair.globex.org())
+        .unwrap();
+    let tools = link.tools(pair.acme.now());
+    assert_eq!(tools[0].tool.agent.to_string(), "fs@globex");
 }

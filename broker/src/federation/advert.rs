@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use proto_spec::capability::{Arguments, Pattern, Question, Token};
+use proto_spec::capability::{Arguments, Pattern, Proof, Question, Token};
 use proto_spec::limits::RELAY_TOKENS_MAX;
-use proto_spec::message::{Advert, AdvertisedTool, DiscoverTools, DiscoveredTool};
+use proto_spec::message::{Advert, AdvertisedTool, DiscoverTools, DiscoveredTool, Tool};
 use proto_spec::{AgentId, Capability, Digest, Timestamp};
 
 use crate::directory::{argument_checks, offers, weight};
+use crate::routing::under_peer;
 use crate::state::State;
+use crate::state::links::Link;
 use crate::state::peers::Peer;
 use crate::state::registry::grant_id;
 
@@ -29,44 +31,87 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
         .collect();
     // What a table answers is the cheapest to use.
     grants.sort_by_key(|token| !token.is_standard());
-    let mut tools = Tools::new();
-    for offer in offers(&DiscoverTools::default(), "", state).into_values() {
-        let required = Pattern::from(offer.required);
-        let provider = &offer.provider;
+    let permitting = |required: &Pattern, tool: &Tool, provider: &AgentId| -> Vec<Arc<Token>> {
         let question = Question {
-            required: &required,
-            tool: Some(offer.tool.name.as_str()),
+            required,
+            tool: Some(tool.name.as_str()),
             caller: None,
+            via: None,
             provider: Some(provider),
             now,
             trust: None,
-            proof: proto_spec::capability::Proof::Key,
+            proof: Proof::Key,
             arguments: Arguments::Unknown,
         };
         let permits = |token: &&Arc<Token>| {
-            !state.revocations.is_barred(token.issued(), &required)
+            !state.revocations.is_barred(token.issued(), required)
                 && token.permits(&question).is_ok()
         };
-        let permitting: Vec<_> = grants
-            .iter()
-            .filter(permits)
-            .take(RELAY_TOKENS_MAX)
-            .collect();
+        let all = grants.iter().filter(permits).take(RELAY_TOKENS_MAX);
+        all.cloned().collect()
+    };
+    let mut tools = Tools::new();
+    for offer in offers(&DiscoverTools::default(), "", state).into_values() {
+        let required = Pattern::from(offer.required);
+        let permitting = permitting(&required, &offer.tool, &offer.provider);
         let Some(first) = permitting.first() else {
             continue;
         };
-        let place = (provider.clone(), offer.tool.name.clone());
         let tool = DiscoveredTool {
-            agent: provider.clone(),
+            agent: offer.provider,
             key: offer.key,
             tool: (*offer.tool).clone(),
             checks: argument_checks(first),
             via: Vec::new(),
         };
-        let grants = permitting.iter().map(|token| grant_id(token)).collect();
-        tools.insert(place, AdvertisedTool { tool, grants });
+        tools.insert(
+            (tool.agent.clone(), tool.tool.name.clone()),
+            AdvertisedTool {
+                tool,
+                grants: permitting.iter().map(|token| grant_id(token)).collect(),
+                onward: Vec::new(),
+            },
+        );
+    }
+    for link in state.links.all() {
+        for known in link.tools(now) {
+            if let Some(behind) = behind(&link, &known, peer)
+                && let Ok(required) = under_peer(&link.org, known.tool.tool.required())
+            {
+                let place = (known.tool.agent.clone(), known.tool.tool.name.clone());
+                let pattern = Pattern::from(required.clone());
+                let permitting = permitting(&pattern, &known.tool.tool, &known.tool.agent);
+                let Some(first) = permitting.first() else {
+                    continue;
+                };
+                let mut tool = known.tool.clone();
+                tool.tool.capability = Some(required);
+                tool.checks.extend(argument_checks(first));
+                tool.via = vec![link.org.clone()];
+                let grants = permitting.iter().map(|token| grant_id(token)).collect();
+                let onward = behind;
+                tools.entry(place).or_insert(AdvertisedTool {
+                    tool,
+                    grants,
+                    onward,
+                });
+            }
+        }
     }
     tools
+}
+
+/// Which of our own grants at the owner of a tool may be passed on to `peer`; nothing where none may, or
+/// where the tool lies behind the owner of the link itself, or is the peer's own.
+fn behind(link: &Link, known: &AdvertisedTool, peer: &Peer) -> Option<Vec<Digest>> {
+    let is_own = known.tool.via.is_empty();
+    if !is_own || link.org == peer.org {
+        return None;
+    }
+    let held = link.held();
+    let goes_on = |id: &&Digest| held.iter().any(|one| one.id == **id && one.depth > 0);
+    let ids: Vec<Digest> = known.grants.iter().filter(goes_on).copied().collect();
+    (!ids.is_empty()).then_some(ids)
 }
 
 /// What one peer has been told on one link.

@@ -88,13 +88,17 @@ impl Attached<'_> {
             Kind::Advert => {
                 let advert: Advert = heard.envelope().read_body()?;
                 let tools_max = core.config.limits.tools_per_peer_max;
-                self.link.learn(advert, tools_max, now)
+                self.link.learn(&core.state.org, advert, tools_max, now)?;
+                // What lies behind us may be advertised to others.
+                core.state.sessions.offers_changed();
+                Ok(())
             }
             Kind::RevocationHead => {
                 let head: RevocationHead = heard.envelope().read_body()?;
                 let dead = self.link.see(head, now)?;
                 if !dead.is_empty() {
                     Place { core, now }.end_calls_of(&self.link, &dead);
+                    core.state.revocations.pass_on(&dead, now);
                 }
                 Ok(())
             }
@@ -104,31 +108,51 @@ impl Attached<'_> {
         }
     }
 
-    /// What this peer's agents... what our agents may do there: tokens of its root, for our key.
+    /// What our agents may do there, and behind it: tokens of its root, and of others' that were granted to
+    /// it, all of them for our broker's key.
     fn tokens(&self, heard: &Heard) -> Result<(), Refusal> {
-        let PeerTokens { tokens } = heard.envelope().read_body()?;
-        if tokens.len() > PEER_GRANTS_MAX {
+        let PeerTokens { tokens, onward } = heard.envelope().read_body()?;
+        if tokens.len().max(onward.len()) > PEER_GRANTS_MAX {
             return Err(Refusal::InvalidBody(format!(
                 "more than {PEER_GRANTS_MAX} tokens"
             )));
         }
-        let me = Speaker::Broker(self.core.state.org.clone());
-        let held = tokens.iter().map(|text| {
-            let token = decode_text(text)?;
-            let said = Claims::read(&token)?;
-            let is_ours = said.kind() == TokenKind::Peer
-                && *said.org() == self.link.org
-                && said.agent() == Some(&me)
-                && said.holder() == Some(&self.core.voice.public())
-                && !said.is_sealed();
-            let id = said.blocks().first().map(|block| block.id().0);
-            match id {
-                Some(id) if is_ours => Ok(Held { id, token }),
-                _ => Err(Refusal::InvalidBody("a token that is not for us".into())),
-            }
+        let me = &self.core.state.org;
+        let peer = &self.link.org;
+        let own = tokens.iter().map(|text| {
+            self.held(text, |said| {
+                said.org() == peer && said.agent() == Some(&Speaker::Broker(me.clone()))
+            })
         });
-        self.link.hold(held.collect::<Result<_, Refusal>>()?);
+        let others = onward.iter().map(|text| {
+            self.held(text, |said| {
+                said.org() != peer
+                    && said.org() != me
+                    && said.agent() == Some(&Speaker::Broker(peer.clone()))
+            })
+        });
+        let held = own.chain(others).collect::<Result<_, Refusal>>()?;
+        self.link.hold(held);
         Ok(())
+    }
+
+    /// An unsealed peer token whose holder is our broker's key and which `is` what it should be.
+    fn held(&self, text: &str, is: impl Fn(&Claims) -> bool) -> Result<Held, Refusal> {
+        let token = decode_text(text)?;
+        let said = Claims::read(&token)?;
+        let is_ours = said.kind() == TokenKind::Peer
+            && said.holder() == Some(&self.core.voice.public())
+            && said.introduced().is_none()
+            && !said.is_sealed();
+        let id = said.blocks().first().map(|block| block.id().0);
+        match id {
+            Some(id) if is_ours && is(&said) => Ok(Held {
+                id,
+                depth: (said.depth() as usize + 1).saturating_sub(said.holders().len()),
+                token,
+            }),
+            _ => Err(Refusal::InvalidBody("a token that is not for us".into())),
+        }
     }
 
     fn refusal(&self, heard: &Heard) -> Result<Refusal, Refusal> {

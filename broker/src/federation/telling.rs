@@ -1,9 +1,11 @@
 //! What we tell a peer: what it is granted, and which tools of ours its agents may call.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use proto_spec::limits::PEER_GRANTS_MAX;
 use proto_spec::message::{PeerTokens, RevocationHead};
-use proto_spec::{Audience, Kind};
+use proto_spec::{Audience, Digest, Kind, Timestamp};
 use tokio::sync::watch;
 
 use super::advert::{Told, tools_for};
@@ -18,6 +20,8 @@ const REFRESH: Duration = Duration::from_secs(100);
 /// Between two looks at what changed: many changes at once are told once.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a token holds that we pass on from another peer.
+const PASSED_ON_VALIDITY: Duration = Duration::from_secs(3_600);
 /// How often a head is said.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -46,7 +50,9 @@ async fn tell_heads(core: &Core, link: &Link) -> Ended {
             echo: link.tick(),
         };
         let to = Audience::Broker(link.org.clone());
-        let said = core.voice.say(Kind::RevocationHead, Some(&to), None, &head, now);
+        let said = core
+            .voice
+            .say(Kind::RevocationHead, Some(&to), None, &head, now);
         if link.send(said.bytes).is_err() {
             return Ended::TooSlow;
         }
@@ -63,6 +69,7 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
     let mut offers = core.state.sessions.offers();
     let mut told = Told::default();
     let mut given = None;
+    let mut passed = PassedOn::default();
     loop {
         // What changes from here on is looked at in the next round.
         peers.borrow_and_update();
@@ -73,19 +80,27 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
         };
         let now = core.clock.now();
         let to = Audience::Broker(link.org.clone());
-        let ids: Vec<_> = peer.grants.iter().map(|grant| grant.id).collect();
-        if given.as_ref() != Some(&ids) {
-            let tokens = peer.grants.iter().map(|grant| grant.text.clone()).collect();
-            let body = PeerTokens { tokens };
+        let tools = tools_for(&peer, &core.state, now);
+        let tokens: Vec<String> = peer.grants.iter().map(|grant| grant.text.clone()).collect();
+        passed.renew(
+            core,
+            link,
+            tools.values().flat_map(|tool| &tool.onward),
+            now,
+        );
+        let body = PeerTokens {
+            tokens,
+            onward: passed.texts(),
+        };
+        if given.as_ref() != Some(&body) {
             let said = core
                 .voice
                 .say(Kind::PeerTokens, Some(&to), None, &body, now);
             if link.send(said.bytes).is_err() {
                 return Ended::TooSlow;
             }
-            given = Some(ids);
+            given = Some(body);
         }
-        let tools = tools_for(&peer, &core.state, now);
         for advert in told.next(tools, now, now.later(VALIDITY)) {
             let said = core.voice.say(Kind::Advert, Some(&to), None, &advert, now);
             if link.send(said.bytes).is_err() {
@@ -98,6 +113,45 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
             () = changed(&mut offers) => {}
             () = tokio::time::sleep(REFRESH) => told.refresh(),
         }
+    }
+}
+
+/// What others granted us and we pass on to one peer: each made anew before it ends.
+#[derive(Debug, Default)]
+struct PassedOn(BTreeMap<Digest, (String, Timestamp)>);
+
+impl PassedOn {
+    /// Has exactly these, each with half of its time left.
+    fn renew<'a>(
+        &mut self,
+        core: &Core,
+        to: &Link,
+        wanted: impl Iterator<Item = &'a Digest>,
+        now: Timestamp,
+    ) {
+        let wanted: BTreeSet<Digest> = wanted.take(PEER_GRANTS_MAX).copied().collect();
+        self.0.retain(|id, (_, until)| {
+            wanted.contains(id) && now.later(PASSED_ON_VALIDITY / 2) < *until
+        });
+        for id in wanted {
+            if self.0.contains_key(&id) {
+                continue;
+            }
+            let links = core.state.links.all();
+            let held = links.iter().find_map(|link| {
+                let held = link.held();
+                held.iter().find(|one| one.id == id).cloned()
+            });
+            let until = now.later(PASSED_ON_VALIDITY);
+            let made = held.and_then(|held| core.voice.pass_on(&held.token, &to.key, until));
+            if let Some(text) = made {
+                self.0.insert(id, (text, until));
+            }
+        }
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.0.values().map(|(text, _)| text.clone()).collect()
     }
 }
 

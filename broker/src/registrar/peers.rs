@@ -124,10 +124,7 @@ impl Desk {
             ));
         }
         if body.depth as usize >= HOPS_MAX {
-            return Err(Refusal::InvalidBody(format!(
-                "`depth` is at most {}",
-                HOPS_MAX - 1
-            )));
+            return Err(Refusal::InvalidBody("`depth` is 0 or 1".into()));
         }
         let at = self.clock.now();
         let expires = self.end_of(body.expires, at, true)?;

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use lru::LruCache;
 use proto_spec::limits::RELAY_TOKENS_MAX;
-use proto_spec::message::{Advert, AdvertisedTool, LinkRole, RevocationHead};
+use proto_spec::message::{Advert, AdvertisedTool, DiscoveredTool, LinkRole, RevocationHead};
 use proto_spec::{AgentId, Capability, Digest, Org, PublicKey, Refusal, Timestamp};
 use tokio::sync::watch;
 
@@ -33,6 +33,8 @@ pub struct Held {
     pub id: Digest,
     /// The unsealed token.
     pub token: Vec<u8>,
+    /// Through how many further organisations it may be passed on.
+    pub depth: usize,
 }
 
 /// Whose token it is, under which key, and from which of the peer's grants.
@@ -178,8 +180,14 @@ impl Link {
     /// # Errors
     ///
     /// Those of [`Directory::take`]; then nothing of it is taken.
-    pub fn learn(&self, advert: Advert, tools_max: usize, now: Timestamp) -> Result<(), Refusal> {
-        write(&self.directory).take(&self.org, advert, tools_max, now)
+    pub fn learn(
+        &self,
+        me: &Org,
+        advert: Advert,
+        tools_max: usize,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        write(&self.directory).take(&self.org, me, advert, tools_max, now)
     }
 
     /// A tool that the peer advertises.
@@ -266,11 +274,15 @@ impl View {
             return Err(Refusal::Busy("the list of a peer's dead keys"));
         }
         let until = now.later(REMEMBERED);
-        self.dead.extend(head.dead.iter().map(|key| (*key, until)));
+        let known = &mut self.dead;
+        let keys = head.dead.into_iter();
+        let dead = keys
+            .filter(|key| known.insert(*key, until).is_none())
+            .collect();
         self.seq = head.seq;
         self.fresh = self.fresh.max(head.echo.unwrap_or_default());
         self.tick = self.tick.max(Some(head.tick));
-        Ok(head.dead)
+        Ok(dead)
     }
 }
 
@@ -294,6 +306,7 @@ impl Directory {
     fn take(
         &mut self,
         owner: &Org,
+        me: &Org,
         advert: Advert,
         tools_max: usize,
         now: Timestamp,
@@ -305,8 +318,12 @@ impl Directory {
         if advert.expires > now.later(Duration::from_secs(3_600)) {
             return bad("that would hold for longer than an hour");
         }
-        if advert.tools.iter().any(|one| one.tool.agent.org() != owner) {
-            return bad("for another organisation's agents");
+        if !advert
+            .tools
+            .iter()
+            .all(|one| is_on_its_way(&one.tool, owner, me))
+        {
+            return bad("of a tool that does not lie behind the peer");
         }
         let mut keys: HashMap<&AgentId, PublicKey> = HashMap::new();
         for one in &advert.tools {
@@ -337,6 +354,7 @@ impl Directory {
         }
         for mut one in advert.tools {
             one.grants.truncate(RELAY_TOKENS_MAX);
+            one.onward.truncate(RELAY_TOKENS_MAX);
             let tools = self.tools.entry(one.tool.agent.clone()).or_default();
             let before = tools.insert(one.tool.tool.name.clone(), Arc::new(one));
             self.count += usize::from(before.is_none());
@@ -345,6 +363,16 @@ impl Directory {
         self.seq = advert.seq;
         self.expires = advert.expires;
         Ok(())
+    }
+}
+
+/// Whether a peer may advertise this: a tool of its own agents, or one behind another organisation, and never
+/// one that we would be asked for ourselves.
+fn is_on_its_way(tool: &DiscoveredTool, peer: &Org, me: &Org) -> bool {
+    match &tool.via[..] {
+        [] => tool.agent.org() == peer,
+        [one] => one == tool.agent.org() && one != peer && one != me,
+        _ => false,
     }
 }
 

@@ -15,10 +15,11 @@ use crate::locks::lock;
 
 /// Patterns that may be barred at once; a later bar on the same pattern replaces the earlier.
 pub const BARS_MAX: usize = 1_024;
+/// Dead keys that peers are told of at once; a peer that announces more has them told by itself only.
+const PASSED_ON_MAX: usize = 16_384;
 /// For how long peers are told of a dead key: no token that introduces it holds longer, by any clock.
-pub const REMEMBERED: Duration = Duration::from_secs(
-    INTRODUCTION_VALIDITY.as_secs() + 2 * CLOCK_SKEW_MAX.as_secs(),
-);
+pub const REMEMBERED: Duration =
+    Duration::from_secs(INTRODUCTION_VALIDITY.as_secs() + 2 * CLOCK_SKEW_MAX.as_secs());
 
 /// Looked up at every use of a token. Nothing is ever taken out.
 #[derive(Debug, Default)]
@@ -65,6 +66,18 @@ impl Revocations {
             drop(recent);
             self.deaths.send_replace(());
         }
+    }
+
+    /// Notes that keys of a peer's agents died: other peers, to whom calls of theirs may go through us, are
+    /// told as of our own.
+    pub fn pass_on(&self, keys: &[PublicKey], now: Timestamp) {
+        let mut recent = lock(&self.recent);
+        let room = PASSED_ON_MAX.saturating_sub(recent.keys.len());
+        recent
+            .keys
+            .extend(keys.iter().take(room).map(|key| (now, *key)));
+        drop(recent);
+        self.deaths.send_replace(());
     }
 
     /// Says when a key dies.

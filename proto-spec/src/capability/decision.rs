@@ -7,7 +7,7 @@ use biscuit_auth::{AuthorizerBuilder, Biscuit, error};
 use super::arguments::{ArgumentFacts, Scalar};
 use super::check::{Check, Standard};
 use super::pattern::Pattern;
-use crate::identity::AgentId;
+use crate::identity::{AgentId, Org};
 use crate::limits::TOKEN_TIME_MAX;
 use crate::refusal::Refusal;
 use crate::time::Timestamp;
@@ -44,6 +44,8 @@ pub struct Question<'a> {
     /// Who asks. Nobody yet for what is advertised to a peer: conditions on the caller count as satisfied
     /// there, and fail anywhere else.
     pub caller: Option<&'a AgentId>,
+    /// Of a caller that another organisation introduced: which.
+    pub via: Option<&'a Org>,
     /// Who would do it.
     pub provider: Option<&'a AgentId>,
     /// The verifier's time.
@@ -64,6 +66,7 @@ impl<'a> Question<'a> {
             required,
             tool: None,
             caller: Some(caller),
+            via: None,
             provider: None,
             now,
             trust: None,
@@ -214,10 +217,13 @@ fn facts<'a>(
             })],
         ),
     ];
-    facts.extend(
-        q.caller
-            .map(|agent| fact("caller", vec![text(&agent.to_string())])),
-    );
+    facts.extend(q.caller.map(|agent| {
+        let name = match q.via {
+            Some(org) => format!("{agent} via {org}"),
+            None => agent.to_string(),
+        };
+        fact("caller", vec![text(&name)])
+    }));
     facts.extend(q.tool.map(|tool| fact("tool", vec![text(tool)])));
     facts.extend(
         q.provider

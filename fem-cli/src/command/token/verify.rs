@@ -134,6 +134,7 @@ impl Asked {
             required: &self.required,
             tool: args.capability.as_ref().map(Capability::as_str),
             caller: Some(&self.caller),
+            via: None,
             provider: args.provider.as_ref(),
             now,
             trust: None,
