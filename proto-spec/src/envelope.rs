@@ -125,6 +125,8 @@ kinds! {
     Event = "event",
     /// Broker: the keys that this organisation's tokens are rooted in have changed.
     Roots = "roots",
+    /// Broker: how far its organisation trusts another, for everybody to read.
+    TrustStatement = "trustStatement",
 }
 
 impl Kind {
@@ -140,6 +142,7 @@ impl Kind {
                 | Self::Credential
                 | Self::Event
                 | Self::Roots
+                | Self::TrustStatement
         )
     }
 

@@ -2,8 +2,8 @@
 //!
 //! `SPEC.md` beside this crate is the same thing in prose. Reading order: [`admission`] says how an
 //! envelope earns belief; [`envelope`], [`message`] and [`wire`] say what it looks like;
-//! [`capability`] says who may do what; [`refusal`] says what a sender is told; [`frame`] says how it
-//! is delivered.
+//! [`capability`] says who may do what; [`trust`] says how far organisations trust each other;
+//! [`refusal`] says what a sender is told; [`frame`] says how it is delivered.
 
 pub mod admission;
 pub mod capability;
@@ -16,6 +16,7 @@ pub mod refusal;
 pub mod replay;
 pub mod signature;
 pub mod time;
+pub mod trust;
 pub mod wire;
 
 pub use admission::{Authorized, Fresh, Newcomer, Received, Verified};
