@@ -238,11 +238,16 @@ impl TrustGraph {
     /// Where `org` stands, for what `capability` permits.
     #[must_use]
     pub fn level(&self, org: &Org, capability: Option<&Pattern>, now: Timestamp) -> Level {
+        self.standing(org, self.score(&self.home, org, capability, now).as_ref())
+    }
+
+    /// What was decided about `org`, or else what its score says.
+    fn standing(&self, org: &Org, score: Option<&Score>) -> Level {
         match self.decisions.get(org) {
             _ if *org == self.home => Level::System,
             Some(Decision::Revoked) => Level::Revoked,
             Some(Decision::System) if self.peers.contains_key(org) => Level::System,
-            _ => Level::of(self.score(&self.home, org, capability, now).as_ref()),
+            _ => Level::of(score),
         }
     }
 

@@ -34,10 +34,10 @@ pub struct Picture {
 pub struct Node {
     /// Which.
     pub org: Org,
-    /// How it stands with the home organisation.
-    pub level: Level,
     /// Its score as the picture's first organisation sees it.
     pub value: Option<u8>,
+    /// How it stands by that score, and by what the home organisation decided.
+    pub level: Level,
     /// How many statements away it is: the column in which it is drawn.
     pub hops: u8,
 }
@@ -101,7 +101,8 @@ impl TrustGraph {
         let mut found = BTreeMap::from([(from, 0)]);
         let mut edge = vec![from];
         for hops in (1..).take(TRUST_HOPS_MAX) {
-            let words = edge.iter().flat_map(|org| self.words_of(org, asked));
+            let words = edge.iter().flat_map(|org| self.words_of(org));
+            let words = words.filter(|word| word.counts(asked));
             let next: BTreeSet<&Org> = words.map(|word| word.trustee).collect();
             edge = next
                 .into_iter()
@@ -116,7 +117,7 @@ impl TrustGraph {
         let score = self.score(from, org, asked.capability, asked.now);
         Node {
             org: org.clone(),
-            level: self.level(org, asked.capability, asked.now),
+            level: self.standing(org, score.as_ref()),
             value: score.map(|Score { value, .. }| value),
             hops,
         }
@@ -130,7 +131,8 @@ impl TrustGraph {
         path: &[Org],
         asked: Asked<'_>,
     ) -> (Vec<Arrow>, usize) {
-        let words = shown.keys().flat_map(|org| self.words_of(org, asked));
+        let words = shown.keys().flat_map(|org| self.words_of(org));
+        let words = words.filter(|word| word.counts(asked));
         let arrows = words
             .filter(|word| shown.contains_key(word.trustee))
             .map(|word| Arrow {

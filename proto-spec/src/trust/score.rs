@@ -113,16 +113,14 @@ impl TrustGraph {
         })
     }
 
-    /// Whatever counts of what `trustor` says: nothing of whom an admin revoked.
-    pub(super) fn words_of<'g>(
-        &'g self,
-        trustor: &'g Org,
-        asked: Asked<'g>,
-    ) -> impl Iterator<Item = Word<'g>> {
+    /// What `trustor` says, whether it counts or not: nothing of whom an admin revoked.
+    pub(super) fn words_of<'g>(&'g self, trustor: &'g Org) -> impl Iterator<Item = Word<'g>> {
         let is_heard = self.cap(trustor) > 0;
         let said = is_heard.then(|| self.said.get(trustor)).flatten();
-        let said = said.into_iter().flatten();
-        let words = said.filter_map(move |(_, statement)| self.word(statement, asked));
+        let words = said
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, said)| self.word(said));
         let is_home = *trustor == self.home;
         let decided = is_home.then_some(&self.decisions).into_iter().flatten();
         words.chain(decided.filter_map(|(trustee, _)| self.decided(trustee)))
@@ -132,19 +130,21 @@ impl TrustGraph {
     fn words_about<'g>(
         &'g self,
         trustee: &'g Org,
-        asked: Asked<'g>,
+        asked: Asked<'_>,
     ) -> BTreeMap<&'g Org, Word<'g>> {
         let said = self.said.values().filter_map(|said| said.get(trustee));
-        let words = said.filter_map(|statement| self.word(statement, asked));
-        let words = words.chain(self.decided(trustee));
+        let words = said.filter_map(|statement| self.word(statement));
+        let words = words
+            .chain(self.decided(trustee))
+            .filter(|word| word.counts(asked));
         words.map(|word| (word.trustor, word)).collect()
     }
 
-    /// A statement, if it counts and no decision stands in its place.
-    fn word<'g>(&'g self, statement: &'g Statement, asked: Asked<'_>) -> Option<Word<'g>> {
+    /// A statement, unless a decision stands in its place.
+    fn word<'g>(&'g self, statement: &'g Statement) -> Option<Word<'g>> {
         let (trustor, trustee) = (statement.trustor(), statement.trustee());
         let is_replaced = *trustor == self.home && self.decided(trustee).is_some();
-        (!is_replaced && statement.counts(asked.capability, asked.now)).then(|| Word {
+        (!is_replaced).then(|| Word {
             trustor,
             trustee,
             trust: statement.said().trust,
@@ -186,7 +186,7 @@ pub(super) struct Asked<'a> {
     pub(super) now: Timestamp,
 }
 
-/// One thing that counts.
+/// One thing that somebody says of another.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Word<'g> {
     pub(super) trustor: &'g Org,
@@ -197,7 +197,12 @@ pub(super) struct Word<'g> {
 }
 
 impl Word<'_> {
-    pub(super) fn explained(&self) -> Hop {
+    pub(super) fn counts(&self, asked: Asked<'_>) -> bool {
+        let counts = |said: &Statement| said.counts(asked.capability, asked.now);
+        self.statement.is_none_or(counts)
+    }
+
+    fn explained(&self) -> Hop {
         let said = self.statement.map(Statement::said);
         Hop {
             trustor: self.trustor.clone(),
@@ -227,26 +232,33 @@ impl<'g> Search<'g> {
             return;
         }
         if let Some(last) = self.last.get(trail.end).copied() {
-            self.step(trail, last)
-                .into_iter()
-                .for_each(|path| self.offer(path));
+            let path = self.step(trail, last);
+            path.into_iter().for_each(|path| self.offer(path));
         }
         if trail.hops + 1 >= TRUST_HOPS_MAX {
             return;
         }
-        for word in self.graph.words_of(trail.end, self.asked) {
-            if word.trustee != self.to && !trail.visited().any(|org| org == word.trustee) {
-                self.step(trail, word)
-                    .into_iter()
-                    .for_each(|longer| self.extend(&longer));
+        let mut words: Vec<Word<'g>> = self.graph.words_of(trail.end).collect();
+        words.sort_by_key(|word| Reverse(word.trust));
+        for word in words {
+            // The strongest come first, so whatever follows a hopeless one is hopeless as well: numbers
+            // are compared before names and conditions, which cost more.
+            if self.is_hopeless(carry(trail.said(word.trust))) {
+                break;
+            }
+            let goes_on = word.trustee != self.to
+                && !trail.visited().any(|org| org == word.trustee)
+                && word.counts(self.asked);
+            if goes_on && let Some(longer) = self.step(trail, word) {
+                self.extend(&longer);
             }
         }
     }
 
     /// The path with one hop more; nothing where it is worth nothing, or nobody answers for who is reached.
     fn step(&self, trail: &Trail<'g>, word: Word<'g>) -> Option<Trail<'g>> {
-        let value = trail.carried * u64::from(word.trust.percent()) / 100;
-        let longer = trail.and(word, value.min(self.graph.cap(word.trustee) * UNIT));
+        let cap = self.graph.cap(word.trustee) * UNIT;
+        let longer = trail.and(word, trail.said(word.trust).min(cap));
         let counts = longer.value >= UNIT && !self.is_hopeless(longer.value);
         (counts && self.graph.is_known(word.trustee, trail)).then_some(longer)
     }
@@ -300,9 +312,14 @@ impl<'g> Trail<'g> {
             words,
             hops: self.hops + 1,
             value,
-            carried: value * HOP_PERCENT / 100,
+            carried: carry(value),
             confidence: self.carried,
         }
+    }
+
+    /// What it would be worth if whoever stands at its end said so much of another.
+    fn said(&self, trust: Trust) -> u64 {
+        self.carried * u64::from(trust.percent()) / 100
     }
 
     /// Everybody on it, its end last.
@@ -329,6 +346,11 @@ impl<'g> Trail<'g> {
             confidence: percent(self.confidence),
         }
     }
+}
+
+/// What is left of a value at the next hop.
+fn carry(value: u64) -> u64 {
+    value * HOP_PERCENT / 100
 }
 
 /// Rounded down.
