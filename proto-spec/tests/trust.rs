@@ -3,7 +3,7 @@
 //! `vectors/trust.json` is made here from seeds, and read back as a stranger would, from the file alone.
 //! `FEM_BLESS=1` rewrites it; without, a difference fails.
 
-#![expect(clippy::unwrap_used, reason = "a failing test panics")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -829,7 +829,7 @@ fn values(graph: &TrustGraph, what: Option<&Pattern>) -> Vec<u8> {
         let score = graph.score(&org("acme"), &org(to), what, now());
         score.map_or(0, |score| score.value)
     };
-    NAMES.iter().map(|to| of(&to)).collect()
+    NAMES.iter().map(of).collect()
 }
 
 fn is_nowhere_above(lower: &[u8], upper: &[u8]) -> bool {
@@ -847,16 +847,16 @@ proptest! {
     fn a_score_is_that_of_the_best_path_found_by_trying_them_all(world in world(3)) {
         let graph = world.graph();
         for what in [None, fs_read()] {
-            for to in 1..NAMES.len() {
-                let score = graph.score(&org("acme"), &org(NAMES[to]), what.as_ref(), now());
+            for (to, name) in NAMES.iter().enumerate().skip(1) {
+                let score = graph.score(&org("acme"), &org(name), what.as_ref(), now());
                 let value = score.as_ref().map_or(0, |score| u128::from(score.value));
-                prop_assert_eq!(value, world.value(to, what.as_ref()), "{} {:?}", NAMES[to], what);
+                prop_assert_eq!(value, world.value(to, what.as_ref()), "{} {:?}", name, what);
                 let Some(score) = score else { continue };
                 prop_assert!(score.value <= score.confidence && score.paths.len() <= TRUST_PATHS_MAX);
                 prop_assert!(score.paths.is_sorted_by(|a, b| a.value >= b.value && a != b));
                 for path in &score.paths {
                     prop_assert!((1..=3).contains(&path.hops.len()));
-                    prop_assert_eq!(&path.hops.last().unwrap().trustee, &org(NAMES[to]));
+                    prop_assert_eq!(&path.hops.last().unwrap().trustee, &org(name));
                     let follows = |pair: &[proto_spec::trust::Hop]| pair[0].trustee == pair[1].trustor;
                     prop_assert!(path.hops.windows(2).all(follows));
                 }

@@ -101,7 +101,7 @@ impl TrustGraph {
             asked,
             to,
             last: self.words_about(to, asked),
-            best: Vec::with_capacity(TRUST_PATHS_MAX + 1),
+            best: Vec::new(),
         };
         search.extend(&Trail::new(from));
         let paths: Vec<Path> = search.best.iter().map(Trail::explained).collect();
@@ -173,9 +173,9 @@ impl TrustGraph {
     }
 
     /// Whether somebody before it on a path answers for the key of `org`, or an admin does.
-    fn is_known(&self, org: &Org, before: &Trail<'_>) -> bool {
-        let introduced = |by: &Org| self.peers.get(by).is_some_and(|whom| whom.contains(org));
-        *org == self.home || self.peers.contains_key(org) || before.visited().any(introduced)
+    fn is_known(&self, org: &Org, before: &[&Org]) -> bool {
+        let introduced = |by: &&Org| self.peers.get(*by).is_some_and(|whom| whom.contains(org));
+        *org == self.home || self.peers.contains_key(org) || before.iter().any(introduced)
     }
 }
 
@@ -228,53 +228,58 @@ struct Search<'g> {
 impl<'g> Search<'g> {
     /// Offers every path that goes on from here.
     fn extend(&mut self, trail: &Trail<'g>) {
-        if self.is_hopeless(trail.carried) {
-            return;
+        if let Some(last) = self.last.get(trail.end) {
+            self.offer(self.step(trail, *last));
         }
-        if let Some(last) = self.last.get(trail.end).copied() {
-            let path = self.step(trail, last);
-            path.into_iter().for_each(|path| self.offer(path));
-        }
-        if trail.hops + 1 >= TRUST_HOPS_MAX {
+        if trail.hops + 1 >= TRUST_HOPS_MAX || !self.stands(trail) {
             return;
         }
         let mut words: Vec<Word<'g>> = self.graph.words_of(trail.end).collect();
         words.sort_by_key(|word| Reverse(word.trust));
         for word in words {
-            // The strongest come first, so whatever follows a hopeless one is hopeless as well: numbers
-            // are compared before names and conditions, which cost more.
+            // The strongest come first. Numbers are compared here, and conditions and introductions, which
+            // cost more, where a path would be among the best.
             if self.is_hopeless(carry(trail.said(word.trust))) {
                 break;
             }
-            let goes_on = word.trustee != self.to
-                && !trail.visited().any(|org| org == word.trustee)
-                && word.counts(self.asked);
-            if goes_on && let Some(longer) = self.step(trail, word) {
-                self.extend(&longer);
+            if word.trustee != self.to && !trail.visited().any(|org| org == word.trustee) {
+                self.extend(&self.step(trail, word));
             }
         }
     }
 
-    /// The path with one hop more; nothing where it is worth nothing, or nobody answers for who is reached.
-    fn step(&self, trail: &Trail<'g>, word: Word<'g>) -> Option<Trail<'g>> {
+    /// The path with one hop more.
+    fn step(&self, trail: &Trail<'g>, word: Word<'g>) -> Trail<'g> {
         let cap = self.graph.cap(word.trustee) * UNIT;
-        let longer = trail.and(word, trail.said(word.trust).min(cap));
-        let counts = longer.value >= UNIT && !self.is_hopeless(longer.value);
-        (counts && self.graph.is_known(word.trustee, trail)).then_some(longer)
-    }
-
-    /// Whether nothing that is worth so much at most is among the best.
-    fn is_hopeless(&self, value: u64) -> bool {
-        let worst = self.best.get(TRUST_PATHS_MAX - 1);
-        worst.is_some_and(|worst| value < worst.value)
+        trail.and(word, trail.said(word.trust).min(cap))
     }
 
     fn offer(&mut self, path: Trail<'g>) {
+        let worst = self.best.get(TRUST_PATHS_MAX - 1);
+        let is_good = worst.is_none_or(|worst| path.rank() < worst.rank());
+        if path.value < UNIT || !is_good || !self.stands(&path) {
+            return;
+        }
         let place = self
             .best
             .partition_point(|better| better.rank() < path.rank());
         self.best.insert(place, path);
         self.best.truncate(TRUST_PATHS_MAX);
+    }
+
+    /// Whether nothing that is worth so much at most is worth anything, or among the best.
+    fn is_hopeless(&self, value: u64) -> bool {
+        let worst = self.best.get(TRUST_PATHS_MAX - 1);
+        value < worst.map_or(UNIT, |worst| worst.value)
+    }
+
+    /// Whether everything said on the way counts, and somebody answers for everyone it reaches.
+    fn stands(&self, trail: &Trail<'_>) -> bool {
+        let mut before = Vec::with_capacity(TRUST_HOPS_MAX);
+        trail.words.iter().flatten().all(|word| {
+            before.push(word.trustor);
+            word.counts(self.asked) && self.graph.is_known(word.trustee, &before)
+        })
     }
 }
 
