@@ -62,7 +62,7 @@ pub const TOKEN_TIME_MAX: Duration = Duration::from_secs(10);
 pub const ARGUMENT_FACTS_MAX: usize = 32;
 /// Bytes of an argument string that becomes a fact.
 pub const ARGUMENT_STRING_MAX: usize = 1 << 10;
-/// Statements a path of trust may have: what a friend's friend knows of somebody. Each costs a fifth.
+/// Statements a path of trust may have: what a friend's friend knows of somebody.
 pub const TRUST_HOPS_MAX: usize = 3;
 /// How long a statement of trust may hold, and how long one that was replaced is remembered as such.
 pub const TRUST_VALIDITY_MAX: Duration = Duration::from_secs(90 * 86_400);

@@ -58,6 +58,8 @@ pub struct Arrow {
 impl TrustGraph {
     /// What can be seen from `from`, for what `capability` permits: whoever is at most three statements
     /// away, the nearest first. Where `to` is given, the best path to it is in the picture in any case.
+    ///
+    /// Costs a score for each organisation in it.
     #[must_use]
     pub fn picture(
         &self,
@@ -86,7 +88,7 @@ impl TrustGraph {
         }
     }
 
-    /// Everybody on the best path, in order; nobody where there is none.
+    /// Everybody on the best path, in order; `from` alone where there is none.
     fn best_path(&self, from: &Org, to: Option<&Org>, asked: Asked<'_>) -> Vec<Org> {
         let score = to.and_then(|to| self.score(from, to, asked.capability, asked.now));
         let hops = score

@@ -4,8 +4,8 @@
 //! This is the discounting of opinions along a chain of recommendations (Jøsang, Hayward and Pope,
 //! *Trust Network Analysis with Subjective Logic*, 2006) with a price for length, and the best path
 //! is a shortest path over the semiring (max, ×) of Theodorakopoulos and Baras, *Trust Evaluation in Ad-Hoc
-//! Networks*, 2004. At most three hops makes the search exact and short: every statement is the first or
-//! the middle of a path once at most, and the last is looked up.
+//! Networks*, 2004. Three hops at most make the search exact and short: every statement is tried once at
+//! most as the first or the middle of a path, and the last is looked up.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -76,7 +76,7 @@ impl TrustGraph {
     /// [`TRUST_HOPS_MAX`] hops, and reaches whoever is no peer only by way of somebody who introduced them.
     /// What an admin decided holds for whoever asks.
     ///
-    /// The work is bounded by the statements on record: each is read at most twice.
+    /// The work is bounded by the statements on record: no more paths are tried than there are of them.
     #[must_use]
     pub fn score(
         &self,
