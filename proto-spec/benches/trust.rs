@@ -133,7 +133,7 @@ fn ratios(_: &mut Criterion) {
         let statements = graph.statements().count();
         assert!(statements > TRUST_STATEMENTS_MAX - 300, "{statements}");
         println!(
-            "{name}: {statements} statements, a score {score:.0} µs, {:.1} × (goal 50)",
+            "{name}: {statements} statements, a score {score:.0} µs, {:.1} × (goal 100)",
             score / verify
         );
     }

@@ -72,7 +72,7 @@ pub const TRUST_STATEMENT_BYTES_MAX: usize = 4 << 10;
 pub const TRUST_CONDITIONS_MAX: usize = 16;
 /// Statements of one organisation and of all whom it introduced together: no swarm gains room.
 pub const TRUST_STATEMENTS_PER_MAKER_MAX: usize = 256;
-/// Statements of all other organisations: some megabytes, and at worst a score costs as much as fifty
+/// Statements of all other organisations: some megabytes, and at worst a score costs less than a hundred
 /// signatures.
 pub const TRUST_STATEMENTS_MAX: usize = 10_000;
 /// Organisations that an admin may add as peers.
