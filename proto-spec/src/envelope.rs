@@ -149,6 +149,8 @@ kinds! {
     Advert = "advert",
     /// Broker to broker: keys of my agents that are dead, and how old your view of them is.
     RevocationHead = "revocationHead",
+    /// Broker: how far its organisation trusts another, for everybody to read.
+    TrustStatement = "trustStatement",
 }
 
 impl Kind {
@@ -169,6 +171,7 @@ impl Kind {
                 | Self::PeerTokens
                 | Self::Advert
                 | Self::RevocationHead
+                | Self::TrustStatement
         )
     }
 

@@ -2,8 +2,9 @@
 //!
 //! `SPEC.md` beside this crate is the same thing in prose. Reading order: [`admission`] says how an
 //! envelope earns belief; [`envelope`], [`message`] and [`wire`] say what it looks like;
-//! [`capability`] says who may do what; [`refusal`] says what a sender is told; [`frame`] says how it
-//! is delivered, and [`peering`] how two brokers come to know each other.
+//! [`capability`] says who may do what; [`trust`] says how far organisations trust each other;
+//! [`refusal`] says what a sender is told; [`frame`] says how it is delivered, and [`peering`] how two
+//! brokers come to know each other.
 
 pub mod admission;
 pub mod capability;
@@ -17,6 +18,7 @@ pub mod refusal;
 pub mod replay;
 pub mod signature;
 pub mod time;
+pub mod trust;
 pub mod wire;
 
 pub use admission::{Authorized, Fresh, Newcomer, Received, Verified};

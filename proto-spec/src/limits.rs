@@ -73,3 +73,28 @@ pub const PEER_ENDPOINTS_MAX: usize = 8;
 pub const PEER_GRANTS_MAX: usize = 64;
 /// How long an agent's token for a peer's tools holds: its home broker makes the next one.
 pub const INTRODUCTION_VALIDITY: Duration = Duration::from_secs(600);
+/// Statements a path of trust may have: what a friend's friend knows of somebody.
+pub const TRUST_HOPS_MAX: usize = 3;
+/// How long a statement of trust may hold, and how long one that was replaced is remembered as such.
+pub const TRUST_VALIDITY_MAX: Duration = Duration::from_secs(90 * 86_400);
+/// Bytes of a `trustStatement` envelope.
+pub const TRUST_STATEMENT_BYTES_MAX: usize = 4 << 10;
+/// Patterns under which one statement counts. Each is compared whenever a score looks at the statement.
+pub const TRUST_CONDITIONS_MAX: usize = 16;
+/// Statements of one organisation and of all whom it introduced together: no swarm gains room.
+pub const TRUST_STATEMENTS_PER_MAKER_MAX: usize = 256;
+/// Statements of all other organisations: some megabytes, and at worst a score costs less than a hundred
+/// signatures.
+pub const TRUST_STATEMENTS_MAX: usize = 10_000;
+/// Organisations that an admin may add as peers.
+pub const TRUST_PEERS_MAX: usize = 256;
+/// Organisations that one peer may introduce.
+pub const TRUST_INTRODUCTIONS_MAX: usize = 256;
+/// Organisations about which an admin may have decided.
+pub const TRUST_DECISIONS_MAX: usize = 1_024;
+/// Paths that explain one score.
+pub const TRUST_PATHS_MAX: usize = 8;
+/// Organisations in one picture: more than that nobody reads.
+pub const PICTURE_NODES_MAX: usize = 40;
+/// Arrows in one picture.
+pub const PICTURE_ARROWS_MAX: usize = 120;

@@ -1009,6 +1009,64 @@ pub enum Basis {
     Peer,
 }
 
+/// How far one organisation trusts another: 0, not at all, to 100, as itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8")]
+pub struct Trust(u8);
+
+impl Trust {
+    /// Not at all.
+    pub const NONE: Self = Self(0);
+    /// As itself.
+    pub const FULL: Self = Self(100);
+
+    /// The number, 0 to 100.
+    #[must_use]
+    pub const fn percent(self) -> u8 {
+        self.0
+    }
+}
+
+/// Not a number from 0 to 100.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("trust is a whole number from 0 to 100")]
+pub struct BadTrust;
+
+impl TryFrom<u8> for Trust {
+    type Error = BadTrust;
+    fn try_from(percent: u8) -> Result<Self, BadTrust> {
+        if percent <= Self::FULL.0 {
+            Ok(Self(percent))
+        } else {
+            Err(BadTrust)
+        }
+    }
+}
+
+impl std::fmt::Display for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// `trustStatement`: what the organisation whose broker signs it thinks of another. It says the same to
+/// everybody, so it has no `to`, and whoever has it may pass it on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustStatement {
+    /// Of whom.
+    pub trustee: Org,
+    /// How far; 0 takes back what was said before.
+    pub trust: Trust,
+    /// It counts only for what one of these covers; at most 16, and for everything when there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Pattern>,
+    /// Replaces what the signer said about this trustee with a lower one. The time in milliseconds serves.
+    pub seq: u64,
+    /// Counts until just before; at most 90 days after the envelope's `ts`.
+    pub expires: Timestamp,
+}
+
 /// `/.well-known/fem`: for people and for set-up; nothing in it is to be trusted by itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WellKnown {

@@ -14,6 +14,7 @@ mod clock;
 mod crash;
 mod events;
 mod federation;
+mod hostile_peer;
 mod model;
 mod registration;
 mod restart;

@@ -5,5 +5,6 @@ pub mod binaries;
 pub mod certs;
 pub mod lab;
 pub mod measure;
+pub mod peer;
 pub mod site;
 pub mod wire;

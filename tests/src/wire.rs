@@ -128,7 +128,7 @@ impl Line {
         let (socket, _) = client_async("wss://localhost/fem/ws", stream).await?;
         Ok((
             Socket {
-                socket,
+                wire: Wire(socket),
                 words: Vec::new(),
             },
             channel,
@@ -136,10 +136,51 @@ impl Line {
     }
 }
 
-/// One WebSocket connection.
+/// A WebSocket's messages, whatever they are.
+#[derive(Debug)]
+pub struct Wire(WebSocketStream<TlsStream<TcpStream>>);
+
+impl Wire {
+    /// The messages of a connection.
+    #[must_use]
+    pub fn new(socket: WebSocketStream<TlsStream<TcpStream>>) -> Self {
+        Self(socket)
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone.
+    pub async fn send(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
+        Ok(timeout(PATIENCE, self.0.send(Message::Binary(bytes.into()))).await??)
+    }
+
+    /// The next message; nothing when the connection ended.
+    ///
+    /// # Errors
+    ///
+    /// When nothing comes.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let message = timeout(PATIENCE, self.0.next())
+                .await
+                .context("nothing was heard")?;
+            match message {
+                Some(Ok(message)) if message.is_ping() || message.is_pong() => {}
+                Some(Ok(message)) if message.is_binary() || message.is_text() => {
+                    return Ok(Some(message.into_data()));
+                }
+                _ => return Ok(None),
+            }
+        }
+    }
+}
+
+/// One WebSocket connection of an agent.
 #[derive(Debug)]
 pub struct Socket {
-    socket: WebSocketStream<TlsStream<TcpStream>>,
+    wire: Wire,
     words: Vec<(Digest, Bytes)>,
 }
 
@@ -190,7 +231,7 @@ impl Socket {
     /// The bare WebSocket, for benches that count messages.
     #[must_use]
     pub fn into_inner(self) -> WebSocketStream<TlsStream<TcpStream>> {
-        self.socket
+        self.wire.0
     }
 
     /// Sends one message.
@@ -199,7 +240,7 @@ impl Socket {
     ///
     /// When the connection is gone.
     pub async fn send(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
-        Ok(timeout(PATIENCE, self.socket.send(Message::Binary(bytes.into()))).await??)
+        self.wire.send(bytes).await
     }
 
     /// Sends several messages in one go.
@@ -209,9 +250,9 @@ impl Socket {
     /// When the connection is gone.
     pub async fn send_together(&mut self, messages: impl IntoIterator<Item = Bytes>) -> Result<()> {
         for message in messages {
-            timeout(PATIENCE, self.socket.feed(Message::Binary(message))).await??;
+            timeout(PATIENCE, self.wire.0.feed(Message::Binary(message))).await??;
         }
-        Ok(timeout(PATIENCE, self.socket.flush()).await??)
+        Ok(timeout(PATIENCE, self.wire.0.flush()).await??)
     }
 
     /// The next thing that the broker says or delivers.
@@ -220,40 +261,31 @@ impl Socket {
     ///
     /// When nothing comes, or it is not of the protocol.
     pub async fn hear(&mut self) -> Result<Heard> {
-        loop {
-            let message = timeout(PATIENCE, self.socket.next())
-                .await
-                .context("nothing was heard")?;
-            let bytes = match message {
-                Some(Ok(message)) if message.is_ping() || message.is_pong() => continue,
-                Some(Ok(message)) if message.is_binary() || message.is_text() => {
-                    message.into_data()
-                }
-                _ => return Ok(Heard::Closed),
-            };
-            if bytes.first() != Some(&FRAME) {
-                return Ok(Heard::Said(Envelope::parse(bytes, 1 << 24)?));
-            }
-            let frame = Frame::decode(bytes)?;
-            let word = match frame.vouching {
-                Vouching::Full(word) => {
-                    let id = Digest::of(&Envelope::parse(word.clone(), 1 << 24)?.signed_bytes());
-                    self.words.push((id, word.clone()));
-                    word
-                }
-                Vouching::Known(id) => {
-                    let known = self.words.iter().find(|(known, _)| *known == id);
-                    known
-                        .context("a credential this connection has not carried")?
-                        .1
-                        .clone()
-                }
-            };
-            return Ok(Heard::Delivered {
-                envelope: Envelope::parse(frame.envelope, 1 << 24)?,
-                credential: Envelope::parse(word, 1 << 24)?,
-            });
+        let Some(bytes) = self.wire.next().await? else {
+            return Ok(Heard::Closed);
+        };
+        if bytes.first() != Some(&FRAME) {
+            return Ok(Heard::Said(Envelope::parse(bytes, 1 << 24)?));
         }
+        let frame = Frame::decode(bytes)?;
+        let word = match frame.vouching {
+            Vouching::Full(word) => {
+                let id = Digest::of(&Envelope::parse(word.clone(), 1 << 24)?.signed_bytes());
+                self.words.push((id, word.clone()));
+                word
+            }
+            Vouching::Known(id) => {
+                let known = self.words.iter().find(|(known, _)| *known == id);
+                known
+                    .context("a credential this connection has not carried")?
+                    .1
+                    .clone()
+            }
+        };
+        Ok(Heard::Delivered {
+            envelope: Envelope::parse(frame.envelope, 1 << 24)?,
+            credential: Envelope::parse(word, 1 << 24)?,
+        })
     }
 }
 

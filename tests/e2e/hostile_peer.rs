@@ -1,0 +1,513 @@
+//! What a peer may try, and what comes of it: a code, an end of its own link, and nothing for anybody else.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use proto_spec::capability::{encode_text, issue};
+use proto_spec::message::{Ack, Advert, AdvertisedTool, DiscoveredTool, RevocationHead};
+use proto_spec::{Code, Digest, Kind, SigningKey};
+use serde_json::{Value, json};
+use tests::lab::{Actor, Lab, code_of, tool};
+use tests::peer::{Hand, Linked, certificate};
+use tests::wire::Socket;
+
+/// acme, its `fs`, and globex in a test's hand, granted `fs.*`.
+struct Scene {
+    acme: Lab,
+    fs: Actor,
+    serving: Socket,
+    globex: Hand,
+}
+
+async fn add(lab: &Lab, hand: &Hand) {
+    let body = json!({
+        "descriptor": hand.descriptor(lab.now()).unwrap(),
+        "key": hand.key.public(),
+    });
+    let added = lab.ask(&lab.admin, Kind::AdminPeerAdd, &body).await;
+    assert!(matches!(added.unwrap(), Ack::Peers { .. }));
+}
+
+async fn grant(lab: &Lab, org: &str) -> Digest {
+    let body = json!({"org": org, "capabilities": ["fs.*"]});
+    match lab
+        .ask(&lab.admin, Kind::AdminPeerGrant, &body)
+        .await
+        .unwrap()
+    {
+        Ack::Issued { id, .. } => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+impl Scene {
+    async fn begin() -> Self {
+        let acme = Lab::start().await.unwrap();
+        let fs = acme.agent("fs", 2, &[]).await.unwrap();
+        let serving = acme.provide(&fs, &["fs.read"]).await.unwrap();
+        let globex = Hand::new("globex", 0x61).unwrap();
+        add(&acme, &globex).await;
+        grant(&acme, "globex").await;
+        Self {
+            acme,
+            fs,
+            serving,
+            globex,
+        }
+    }
+
+    fn agent(&self, name: &str, org: &str, seed: u8) -> Actor {
+        Actor::of(&org.parse().unwrap(), name, seed).unwrap()
+    }
+
+    fn call(&self, caller: &Actor) -> proto_spec::Sealed {
+        caller
+            .call("fs@acme", "fs.read", &json!({}), self.acme.now())
+            .unwrap()
+    }
+
+    /// That an honest call of globex still comes through, on a new link.
+    async fn goes_on(&mut self) {
+        let mut link = self.globex.link(&self.acme).await.unwrap();
+        let grant = link.granted(1).await.unwrap().remove(0);
+        let caller = self.agent("honest", "globex", 0x77);
+        let token = self
+            .globex
+            .introduce(&grant, &caller, self.acme.now())
+            .unwrap();
+        let call = self.call(&caller);
+        link.relay(&call.bytes, vec![token]).await.unwrap();
+        // What the link before left in flight is cancelled.
+        let delivered = loop {
+            if let Ok(delivered) = self.serving.hear().await.unwrap().delivered() {
+                break delivered;
+            }
+        };
+        let result = self.acme.result(&self.fs, &delivered, &json!(1)).unwrap();
+        self.serving.send(result.bytes.clone()).await.unwrap();
+        let frame = link.frame().await.unwrap().unwrap();
+        assert_eq!(frame.envelope, result.bytes);
+    }
+}
+
+/// What the broker says about a call that was relayed.
+async fn refusal(link: &mut Linked, call: Digest) -> Code {
+    let word = link.word(Kind::Error).await.unwrap().unwrap();
+    assert_eq!(word.re(), Some(call));
+    code_of(&word).unwrap()
+}
+
+#[tokio::test]
+async fn a_peer_that_forges_its_own_agents_or_borrows_anothers_token_is_refused() {
+    let mut scene = Scene::begin().await;
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let now = scene.acme.now();
+    let (x, y) = (
+        scene.agent("x", "globex", 0x71),
+        scene.agent("y", "globex", 0x72),
+    );
+    let token = scene.globex.introduce(&grant, &x, now).unwrap();
+    // x's name under y's key.
+    let forged = Actor {
+        id: x.id.clone(),
+        key: SigningKey::from_seed(&[0x72; 32]),
+    };
+    let call = scene.call(&forged);
+    link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::NotAuthentic);
+    // y with x's token.
+    let call = scene.call(&y);
+    link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::NotAuthentic);
+    // Nobody introduced x.
+    let call = scene.call(&x);
+    link.relay(&call.bytes, Vec::new()).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::NotAuthentic);
+    // The same call twice.
+    let call = scene.call(&x);
+    link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+    scene.serving.hear().await.unwrap().delivered().unwrap();
+    link.relay(&call.bytes, vec![token]).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::Replayed);
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn a_peer_speaks_for_no_other_organisation_and_for_none_of_ours() {
+    let mut scene = Scene::begin().await;
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let now = scene.acme.now();
+    for (name, org) in [("x", "initech"), ("fs", "acme")] {
+        let other = scene.agent(name, org, 0x73);
+        assert!(
+            scene.globex.introduce(&grant, &other, now).is_err(),
+            "no such token can be made with our tools"
+        );
+    }
+    // What one of our own agents signs, sent by a peer.
+    let call = scene.call(&scene.acme.agent("own", 5, &["fs.*"]).await.unwrap());
+    link.relay(&call.bytes, Vec::new()).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::NotAuthentic);
+    // A token of globex's own root.
+    let terms = issue_terms(&scene);
+    let root = SigningKey::from_seed(&[0x55; 32]);
+    let foreign = issue::peer(&root, &"acme".parse().unwrap(), &terms, [3; 32]).unwrap();
+    let x = scene.agent("x", "globex", 0x71);
+    let token = scene
+        .globex
+        .introduce(&encode_text(&foreign), &x, now)
+        .unwrap();
+    let call = scene.call(&x);
+    link.relay(&call.bytes, vec![token]).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::TokenInvalid);
+    scene.goes_on().await;
+}
+
+fn issue_terms(scene: &Scene) -> proto_spec::capability::PeerTerms {
+    let now = scene.acme.now();
+    proto_spec::capability::PeerTerms {
+        peer: "globex".parse().unwrap(),
+        holder: scene.globex.key.public(),
+        capabilities: vec!["fs.*".parse().unwrap()],
+        issued: now,
+        expires: now.later(Duration::from_secs(3_600)),
+        checks: Vec::new(),
+        depth: 0,
+    }
+}
+
+#[tokio::test]
+async fn a_peers_token_is_worth_nothing_outside_its_own_link() {
+    let scene = Scene::begin().await;
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let now = scene.acme.now();
+    // Presented at /fem by an agent of ours whose key the peer introduced.
+    let own = scene.acme.agent("own", 5, &[]).await.unwrap();
+    let borrowed = Actor {
+        id: "own@globex".parse().unwrap(),
+        key: SigningKey::from_seed(own.key.seed()),
+    };
+    let token = scene.globex.introduce(&grant, &borrowed, now).unwrap();
+    let extra = tests::lab::Extra {
+        token: Some(String::from_utf8(token.to_vec()).unwrap()),
+        ..tests::lab::Extra::default()
+    };
+    let to = "fs@acme".parse().unwrap();
+    let body = json!({"tool": "fs.read"});
+    let call = own
+        .seal_with(Kind::ToolCall, &to, now, &body, &extra)
+        .unwrap();
+    let reply = scene.acme.post(call.bytes).await.unwrap();
+    let code = code_of(&reply.envelope().unwrap()).unwrap();
+    assert!(
+        matches!(code, Code::TokenMalformed | Code::NotHolder),
+        "{code}"
+    );
+    // And on another peer's link.
+    let initech = Hand::new("initech", 0x62).unwrap();
+    add(&scene.acme, &initech).await;
+    let mut other = initech.link(&scene.acme).await.unwrap();
+    let x = scene.agent("x", "globex", 0x71);
+    let token = scene.globex.introduce(&grant, &x, now).unwrap();
+    let call = scene.call(&x);
+    other.relay(&call.bytes, vec![token]).await.unwrap();
+    assert_eq!(refusal(&mut other, call.id).await, Code::NotAuthentic);
+}
+
+#[tokio::test]
+async fn nobody_becomes_a_peer_by_knocking_and_no_link_outlives_what_proves_it() {
+    let mut scene = Scene::begin().await;
+    // Not a peer at all; and a peer's name without its certificate looks the same as far as it goes.
+    let stranger = Hand::new("hooli", 0x63).unwrap();
+    assert!(stranger.knock(&scene.acme, &stranger.tls).await.is_err());
+    // The peer's name under another key.
+    let thief = Hand {
+        key: SigningKey::from_seed(&[0x64; 32]),
+        ..Hand::new("globex", 0x61).unwrap()
+    };
+    let mut link = thief.link(&scene.acme).await.unwrap();
+    link.closes().await.unwrap();
+    // What was said on another connection.
+    let (_, exporter) = scene
+        .globex
+        .knock(&scene.acme, &scene.globex.tls)
+        .await
+        .unwrap();
+    let (mut wire, _) = scene
+        .globex
+        .knock(&scene.acme, &scene.globex.tls)
+        .await
+        .unwrap();
+    wire.send(scene.globex.attach(&scene.acme, exporter).unwrap())
+        .await
+        .unwrap();
+    assert!(wire.next().await.unwrap().is_none(), "it is closed");
+    // A certificate that its descriptor does not name.
+    let other = certificate().unwrap();
+    let (mut wire, exporter) = scene.globex.knock(&scene.acme, &other).await.unwrap();
+    wire.send(scene.globex.attach(&scene.acme, exporter).unwrap())
+        .await
+        .unwrap();
+    assert!(wire.next().await.unwrap().is_none(), "it is closed");
+    // A new certificate that it does name is a rotation, and needs no admin.
+    scene.globex.tls = other;
+    scene.goes_on().await;
+}
+
+fn advertised(agent: &Actor, name: &str) -> AdvertisedTool {
+    AdvertisedTool {
+        tool: DiscoveredTool {
+            agent: agent.id.clone(),
+            key: agent.key.public(),
+            tool: tool(name).unwrap(),
+            checks: Vec::new(),
+            via: Vec::new(),
+        },
+        grants: Vec::new(),
+        onward: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn an_advert_that_lies_or_is_beyond_its_bound_ends_the_link_and_is_not_taken() {
+    let mut scene = Scene::begin().await;
+    let now = scene.acme.now();
+    let expires = now.later(Duration::from_secs(300));
+    let own = scene.agent("x", "globex", 0x71);
+    let other = scene.agent("x", "initech", 0x71);
+    let ours = scene.agent("fs", "acme", 0x71);
+    let first = |tools: Vec<AdvertisedTool>| Advert {
+        seq: 1,
+        tools,
+        gone: Vec::new(),
+        expires,
+    };
+    let crowd = (0..10_001).map(|n| advertised(&own, &format!("x.t{n}")));
+    let twice = Actor {
+        id: own.id.clone(),
+        key: SigningKey::from_seed(&[0x72; 32]),
+    };
+    let through_us = |via: &[&str]| {
+        let mut tool = advertised(&other, "x.a");
+        tool.tool.via = via.iter().map(|org| org.parse().unwrap()).collect();
+        tool
+    };
+    let bad = [
+        first(vec![advertised(&other, "x.a")]),
+        first(vec![advertised(&ours, "fs.read")]),
+        first(vec![through_us(&["hooli"])]),
+        first(vec![through_us(&["hooli", "initech"])]),
+        first(vec![advertised(&own, "x.a"), advertised(&twice, "x.b")]),
+        first(crowd.collect()),
+        Advert {
+            seq: 2,
+            ..first(Vec::new())
+        },
+        Advert {
+            expires: now.later(Duration::from_secs(86_400)),
+            ..first(Vec::new())
+        },
+    ];
+    for advert in bad {
+        let mut link = scene.globex.link(&scene.acme).await.unwrap();
+        link.say(Kind::Advert, None, &advert).await.unwrap();
+        link.closes().await.unwrap();
+        let links = &scene.acme.broker.core().state.links;
+        let known = links.of(&scene.globex.org).map(|link| link.tool_count());
+        assert!(matches!(known, None | Some(0)));
+    }
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn a_head_that_lies_ends_the_link_and_dead_keys_that_are_not_its_own_strike_nobody_elses() {
+    let mut scene = Scene::begin().await;
+    let now = scene.acme.now();
+    let head = RevocationHead {
+        seq: 1,
+        dead: Vec::new(),
+        tick: now,
+        echo: None,
+    };
+    let bad = [
+        RevocationHead {
+            seq: 2,
+            ..head.clone()
+        },
+        RevocationHead {
+            echo: Some(now.later(Duration::from_secs(60))),
+            ..head.clone()
+        },
+    ];
+    for head in bad {
+        let mut link = scene.globex.link(&scene.acme).await.unwrap();
+        link.say(Kind::RevocationHead, None, &head).await.unwrap();
+        link.closes().await.unwrap();
+    }
+    // It says that our own agent's key, and our own broker's, are dead.
+    let own = scene.acme.agent("own", 5, &["fs.*"]).await.unwrap();
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let dead = vec![
+        own.key.public(),
+        scene.fs.key.public(),
+        scene.acme.broker_key(),
+    ];
+    link.say(Kind::RevocationHead, None, &RevocationHead { dead, ..head })
+        .await
+        .unwrap();
+    let seen = || {
+        let links = &scene.acme.broker.core().state.links;
+        links
+            .of(&scene.globex.org)
+            .is_some_and(|link| link.is_dead(&own.key.public()))
+    };
+    while !seen() {
+        tokio::task::yield_now().await;
+    }
+    let mut calling = scene.acme.attach(&own).await.unwrap();
+    let call = scene.call(&own);
+    calling.send(call.bytes).await.unwrap();
+    let delivered = scene.serving.hear().await.unwrap().delivered().unwrap();
+    let result = scene.acme.result(&scene.fs, &delivered, &json!(1)).unwrap();
+    scene.serving.send(result.bytes).await.unwrap();
+    calling.hear().await.unwrap().delivered().unwrap();
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn a_word_that_is_another_brokers_or_no_brokers_ends_the_link() {
+    let mut scene = Scene::begin().await;
+    let now = scene.acme.now();
+    let to = scene.acme.admin.broker();
+    let initech = Hand::new("initech", 0x62).unwrap();
+    let words: Vec<bytes::Bytes> = vec![
+        initech
+            .say(
+                Kind::PeerTokens,
+                Some(&to),
+                None,
+                &json!({"tokens": []}),
+                now,
+            )
+            .unwrap()
+            .bytes,
+        scene
+            .globex
+            .say(Kind::Ack, Some(&to), None, &json!({}), now)
+            .unwrap()
+            .bytes,
+        scene
+            .globex
+            .say(Kind::PeerTokens, None, None, &json!({"tokens": []}), now)
+            .unwrap()
+            .bytes,
+        scene
+            .globex
+            .say(
+                Kind::PeerTokens,
+                Some(&to),
+                None,
+                &json!({"tokens": ["AAAA"]}),
+                now,
+            )
+            .unwrap()
+            .bytes,
+        bytes::Bytes::from_static(b"{}"),
+        bytes::Bytes::from_static(&[0xfd, 9, 0, 0, 0, 0]),
+    ];
+    for word in words {
+        let mut link = scene.globex.link(&scene.acme).await.unwrap();
+        link.send(word).await.unwrap();
+        link.closes().await.unwrap();
+    }
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn only_what_an_admin_allowed_is_dialled() {
+    let scene = Scene::begin().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let initech = Hand::new("initech", 0x62).unwrap();
+    let now = scene.acme.now();
+    let body: Value = serde_json::from_str(&initech.descriptor(now).unwrap()).unwrap();
+    let mut said = body["body"].clone();
+    said["endpoints"] = json!([address]);
+    let descriptor = initech
+        .say(Kind::PeerDescriptor, None, None, &said, now)
+        .unwrap();
+    let text = String::from_utf8(descriptor.bytes.to_vec()).unwrap();
+    let add_with = async |endpoints: Value| {
+        let body = json!({
+            "descriptor": text, "key": initech.key.public(), "endpoints": endpoints,
+        });
+        scene
+            .acme
+            .ask(&scene.acme.admin, Kind::AdminPeerAdd, &body)
+            .await
+    };
+    // Not one of the descriptor's; not an endpoint; and none.
+    assert!(add_with(json!(["127.0.0.1:1"])).await.is_err());
+    assert!(add_with(json!(["http://127.0.0.1/"])).await.is_err());
+    add_with(json!([])).await.unwrap();
+    // Another, added after it, is dialled: whoever dials has been past the first.
+    let (hooli, allowed) = (Hand::new("hooli", 0x63).unwrap(), "127.0.0.1:0");
+    let other = tokio::net::TcpListener::bind(allowed).await.unwrap();
+    let allowed = other.local_addr().unwrap().to_string();
+    said["org"] = json!("hooli");
+    said["key"] = json!(hooli.key.public());
+    said["endpoints"] = json!([allowed]);
+    let descriptor = hooli
+        .say(Kind::PeerDescriptor, None, None, &said, now)
+        .unwrap();
+    let body = json!({
+        "descriptor": String::from_utf8(descriptor.bytes.to_vec()).unwrap(),
+        "key": hooli.key.public(), "endpoints": [allowed],
+    });
+    let added = scene.acme.ask(&scene.acme.admin, Kind::AdminPeerAdd, &body);
+    added.await.unwrap();
+    other.accept().await.unwrap();
+    assert!(listener.accept().now_or_never().is_none(), "not dialled");
+    add_with(json!([address])).await.unwrap();
+    listener.accept().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_has_a_bound_of_calls_in_flight_and_others_have_theirs() {
+    let limits = "calls_per_peer_max = 4";
+    let acme = Lab::with_limits(limits).await.unwrap();
+    let fs = acme.agent("fs", 2, &[]).await.unwrap();
+    let mut serving = acme.provide(&fs, &["fs.read"]).await.unwrap();
+    let (globex, initech) = (
+        Hand::new("globex", 0x61).unwrap(),
+        Hand::new("initech", 0x62).unwrap(),
+    );
+    for hand in [&globex, &initech] {
+        add(&acme, hand).await;
+        grant(&acme, hand.org.as_str()).await;
+    }
+    let call = async |hand: &Hand, link: &mut Linked, grant: &str| {
+        let caller = Actor::of(&hand.org, "x", 0x71).unwrap();
+        let token = hand.introduce(grant, &caller, acme.now()).unwrap();
+        let call = caller
+            .call("fs@acme", "fs.read", &json!({}), acme.now())
+            .unwrap();
+        link.relay(&call.bytes, vec![token]).await.unwrap();
+        call.id
+    };
+    let mut flood = globex.link(&acme).await.unwrap();
+    let held = flood.granted(1).await.unwrap().remove(0);
+    for _ in 0..4 {
+        call(&globex, &mut flood, &held).await;
+        serving.hear().await.unwrap().delivered().unwrap();
+    }
+    let id = call(&globex, &mut flood, &held).await;
+    assert_eq!(refusal(&mut flood, id).await, Code::Busy);
+    let mut other = initech.link(&acme).await.unwrap();
+    let held = other.granted(1).await.unwrap().remove(0);
+    call(&initech, &mut other, &held).await;
+    serving.hear().await.unwrap().delivered().unwrap();
+}
