@@ -1,7 +1,8 @@
 //! The default journal: one redb file, synced before an append returns.
 //!
 //! After a failed write the engine refuses everything until the file is opened again, so this does
-//! that: a disk that was full and has room again needs no restart.
+//! that: a disk that was full and has room again needs no restart. What was refused and reached the
+//! disk all the same is undone before anybody can read it.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
@@ -65,19 +66,32 @@ impl Engine {
         }
     }
 
-    /// Closes the file and opens it again: what a failed write left unfinished is undone.
-    fn reopen(&self) -> Result<(), JournalError> {
+    /// Closes the file and opens it again: what a failed write left behind `head` is undone.
+    fn reopen(&self, head: Head) -> Result<(), JournalError> {
         let mut database = locks::write(&self.database);
         // Only one may have it open.
         drop(database.take());
-        *database = Some(
-            Database::builder()
-                .set_cache_size(CACHE_BYTES)
-                .open(&self.path)
-                .map_err(write)?,
-        );
+        let opened = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .open(&self.path)
+            .map_err(write)?;
+        undo_unacknowledged(&opened, head)?;
+        *database = Some(opened);
         Ok(())
     }
+}
+
+/// A commit whose last sync failed may be on disk all the same. It was refused, so it goes.
+fn undo_unacknowledged(database: &Database, head: Head) -> Result<(), JournalError> {
+    if last(&database.begin_read().map_err(write)?)? == head {
+        return Ok(());
+    }
+    let transaction = database.begin_write().map_err(write)?;
+    {
+        let mut table = transaction.open_table(RECORDS).map_err(write)?;
+        table.retain_in(head.next.., |_, _| false).map_err(write)?;
+    }
+    transaction.commit().map_err(write)
 }
 
 impl Embedded {
@@ -149,7 +163,6 @@ impl Embedded {
             let mut head = self.head;
             {
                 let mut table = transaction.open_table(RECORDS).map_err(write)?;
-                self.undo_unacknowledged(&mut table)?;
                 for change in changes {
                     let (record, after) = head.record(change).map_err(write)?;
                     table.insert(head.next, record.as_slice()).map_err(write)?;
@@ -160,28 +173,13 @@ impl Embedded {
             Ok(head)
         })
     }
-
-    /// A commit whose last sync failed may be on disk all the same. It was refused, so it goes.
-    fn undo_unacknowledged(
-        &self,
-        table: &mut redb::Table<'_, u64, &'static [u8]>,
-    ) -> Result<(), JournalError> {
-        loop {
-            let last = table.last().map_err(write)?;
-            let last = last.map(|(number, _)| number.value());
-            match last {
-                Some(last) if last >= self.head.next => drop(table.remove(last).map_err(write)?),
-                _ => return Ok(()),
-            }
-        }
-    }
 }
 
 impl Journal for Embedded {
     fn append(&mut self, changes: &[&Change]) -> Result<(), JournalError> {
         let is_open = locks::read(&self.file.database).is_some();
         if !is_open {
-            self.file.reopen()?;
+            self.file.reopen(self.head)?;
         }
         match self.try_append(changes) {
             Ok(head) => {
@@ -192,7 +190,7 @@ impl Journal for Embedded {
                 Ok(())
             }
             Err(error) => {
-                if let Err(error) = self.file.reopen() {
+                if let Err(error) = self.file.reopen(self.head) {
                     tracing::error!(%error, "the journal stays closed until it can be opened again");
                 }
                 Err(error)
@@ -604,6 +602,26 @@ mod tests {
             times(&mut Embedded::open(data.path()).unwrap()),
             [1, 2, 3, 4, 5]
         );
+    }
+
+    #[test]
+    fn what_was_refused_and_reached_the_disk_is_gone_when_the_file_is_open_again() {
+        let data = four();
+        let mut journal = Embedded::open(data.path()).unwrap();
+        let (record, _) = journal.head.record(&change(5)).unwrap();
+        let reached = journal.file.with(|database| {
+            let transaction = database.begin_write().map_err(write)?;
+            let mut table = transaction.open_table(RECORDS).map_err(write)?;
+            table.insert(4, record.as_slice()).map_err(write)?;
+            drop(table);
+            transaction.commit().map_err(write)
+        });
+        reached.unwrap();
+        assert_eq!(journal.reader().inspect().unwrap().records, 5);
+        journal.file.reopen(journal.head).unwrap();
+        assert_eq!(journal.reader().inspect().unwrap().records, 4);
+        journal.append(&[&change(6)]).unwrap();
+        assert_eq!(times(&mut journal), [1, 2, 3, 4, 6]);
     }
 
     #[test]
