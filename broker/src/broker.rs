@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::Core;
 use crate::registrar::{Registrar, first_admin, load_root};
 use crate::state::replay::{Ended, Replay};
+use crate::state::snapshot::{Snapshots, read_back};
 use crate::state::{State, Taking};
 use crate::upkeep;
 use crate::voice::Voice;
@@ -131,7 +132,7 @@ pub fn accept_clock(config: &Config, now: Timestamp) -> anyhow::Result<Option<Du
 }
 
 impl Broker {
-    /// Starts a broker: replays its journal, opens its replay window, and listens.
+    /// Starts a broker: reads its state back, opens its replay window, and listens.
     ///
     /// # Errors
     ///
@@ -158,6 +159,7 @@ impl Broker {
             state,
             root: root_key,
             newest,
+            snapshots,
         } = restore(&config, &broker_key, clock.now())?;
         let reader = journal.reader();
         let state = Arc::new(state);
@@ -168,6 +170,7 @@ impl Broker {
             root_key,
             Arc::clone(&clock),
             config.clone(),
+            snapshots,
         )?;
         let listener = bind(config.listen, "listen").await?;
         let ops = bind(config.ops, "ops").await?;
@@ -313,12 +316,13 @@ struct Restored {
     root: SigningKey,
     /// The newest time on record.
     newest: Timestamp,
+    snapshots: Snapshots,
 }
 
-/// State as the journal has it, and the newest time on record. The first start of an organisation
+/// State as the journal has it, by way of a snapshot if there is one. The first start of an organisation
 /// gives its first admin everything.
 fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Result<Restored> {
-    let mut newest = Replay::newest(&config.data)?;
+    let newest = Replay::newest(&config.data)?;
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)?;
     let limits = &config.limits;
@@ -336,49 +340,23 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
         );
     }
     let state = State::new(config, replay);
-    let (mut founding, mut has_admin, mut misfit) = (None, false, None);
-    let mut recovered: Vec<(Name, PublicKey, PublicKey, Timestamp)> = Vec::new();
-    let mut journal = Embedded::open_giving(&config.data, &mut |change| {
-        newest = change.newest(newest);
-        match &change {
-            Change::Approved { name, key, .. } => {
-                has_admin = true;
-                recovered.retain(|(admin, new, ..)| (admin, new) != (name, key));
-            }
-            Change::Recovered {
-                admin,
-                admin_key,
-                recovery,
-                at,
-            } => recovered.push((admin.clone(), *admin_key, *recovery, *at)),
-            _ => {}
-        }
-        if let Err(error) = state.apply(&change, Taking::Back) {
-            misfit.get_or_insert(error);
-        }
-        if let Change::Founded { .. } = &change {
-            founding.get_or_insert(change);
-        }
-    })?;
-    if let Some(error) = misfit {
-        return Err(error.into());
-    }
-    let Some(Change::Founded {
-        org,
-        broker: key,
-        admin,
-        admin_key,
-        recovery,
-        ..
-    }) = founding
-    else {
+    let (mut journal, since) = read_back(&config.data, &state, &broker.public())?;
+    let charter = state.charter.written();
+    let Some(founded) = charter.founded else {
         bail!(
             "{} holds no organisation: make one with `fem-cli init {}`",
             config.data.display(),
             config.org
         );
     };
-    if key != broker.public() {
+    let org = &config.org;
+    if founded.org != *org {
+        bail!(
+            "the journal is {}'s, the configuration {org}'s",
+            founded.org
+        );
+    }
+    if founded.broker != broker.public() {
         bail!("keys.broker is not the key that the journal names as {org}'s broker");
     }
     let active = state.roots.keys().first().copied();
@@ -389,24 +367,30 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
         let issued = state.revocations.after_bars(now);
         let change = first_admin(&root, &admin, key, issued, now)?;
         journal.append(&[&change])?;
-        Ok(state.apply(&change, Taking::Back)?)
+        state.apply(&change, Taking::Back);
+        Ok(())
     };
-    for (admin, new, by, at) in recovered {
-        if by != recovery {
+    if !charter.has_admin && charter.recovered.is_empty() {
+        give_all(founded.admin, founded.admin_key)?;
+    }
+    for one in charter.recovered {
+        let (admin, key, at_ms) = (one.admin, one.admin_key, one.at.as_ms());
+        if one.recovery != founded.recovery {
             bail!("a recovery on record is not by {org}'s recovery key");
         }
-        tracing::warn!(%admin, key = %new.fingerprint(), at_ms = at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
-        give_all(admin, new)?;
-        has_admin = true;
-    }
-    if !has_admin {
-        give_all(admin, admin_key)?;
+        tracing::warn!(%admin, key = %key.fingerprint(), at_ms, "RECOVERY: the recovery key named this admin, who is given everything");
+        give_all(admin, key)?;
     }
     Ok(Restored {
+        snapshots: Snapshots::new(
+            config.data.clone(),
+            SigningKey::from_seed(broker.seed()),
+            since,
+        ),
         journal,
         state,
         root,
-        newest,
+        newest: newest.max(charter.newest),
     })
 }
 

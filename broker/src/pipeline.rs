@@ -192,7 +192,9 @@ impl Authority for Standing<'_> {
 impl KeyBook for State {
     fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
         let agent = speaker.agent().filter(|agent| *agent.org() == self.org)?;
-        self.registry.agent(agent.name()).map(|agent| agent.key)
+        self.registry
+            .agent(agent.name())
+            .map(|agent| agent.key.key())
     }
 }
 

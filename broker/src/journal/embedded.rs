@@ -113,7 +113,22 @@ impl Embedded {
     ///
     /// As [`Embedded::open`].
     pub fn open_giving(data: &Path, each: &mut dyn FnMut(Change)) -> Result<Self, JournalError> {
-        Self::open_after(data, || give(data, each))
+        Self::open_giving_since(data, Head::START, each)
+    }
+
+    /// As [`Embedded::open_giving`], for whoever knows what the records up to `since` say: the chain is
+    /// followed through all of them, and only those after it are read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Embedded::open`], and [`JournalError::Elsewhere`] where its chain does not pass through
+    /// `since`: nothing was given then.
+    pub fn open_giving_since(
+        data: &Path,
+        since: Head,
+        each: &mut dyn FnMut(Change),
+    ) -> Result<Self, JournalError> {
+        Self::open_after(data, || give(data, since, each))
     }
 
     fn open_after(
@@ -205,6 +220,10 @@ impl Journal for Embedded {
         })?;
         self.head = head;
         Ok(())
+    }
+
+    fn head(&self) -> Head {
+        self.head
     }
 }
 
@@ -335,11 +354,12 @@ pub(super) fn follow(
     })
 }
 
-/// As [`follow`], and gives what each record says. One thread reads and hashes while the other parses
-/// and gives: each is half of the work.
+/// As [`follow`], and gives what each record after `since` says. One thread reads and hashes while the
+/// other parses and gives.
 pub(super) fn follow_giving(
     transaction: &ReadTransaction,
     mark: Option<Head>,
+    since: Head,
     give: &mut dyn FnMut(Change),
 ) -> Result<Head, JournalError> {
     let (batches, waiting) = sync_channel::<Vec<(u64, Vec<u8>)>>(BATCHES);
@@ -348,6 +368,12 @@ pub(super) fn follow_giving(
             let mut batch = Vec::with_capacity(BATCH);
             let head = each(transaction, mark, |head, number, record| {
                 let (payload, next) = head.follow(number, record)?;
+                if next.next == since.next && next != since {
+                    return Err(JournalError::Elsewhere(since.next));
+                }
+                if number < since.next {
+                    return Ok(next);
+                }
                 batch.push((number, payload.to_vec()));
                 if batch.len() == BATCH {
                     // The other side listens until this one ends.
@@ -374,6 +400,7 @@ pub(super) fn follow_giving(
         // What comes first in the journal is told first.
         match (damaged, head) {
             (Some(damaged), Ok(_)) => Err(damaged),
+            (None, Ok(head)) if head.next < since.next => Err(JournalError::Elsewhere(since.next)),
             (_, head) => head,
         }
     })
@@ -622,6 +649,46 @@ mod tests {
         assert_eq!(journal.reader().inspect().unwrap().records, 4);
         journal.append(&[&change(6)]).unwrap();
         assert_eq!(times(&mut journal), [1, 2, 3, 4, 6]);
+    }
+
+    #[test]
+    fn what_follows_a_head_is_given_and_what_lies_before_it_is_followed() {
+        let data = four();
+        let mut heads = vec![Head::START];
+        for n in 1..=4 {
+            let (_, next) = heads[n as usize - 1].record(&change(n)).unwrap();
+            heads.push(next);
+        }
+        let since = |since: Head| {
+            let mut seen = Vec::new();
+            Embedded::open_giving_since(data.path(), since, &mut |change| {
+                seen.push(change.at().as_ms());
+            })
+            .map(|journal| (journal.head().next, seen))
+        };
+        for (n, head) in heads.iter().enumerate() {
+            let after: Vec<u64> = (n as u64 + 1..=4).collect();
+            assert_eq!(since(*head).unwrap(), (4, after));
+        }
+        let (_, newer) = heads[4].record(&change(5)).unwrap();
+        let foreign = Head {
+            next: 2,
+            ..heads[3]
+        };
+        for head in [newer, foreign] {
+            let refused = since(head);
+            assert!(matches!(refused, Err(JournalError::Elsewhere(n)) if n == head.next));
+        }
+        alter(data.path(), |transaction| {
+            transaction.open_table(RECORDS).unwrap().remove(1).unwrap();
+        });
+        for head in &heads {
+            let stopped = since(*head);
+            assert!(matches!(
+                stopped,
+                Err(JournalError::Damaged { number: 1, .. })
+            ));
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
 use crate::state::budgets::Need;
+use crate::state::snapshot::Snapshots;
 use crate::state::{State, Taking};
 pub(crate) use roots::load as load_root;
 use scope::By;
@@ -101,6 +102,7 @@ impl Registrar {
         root: SigningKey,
         clock: Arc<Clock>,
         config: Config,
+        snapshots: Snapshots,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let mut desk = Desk {
@@ -109,12 +111,14 @@ impl Registrar {
             root,
             clock,
             config,
+            snapshots,
             own_acts: HashMap::new(),
             reserves: HashMap::new(),
         };
         let thread = std::thread::Builder::new()
             .name("registrar".into())
             .spawn(move || {
+                desk.keep_snapshot();
                 while let Some(first) = jobs.blocking_recv() {
                     desk.work(first, &mut jobs);
                 }
@@ -180,6 +184,7 @@ struct Desk {
     root: SigningKey,
     clock: Arc<Clock>,
     config: Config,
+    snapshots: Snapshots,
     /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
     own_acts: HashMap<Name, (Timestamp, u32)>,
     /// And how often calls were reserved for them.
@@ -288,21 +293,24 @@ impl Desk {
             }
         });
         for (changes, report, answer) in waiting.drain(..) {
-            let mut take = || changes.iter().try_for_each(|change| self.take_over(change));
-            let done = appended.clone().and_then(|()| take());
-            drop(answer.send(done.map(|()| report(&self.state))));
+            if appended.is_ok() {
+                changes.iter().for_each(|change| self.take_over(change));
+            }
+            drop(answer.send(appended.clone().map(|()| report(&self.state))));
         }
+        self.keep_snapshot();
     }
 
-    fn take_over(&mut self, change: &Change) -> Result<(), Refusal> {
-        self.state.apply(change, Taking::On).map_err(|error| {
-            tracing::error!(%error, "a durable change was not taken over");
-            Refusal::Internal
-        })?;
+    /// Where nothing is decided and not taken over.
+    fn keep_snapshot(&mut self) {
+        self.snapshots.keep(&self.state, self.journal.head());
+    }
+
+    fn take_over(&mut self, change: &Change) {
+        self.state.apply(change, Taking::On);
         self.take_root(change);
         self.close_sessions_that_lost_their_key(change);
         self.state.changed.notify_one();
-        Ok(())
     }
 
     fn close_sessions_that_lost_their_key(&self, change: &Change) {
@@ -315,9 +323,12 @@ impl Desk {
             _ => return,
         };
         for name in names {
-            let key = self.state.registry.agent(name).map(|agent| agent.key);
+            let agent = self.state.registry.agent(name);
             for session in self.state.sessions.of(name) {
-                if Some(*session.key()) != key {
+                if agent
+                    .as_ref()
+                    .is_none_or(|agent| agent.key != *session.key())
+                {
                     // Out of every list first: nothing is routed to it while its connection closes.
                     self.state.sessions.detach(&session);
                     session.close();

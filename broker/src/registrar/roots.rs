@@ -99,7 +99,7 @@ impl Desk {
             let tokens = self.state.granted(&agent);
             let old = tokens.iter().filter(|token| token.root() != &active);
             let grants = old
-                .map(|token| self.anew(token, &id, agent.key))
+                .map(|token| self.anew(token, &id, agent.key.key()))
                 .collect::<Result<Vec<_>, _>>()?;
             for some in grants.chunks(REISSUED_MAX) {
                 changes.push(Change::Reissued {

@@ -1,9 +1,11 @@
-//! Derived state: views in memory, rebuilt by replaying the journal. The request path reads these
-//! and nothing else, so it stays synchronous.
+//! Derived state: views in memory, rebuilt from the journal, or from a [`snapshot`] and the records
+//! after it. The request path reads these and nothing else, so it stays synchronous.
 
 pub mod budgets;
 pub mod calls;
 pub mod ceilings;
+pub mod charter;
+pub mod key;
 pub mod pending;
 pub mod proposals;
 pub mod registry;
@@ -11,18 +13,21 @@ pub mod replay;
 pub mod revocations;
 pub mod roots;
 pub mod sessions;
+pub mod snapshot;
 pub mod tokens;
 
 use std::sync::Arc;
 
+use proto_spec::Org;
 use proto_spec::capability::Token;
-use proto_spec::{Org, PublicKey};
 use tokio::sync::Notify;
 
 use crate::change::Change;
 use crate::config::Config;
 use budgets::Budgets;
 use calls::Calls;
+use charter::Charter;
+use key::KeyId;
 use pending::Pending;
 use proposals::Proposals;
 use registry::{Agent, Record, Registry};
@@ -30,13 +35,16 @@ use replay::Replay;
 use revocations::Revocations;
 use roots::Roots;
 use sessions::Sessions;
+use snapshot::Image;
 use tokens::Tokens;
 
-/// All that a broker knows. Durable parts are written by [`State::apply`] only.
+/// All that a broker knows. Durable parts are written by [`State::apply`] only, save at a start.
 #[derive(Debug)]
 pub struct State {
     /// Whose broker this is.
     pub org: Org,
+    /// Durable: what it began with.
+    pub charter: Charter,
     /// Durable: the keys that this organisation's tokens are rooted in.
     pub roots: Roots,
     /// Durable: who is registered, with which key and grants.
@@ -49,7 +57,7 @@ pub struct State {
     pub proposals: Proposals,
     /// Tokens that were opened before.
     pub tokens: Tokens,
-    /// Requests that wait for an admin.
+    /// Requests that wait for an admin; durable is which were turned down.
     pub pending: Pending,
     /// Who is connected now.
     pub sessions: Sessions,
@@ -70,17 +78,13 @@ pub enum Taking {
     On,
 }
 
-/// A change on record that this broker cannot take over: the start stops.
-#[derive(Debug, thiserror::Error)]
-#[error("a change on record does not fit this broker: {0}")]
-pub struct Misfit(pub String);
-
 impl State {
     /// State before any change.
     #[must_use]
     pub fn new(config: &Config, replay: Replay) -> Self {
         Self {
             org: config.org.clone(),
+            charter: Charter::default(),
             roots: Roots::default(),
             registry: Registry::default(),
             revocations: Revocations::default(),
@@ -106,8 +110,8 @@ impl State {
                 let agent = self.registry.agent(name);
                 !agent.is_some_and(|agent| agent.has_grant(&record.id))
             });
-        let has_dead_key = |key: &PublicKey| self.revocations.is_key_revoked(key);
-        let has_no_root = |root: &PublicKey| !self.roots.keys().contains(root);
+        let has_dead_key = |key: &KeyId| self.revocations.is_key_dead(key);
+        let has_no_root = |root: &KeyId| !self.roots.keys().iter().any(|key| root == key);
         is_off_record
             || self.revocations.is_revoked(&record.id)
             || record.holder.as_ref().is_some_and(has_dead_key)
@@ -120,29 +124,66 @@ impl State {
         agent.grants.tokens(&self.roots.keys())
     }
 
-    /// Takes over a durable change: the only writer of durable state.
-    ///
-    /// # Errors
-    ///
-    /// [`Misfit`] where the change names another organisation. When it comes from the registrar it was
-    /// made by this broker, and fits.
-    pub fn apply(&self, change: &Change, taking: Taking) -> Result<(), Misfit> {
-        if let Change::Founded { org, .. } = change
-            && *org != self.org
-        {
-            return Err(Misfit(format!(
-                "the journal is {org}'s, the configuration {}'s",
-                self.org
-            )));
+    /// All that is durable, as a snapshot holds it. What is large is shared, not copied; no call waits.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        let Self {
+            charter,
+            roots,
+            registry,
+            revocations,
+            budgets,
+            proposals,
+            pending,
+            // Not durable, or kept elsewhere.
+            org: _,
+            tokens: _,
+            sessions: _,
+            calls: _,
+            replay: _,
+            changed: _,
+        } = self;
+        Image {
+            charter: charter.written(),
+            roots: roots.image(),
+            registry: registry.image(),
+            revocations: revocations.image(),
+            budgets: budgets.image(),
+            proposals: proposals.image(),
+            denied: pending.image(),
         }
+    }
+
+    /// Takes over all that was durable, before any change: the other writer of durable state.
+    pub fn load(&self, image: Image) {
+        let Image {
+            charter,
+            roots,
+            registry,
+            revocations,
+            budgets,
+            proposals,
+            denied,
+        } = image;
+        self.charter.load(charter);
+        self.roots.load(roots);
+        self.registry.load(registry);
+        self.revocations.load(revocations);
+        self.budgets.load(budgets);
+        self.proposals.load(proposals);
+        self.pending.load(denied);
+    }
+
+    /// Takes over a durable change: the only writer of durable state but for [`State::load`].
+    pub fn apply(&self, change: &Change, taking: Taking) {
         match change {
             Change::AgentRevoked { name, key, .. } => {
-                self.revocations.revoke_key(*key);
+                self.revocations.revoke_key(key.into());
                 self.registry.remove(name);
             }
             Change::Quarantined { agents, ids, .. } => {
                 for (name, key) in agents {
-                    self.revocations.revoke_key(*key);
+                    self.revocations.revoke_key(key.into());
                     self.registry.remove(name);
                 }
                 self.revocations.revoke(ids);
@@ -154,7 +195,7 @@ impl State {
             }
             Change::Barred { under, before, .. } => self.revocations.bar(under, *before),
             Change::Rotated { from, grants, .. } => {
-                self.revocations.revoke_key(*from);
+                self.revocations.revoke_key(from.into());
                 self.budgets.reissued(grants);
             }
             Change::Reissued { grants, .. } => self.budgets.reissued(grants),
@@ -164,11 +205,12 @@ impl State {
             Change::Approved { name, key, .. } | Change::Enrolled { name, key, .. } => {
                 // The key before this one is out: whatever it holds or delegated is dead with it.
                 if let Some(before) = self.registry.agent(name).filter(|agent| agent.key != *key) {
-                    self.revocations.revoke_key(before.key);
+                    self.revocations.revoke_key(before.key.id());
                 }
             }
             _ => {}
         }
+        self.charter.apply(change);
         self.pending.apply(change);
         self.proposals.apply(change);
         let root = self.roots.keys().first().copied();
@@ -177,6 +219,5 @@ impl State {
             // Opened under other roots.
             self.tokens.forget();
         }
-        Ok(())
     }
 }

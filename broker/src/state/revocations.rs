@@ -5,6 +5,9 @@ use dashmap::DashSet;
 use proto_spec::capability::Token;
 use proto_spec::{Digest, Pattern, PublicKey, Refusal, Timestamp};
 
+use super::key::KeyId;
+use super::snapshot::stored;
+
 /// Patterns that may be barred at once; a later bar on the same pattern replaces the earlier.
 pub const BARS_MAX: usize = 1_024;
 
@@ -12,7 +15,7 @@ pub const BARS_MAX: usize = 1_024;
 #[derive(Debug, Default)]
 pub struct Revocations {
     ids: DashSet<Digest>,
-    keys: DashSet<PublicKey>,
+    keys: DashSet<KeyId>,
     bars: ArcSwap<Vec<Bar>>,
 }
 
@@ -22,15 +25,63 @@ struct Bar {
     under: Pattern,
     before: u64,
 }
+stored!(Bar { under, before });
+
+/// What [`Revocations`] hold.
+#[derive(Debug, Default)]
+pub struct Image {
+    ids: Vec<Digest>,
+    keys: Vec<KeyId>,
+    bars: Vec<Bar>,
+}
+stored!(Image { ids, keys, bars });
+
+impl Image {
+    pub(super) fn sort(&mut self) {
+        self.ids.sort_unstable();
+        self.keys.sort_unstable();
+    }
+}
 
 impl Revocations {
+    /// How many ids and keys are dead.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.len() + self.keys.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn image(&self) -> Image {
+        let Self { ids, keys, bars } = self;
+        Image {
+            ids: ids.iter().map(|id| *id).collect(),
+            keys: keys.iter().map(|key| *key).collect(),
+            bars: Vec::clone(&bars.load()),
+        }
+    }
+
+    /// Fills what is empty.
+    pub(super) fn load(&self, image: Image) {
+        let Image { ids, keys, bars } = image;
+        self.revoke(&ids);
+        for key in keys {
+            self.keys.insert(key);
+        }
+        self.bars.store(bars.into());
+    }
+
     pub(super) fn revoke(&self, ids: &[Digest]) {
         for id in ids {
             self.ids.insert(*id);
         }
     }
 
-    pub(super) fn revoke_key(&self, key: PublicKey) {
+    pub(super) fn revoke_key(&self, key: KeyId) {
         self.keys.insert(key);
     }
 
@@ -76,6 +127,12 @@ impl Revocations {
     /// Whether this key can never come back.
     #[must_use]
     pub fn is_key_revoked(&self, key: &PublicKey) -> bool {
+        self.is_key_dead(&key.into())
+    }
+
+    /// As [`Revocations::is_key_revoked`].
+    #[must_use]
+    pub fn is_key_dead(&self, key: &KeyId) -> bool {
         self.keys.contains(key)
     }
 

@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use proto_spec::message::RootRecord;
 use proto_spec::{PublicKey, Timestamp};
 
+use super::snapshot::{Sink, Source, Stored, stored, torn};
 use crate::change::Change;
 use crate::locks::lock;
 
@@ -20,6 +21,26 @@ pub enum Stage {
     Retiring,
 }
 
+impl Stored for Stage {
+    fn put(&self, to: &mut Sink) {
+        let number: u8 = match self {
+            Self::Active => 0,
+            Self::Prepared => 1,
+            Self::Retiring => 2,
+        };
+        number.put(to);
+    }
+
+    fn take(from: &mut Source) -> std::io::Result<Self> {
+        match u8::take(from)? {
+            0 => Ok(Self::Active),
+            1 => Ok(Self::Prepared),
+            2 => Ok(Self::Retiring),
+            _ => Err(torn("a root key is for nothing")),
+        }
+    }
+}
+
 /// One root key.
 #[derive(Debug, Clone, Copy)]
 pub struct Root {
@@ -30,6 +51,7 @@ pub struct Root {
     /// Since when.
     pub since: Timestamp,
 }
+stored!(Root { key, stage, since });
 
 /// All root keys, active first.
 #[derive(Debug, Default)]
@@ -73,6 +95,22 @@ impl Roots {
         self.all().into_iter().map(shown).collect()
     }
 
+    pub(super) fn image(&self) -> Vec<Root> {
+        // `keys` are those of `all`.
+        let Self { all, keys: _ } = self;
+        lock(all).clone()
+    }
+
+    pub(super) fn load(&self, roots: Vec<Root>) {
+        self.accept(&roots);
+        *lock(&self.all) = roots;
+    }
+
+    fn accept(&self, roots: &[Root]) {
+        let keys = roots.iter().map(|root| root.key).collect();
+        self.keys.store(Arc::new(keys));
+    }
+
     /// Takes a change over; says whether it was about root keys.
     pub(super) fn apply(&self, change: &Change) -> bool {
         let mut all = lock(&self.all);
@@ -95,8 +133,7 @@ impl Roots {
             _ => return false,
         }
         all.sort_by_key(|root| root.stage);
-        let keys = all.iter().map(|root| root.key).collect();
-        self.keys.store(Arc::new(keys));
+        self.accept(&all);
         true
     }
 }
