@@ -464,13 +464,14 @@ impl Registry {
             uses_left,
             successors,
         } = image;
-        for record in &issued {
-            self.index(record);
-        }
-        // Sorted already: built at once, where a million inserts would look for their places.
-        let placed = issued.into_iter().map(|one| ((one.issued, one.id), one));
-        *write(&self.issued) = placed.collect();
-        agents.into_iter().for_each(|agent| self.enter(agent, &[]));
+        std::thread::scope(|scope| {
+            // Agents and what was issued are held apart: each is half of the work.
+            scope.spawn(|| agents.into_iter().for_each(|agent| self.enter(agent, &[])));
+            issued.iter().for_each(|record| self.index(record));
+            // Sorted already: built at once, where a million inserts would look for their places.
+            let placed = issued.into_iter().map(|one| ((one.issued, one.id), one));
+            *write(&self.issued) = placed.collect();
+        });
         for (id, left) in uses_left {
             self.uses_left.insert(id, left);
         }
