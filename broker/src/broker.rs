@@ -335,9 +335,9 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
             "the machine went down under this broker, or its data is a backup's: what each sender signed up to its ceiling is refused as STALE"
         );
     }
-    let state = State::new(config, replay);
+    let state = State::new(config.org.clone(), limits, replay);
     let (mut founding, mut has_admin, mut misfit) = (None, false, None);
-    let mut recovered: Vec<(Name, PublicKey, PublicKey, Timestamp)> = Vec::new();
+    let mut recovered: Vec<(Name, PublicKey, Timestamp)> = Vec::new();
     let mut journal = Embedded::open_giving(&config.data, &mut |change| {
         newest = change.newest(newest);
         match &change {
@@ -348,9 +348,9 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
             Change::Recovered {
                 admin,
                 admin_key,
-                recovery,
                 at,
-            } => recovered.push((admin.clone(), *admin_key, *recovery, *at)),
+                ..
+            } => recovered.push((admin.clone(), *admin_key, *at)),
             _ => {}
         }
         if let Err(error) = state.apply(&change, Taking::Back) {
@@ -368,7 +368,6 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
         broker: key,
         admin,
         admin_key,
-        recovery,
         ..
     }) = founding
     else {
@@ -391,10 +390,7 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
         journal.append(&[&change])?;
         Ok(state.apply(&change, Taking::Back)?)
     };
-    for (admin, new, by, at) in recovered {
-        if by != recovery {
-            bail!("a recovery on record is not by {org}'s recovery key");
-        }
+    for (admin, new, at) in recovered {
         tracing::warn!(%admin, key = %new.fingerprint(), at_ms = at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
         give_all(admin, new)?;
         has_admin = true;

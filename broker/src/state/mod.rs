@@ -6,6 +6,7 @@ pub mod calls;
 pub mod ceilings;
 pub mod pending;
 pub mod proposals;
+pub mod recoveries;
 pub mod registry;
 pub mod replay;
 pub mod revocations;
@@ -20,11 +21,12 @@ use proto_spec::{Org, PublicKey};
 use tokio::sync::Notify;
 
 use crate::change::Change;
-use crate::config::Config;
+use crate::config::Limits;
 use budgets::Budgets;
 use calls::Calls;
 use pending::Pending;
 use proposals::Proposals;
+use recoveries::Recoveries;
 use registry::{Agent, Record, Registry};
 use replay::Replay;
 use revocations::Revocations;
@@ -41,6 +43,8 @@ pub struct State {
     pub roots: Roots,
     /// Durable: who is registered, with which key and grants.
     pub registry: Registry,
+    /// Durable: whom the recovery key named.
+    pub recoveries: Recoveries,
     /// Durable: what is dead.
     pub revocations: Revocations,
     /// Durable: how many calls are left.
@@ -78,21 +82,19 @@ pub struct Misfit(pub String);
 impl State {
     /// State before any change.
     #[must_use]
-    pub fn new(config: &Config, replay: Replay) -> Self {
+    pub fn new(org: Org, limits: &Limits, replay: Replay) -> Self {
         Self {
-            org: config.org.clone(),
+            org,
             roots: Roots::default(),
             registry: Registry::default(),
+            recoveries: Recoveries::default(),
             revocations: Revocations::default(),
             budgets: Budgets::default(),
             proposals: Proposals::default(),
             tokens: Tokens::default(),
-            pending: Pending::new(&config.limits),
-            sessions: Sessions::new(
-                config.limits.sessions_per_agent_max,
-                config.limits.outbox_bytes_max,
-            ),
-            calls: Calls::new(config.limits.calls_max, config.limits.calls_per_session_max),
+            pending: Pending::new(limits),
+            sessions: Sessions::new(limits.sessions_per_agent_max, limits.outbox_bytes_max),
+            calls: Calls::new(limits.calls_max, limits.calls_per_session_max),
             replay,
             changed: Notify::new(),
         }
@@ -124,8 +126,8 @@ impl State {
     ///
     /// # Errors
     ///
-    /// [`Misfit`] where the change names another organisation. When it comes from the registrar it was
-    /// made by this broker, and fits.
+    /// [`Misfit`] where the change names another organisation, or somebody said it who may not. When it
+    /// comes from the registrar it was made by this broker, and fits.
     pub fn apply(&self, change: &Change, taking: Taking) -> Result<(), Misfit> {
         if let Change::Founded { org, .. } = change
             && *org != self.org
@@ -135,6 +137,7 @@ impl State {
                 self.org
             )));
         }
+        self.recoveries.apply(&self.org, change)?;
         match change {
             Change::AgentRevoked { name, key, .. } => {
                 self.revocations.revoke_key(*key);
