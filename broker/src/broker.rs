@@ -22,7 +22,7 @@ use crate::listener::certificates::Certificates;
 use crate::listener::{self, Phase, Room};
 use crate::metrics::Metrics;
 use crate::pipeline::Core;
-use crate::registrar::{Registrar, first_admin, load_root};
+use crate::registrar::{Purpose, Registrar, first_admin};
 use crate::state::replay::{Ended, Replay};
 use crate::state::{State, Taking};
 use crate::upkeep;
@@ -148,7 +148,6 @@ impl Broker {
     /// As [`Broker::start`].
     pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let clock = Arc::new(clock);
-        let broker_key = crate::keyfile::load(&config.broker_key)?;
         let certificates = Certificates::load(&config.certificate, &config.certificate_key)?;
         let certificates = Arc::new(certificates);
         upkeep::make_data(&config.data)?;
@@ -157,27 +156,31 @@ impl Broker {
             journal,
             state,
             root: root_key,
+            broker: broker_key,
             newest,
-        } = restore(&config, &broker_key, clock.now())?;
+        } = restore(&config, clock.now())?;
         let reader = journal.reader();
         let state = Arc::new(state);
         clock.await_time(newest);
+        let mut run = [0; 8];
+        getrandom::fill(&mut run)?;
+        let run = u64::from_be_bytes(run);
+        let voice = Arc::new(Voice::new(broker_key, config.org.clone(), run));
         let (registrar, thread) = Registrar::start(
             Arc::clone(&state),
             Box::new(journal),
             root_key,
+            Arc::clone(&voice),
             Arc::clone(&clock),
             config.clone(),
         )?;
         let listener = bind(config.listen, "listen").await?;
         let ops = bind(config.ops, "ops").await?;
         let (address, ops_address) = (listener.local_addr()?, ops.local_addr()?);
-        let mut run = [0; 8];
-        getrandom::fill(&mut run)?;
         let channels = config.channels.clone();
         let bodies_kib = config.limits.bodies_bytes_max / 1_024;
         let core = Arc::new(Core {
-            voice: Voice::new(broker_key, config.org.clone(), u64::from_be_bytes(run)),
+            voice,
             config,
             clock,
             state,
@@ -311,13 +314,15 @@ struct Restored {
     journal: Embedded,
     state: State,
     root: SigningKey,
+    /// What the broker signs with.
+    broker: SigningKey,
     /// The newest time on record.
     newest: Timestamp,
 }
 
 /// State as the journal has it, and the newest time on record. The first start of an organisation
 /// gives its first admin everything.
-fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Result<Restored> {
+fn restore(config: &Config, now: Timestamp) -> anyhow::Result<Restored> {
     let mut newest = Replay::newest(&config.data)?;
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)?;
@@ -365,7 +370,6 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
     }
     let Some(Change::Founded {
         org,
-        broker: key,
         admin,
         admin_key,
         ..
@@ -377,12 +381,12 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
             config.org
         );
     };
-    if key != broker.public() {
-        bail!("keys.broker is not the key that the journal names as {org}'s broker");
-    }
-    let active = state.roots.keys().first().copied();
+    let active = state.broker_keys.life().active();
+    let active = active.context("the journal names no broker key")?;
+    let broker = Purpose::Broker.load(&config.broker_key, &active)?;
+    let active = state.roots.life().active();
     let active = active.context("the journal names no root key")?;
-    let root = load_root(&config.root_key, &active)?;
+    let root = Purpose::Root.load(&config.root_key, &active)?;
     let mut give_all = |admin: Name, key: PublicKey| -> anyhow::Result<()> {
         let admin = AgentId::new(admin, org.clone());
         let issued = state.revocations.after_bars(now);
@@ -402,6 +406,7 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
         journal,
         state,
         root,
+        broker,
         newest,
     })
 }

@@ -178,6 +178,25 @@ pub enum Change {
         by: Name,
         at: Timestamp,
     },
+    /// The broker's next key exists; the active one named it in `succession`, an envelope as text.
+    BrokerKeyPrepared {
+        key: PublicKey,
+        succession: String,
+        by: Name,
+        at: Timestamp,
+    },
+    /// The broker signs with this key from here on.
+    BrokerKeyActivated {
+        key: PublicKey,
+        by: Name,
+        at: Timestamp,
+    },
+    /// Nobody who has this key is led to the next any more.
+    BrokerKeyRetired {
+        key: PublicKey,
+        by: Name,
+        at: Timestamp,
+    },
     /// Whoever runs this machine said that it is `at`, although there was a record of `was`.
     ClockAccepted { was: Timestamp, at: Timestamp },
 }
@@ -235,6 +254,9 @@ impl Change {
             | Self::RootActivated { at, .. }
             | Self::Reissued { at, .. }
             | Self::RootRetired { at, .. }
+            | Self::BrokerKeyPrepared { at, .. }
+            | Self::BrokerKeyActivated { at, .. }
+            | Self::BrokerKeyRetired { at, .. }
             | Self::ClockAccepted { at, .. } => *at,
         }
     }

@@ -6,6 +6,8 @@
 
 mod admin;
 mod agents;
+mod broker_keys;
+mod keys;
 mod revoking;
 mod roots;
 mod scope;
@@ -28,7 +30,8 @@ use crate::config::Config;
 use crate::journal::{Journal, JournalError};
 use crate::state::budgets::Need;
 use crate::state::{State, Taking};
-pub(crate) use roots::load as load_root;
+use crate::voice::Voice;
+pub(crate) use keys::Purpose;
 use scope::By;
 pub(crate) use tokens::first_admin;
 
@@ -99,6 +102,7 @@ impl Registrar {
         state: Arc<State>,
         journal: Box<dyn Journal>,
         root: SigningKey,
+        voice: Arc<Voice>,
         clock: Arc<Clock>,
         config: Config,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
@@ -107,6 +111,7 @@ impl Registrar {
             state,
             journal,
             root,
+            voice,
             clock,
             config,
             own_acts: HashMap::new(),
@@ -178,6 +183,7 @@ struct Desk {
     state: Arc<State>,
     journal: Box<dyn Journal>,
     root: SigningKey,
+    voice: Arc<Voice>,
     clock: Arc<Clock>,
     config: Config,
     /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
@@ -300,6 +306,7 @@ impl Desk {
             Refusal::Internal
         })?;
         self.take_root(change);
+        self.take_broker_key(change);
         self.close_sessions_that_lost_their_key(change);
         self.state.changed.notify_one();
         Ok(())

@@ -1,9 +1,11 @@
 //! Derived state: views in memory, rebuilt by replaying the journal. The request path reads these
 //! and nothing else, so it stays synchronous.
 
+pub mod broker_keys;
 pub mod budgets;
 pub mod calls;
 pub mod ceilings;
+pub mod keys;
 pub mod pending;
 pub mod proposals;
 pub mod recoveries;
@@ -22,6 +24,7 @@ use tokio::sync::Notify;
 
 use crate::change::Change;
 use crate::config::Limits;
+use broker_keys::BrokerKeys;
 use budgets::Budgets;
 use calls::Calls;
 use pending::Pending;
@@ -39,6 +42,8 @@ use tokens::Tokens;
 pub struct State {
     /// Whose broker this is.
     pub org: Org,
+    /// Durable: the keys that this broker signs with, or did.
+    pub broker_keys: BrokerKeys,
     /// Durable: the keys that this organisation's tokens are rooted in.
     pub roots: Roots,
     /// Durable: who is registered, with which key and grants.
@@ -85,6 +90,7 @@ impl State {
     pub fn new(org: Org, limits: &Limits, replay: Replay) -> Self {
         Self {
             org,
+            broker_keys: BrokerKeys::default(),
             roots: Roots::default(),
             registry: Registry::default(),
             recoveries: Recoveries::default(),
@@ -138,6 +144,7 @@ impl State {
             )));
         }
         self.recoveries.apply(&self.org, change)?;
+        self.broker_keys.apply(&self.org, change)?;
         match change {
             Change::AgentRevoked { name, key, .. } => {
                 self.revocations.revoke_key(*key);
