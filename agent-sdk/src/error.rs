@@ -48,7 +48,7 @@ pub enum Error {
 
     /// The server signs neither with the broker key that is configured nor with one that follows from it.
     #[error(
-        "the broker does not sign with the configured `broker_key` ({}), nor with one that follows from it: {why}.{} Nothing it says is believed. If its key was changed on purpose, get the new one from an admin, compare the fingerprints, and configure it as `broker_key`; never take it from the network alone",
+        "the broker does not sign with the configured `broker_key` ({}), nor with one that follows from it: {why}.{} Nothing it says is believed, so what was sent to it, if anything was, may or may not have acted. If its key was changed on purpose, get the new one from an admin, compare the fingerprints, and configure it as `broker_key`; never take it from the network alone",
         configured,
         claim(shown.as_deref())
     )]

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use proto_spec::admission::Answer;
-use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
+use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use proto_spec::{AgentId, Envelope, Kind, Received, Refusal, Sealed, Speaker};
 
 use crate::error::{Error, Result};
@@ -47,13 +47,20 @@ async fn read(
     let received = Received::parse(posted.body.clone(), ENVELOPE_BYTES_MAX).map_err(no_envelope)?;
     match (received.envelope().speaker(), provider) {
         (Speaker::Agent(_), Some(provider)) => {
-            answer(core, received, posted.credential, asked, provider)
-                .await
-                .map(Reply::Answer)
-                .map_err(|why| Error::Unproven {
-                    from: provider.to_string(),
-                    why,
+            let unproven = |why| Error::Unproven {
+                from: provider.to_string(),
+                why,
+            };
+            let vouched = match credential(posted.credential) {
+                Ok(credential) => core.vouched(credential).await?,
+                Err(why) => Err(why),
+            };
+            vouched
+                .and_then(|vouched| {
+                    Answer::check(received, &vouched, provider, core.voice.id(), &asked.id)
                 })
+                .map(Reply::Answer)
+                .map_err(unproven)
         }
         _ => word(core, posted.body, asked).await.map(Reply::Word),
     }
@@ -77,29 +84,11 @@ async fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<Envelope> {
     }
 }
 
-async fn answer(
-    core: &Core,
-    received: Received,
-    credential: Option<String>,
-    asked: &Sealed,
-    provider: &AgentId,
-) -> Result<Answer, Refusal> {
-    let text = credential.ok_or(Refusal::MissingMember("FEM-Credential"))?;
-    let credential: Bytes = URL_SAFE_NO_PAD
-        .decode(text)
-        .map_err(|_| Refusal::BadMember("FEM-Credential", "base64url"))?
-        .into();
-    // There is no session from which we know the broker's time. Where the clocks differ by no more
-    // than is permitted, it is within this of ours.
-    let vouch = || {
-        let now = core.now();
-        core.broker
-            .vouched(credential.clone(), now, CLOCK_SKEW_MAX, now)
-    };
-    let mut vouched = vouch();
-    if let Err(Refusal::BadSignature) = vouched {
-        core.catch_up().await;
-        vouched = vouch();
-    }
-    Answer::check(received, &vouched?, provider, core.voice.id(), &asked.id)
+/// The broker's word for the provider, as the header carries it.
+fn credential(header: Option<String>) -> Result<Bytes, Refusal> {
+    let text = header.ok_or(Refusal::MissingMember("FEM-Credential"))?;
+    let bytes = URL_SAFE_NO_PAD.decode(text);
+    bytes
+        .map(Bytes::from)
+        .map_err(|_| Refusal::BadMember("FEM-Credential", "base64url"))
 }

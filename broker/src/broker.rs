@@ -425,27 +425,33 @@ async fn keep_time(core: Arc<Core>) {
     }
 }
 
-/// After each durable change: ends the calls that it struck, and tells everybody of new root keys.
+/// After each durable change: ends the calls that it struck, and tells everybody of new root keys. A word
+/// under a new key of the broker is what makes that key an agent's: so it is told again under each.
 async fn follow_changes(core: Arc<Core>) {
-    let mut told = core.state.roots.keys();
+    let tellable = || (core.state.roots.keys(), core.voice.public());
+    let mut told = tellable();
     loop {
         core.state.changed.notified().await;
         let now = core.clock.now();
         Place { core: &core, now }.end_struck_calls();
-        let roots = core.state.roots.keys();
-        if roots != told {
-            let said = Roots {
-                roots: roots.to_vec(),
-            };
-            for session in core.state.sessions.all() {
-                let to = session.agent().clone().into();
-                let said = core.voice.say(Kind::Roots, Some(&to), None, &said, now);
-                if session.send(said.bytes).is_err() {
-                    // It learns them when it attaches again.
-                    session.close();
-                }
-            }
-            told = roots;
+        let current = tellable();
+        if current != told {
+            tell_roots(&core, &current.0, now);
+            told = current;
+        }
+    }
+}
+
+fn tell_roots(core: &Core, roots: &[PublicKey], now: Timestamp) {
+    let said = Roots {
+        roots: roots.to_vec(),
+    };
+    for session in core.state.sessions.all() {
+        let to = session.agent().clone().into();
+        let said = core.voice.say(Kind::Roots, Some(&to), None, &said, now);
+        if session.send(said.bytes).is_err() {
+            // It learns them when it attaches again.
+            session.close();
         }
     }
 }

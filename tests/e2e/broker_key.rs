@@ -274,8 +274,11 @@ async fn an_agent_that_slept_is_led_to_the_brokers_key_until_the_old_one_is_reti
         new: next,
     };
     assert_eq!(*kept.lock().unwrap(), [change]);
-    // The provider kept its session, and believes callers that the new key vouches for.
+    // The provider kept its session, was told under the new key, and believes callers as before.
     assert_eq!(read(&caller).await.unwrap(), "read");
+    while fs_kept.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
     assert_eq!(*fs_kept.lock().unwrap(), [change]);
 
     acme.restart();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto_spec::admission::{Answer, BrokerSaid, Judge, Me, Vouched};
 use proto_spec::frame::{FRAME, Frame};
-use proto_spec::limits::ENVELOPE_BYTES_MAX;
+use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
 use proto_spec::message::{self, WellKnown};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
@@ -410,6 +410,34 @@ impl Core {
                 check().map_err(|why| self.not_the_broker(why, shown))
             }
             checked => checked.map_err(|why| self.not_the_broker(why, None)),
+        }
+    }
+
+    /// The broker's word for another agent, where no session tells the broker's time. Where the clocks differ
+    /// by no more than is permitted, it is within that of ours.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTheBroker`] where the broker says itself that it has another key. The inner ones, those
+    /// of [`Vouched::check`], are about this word alone.
+    pub(crate) async fn vouched(&self, credential: Bytes) -> Result<Result<Vouched, Refusal>> {
+        let check = || {
+            let now = self.now();
+            self.broker
+                .vouched(credential.clone(), now, CLOCK_SKEW_MAX, now)
+        };
+        let vouched = check();
+        if !matches!(vouched, Err(Refusal::BadSignature)) {
+            return Ok(vouched);
+        }
+        let shown = self.catch_up().await;
+        match check() {
+            Err(why @ Refusal::BadSignature)
+                if shown.is_some_and(|key| key != self.broker.pinned()) =>
+            {
+                Err(self.not_the_broker(why, shown))
+            }
+            vouched => Ok(vouched),
         }
     }
 
