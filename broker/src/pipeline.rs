@@ -77,7 +77,7 @@ pub struct Core {
     /// What it knows.
     pub state: Arc<State>,
     /// What it says.
-    pub voice: Voice,
+    pub voice: Arc<Voice>,
     /// Who changes durable state.
     pub registrar: Registrar,
     /// What it counts.
@@ -575,6 +575,7 @@ impl Core {
             prefixes: agent
                 .map(|agent| agent.prefixes.clone())
                 .unwrap_or_default(),
+            successions: self.state.broker_keys.successions(),
         };
         let ack = self.voice.ack(
             &act.agent().clone().into(),

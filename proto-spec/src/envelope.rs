@@ -109,6 +109,14 @@ kinds! {
     AdminRootActivate = "admin.root.activate",
     /// Accepts nothing rooted in this key any more.
     AdminRootRetire = "admin.root.retire",
+    /// Lists the keys that the broker signs with, or did.
+    AdminBrokerList = "admin.broker.list",
+    /// Makes the broker's next key: told to everybody, not yet used.
+    AdminBrokerPrepare = "admin.broker.prepare",
+    /// The broker signs with the prepared key from here on.
+    AdminBrokerActivate = "admin.broker.activate",
+    /// Nobody is led from this key to the next any more.
+    AdminBrokerRetire = "admin.broker.retire",
     /// Shows what the broker runs with.
     AdminConfigRead = "admin.config.read",
     /// Broker: answer this before you attach.
@@ -125,6 +133,8 @@ kinds! {
     Event = "event",
     /// Broker: the keys that this organisation's tokens are rooted in have changed.
     Roots = "roots",
+    /// Broker: another key follows the one that signs this.
+    Succession = "succession",
 }
 
 impl Kind {
@@ -140,6 +150,7 @@ impl Kind {
                 | Self::Credential
                 | Self::Event
                 | Self::Roots
+                | Self::Succession
         )
     }
 

@@ -15,6 +15,7 @@ pub mod message;
 pub mod refusal;
 pub mod replay;
 pub mod signature;
+pub mod succession;
 pub mod time;
 pub mod wire;
 

@@ -18,7 +18,7 @@ const PROTO_SPEC: &[&[&str]] = &[
     ],
     &["envelope", "replay"],
     &["message"],
-    &["admission"],
+    &["admission", "succession"],
 ];
 
 /// Lowest first.

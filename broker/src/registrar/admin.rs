@@ -40,6 +40,10 @@ impl Desk {
             Kind::AdminRootPrepare => self.prepare_root(body, by),
             Kind::AdminRootActivate => self.activate_root(body, by),
             Kind::AdminRootRetire => self.retire_root(body, by),
+            Kind::AdminBrokerList => self.list_broker_keys(body),
+            Kind::AdminBrokerPrepare => self.prepare_broker_key(body, by),
+            Kind::AdminBrokerActivate => self.activate_broker_key(body, by),
+            Kind::AdminBrokerRetire => self.retire_broker_key(body, by),
             Kind::AdminConfigRead => self.read_config(body),
             kind => Err(Refusal::UnknownType(kind.to_string())),
         }

@@ -6,6 +6,8 @@
 
 mod admin;
 mod agents;
+mod broker_keys;
+mod keys;
 mod revoking;
 mod roots;
 mod scope;
@@ -29,7 +31,8 @@ use crate::journal::{Journal, JournalError};
 use crate::state::budgets::Need;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, Taking};
-pub(crate) use roots::load as load_root;
+use crate::voice::Voice;
+pub(crate) use keys::Purpose;
 use scope::By;
 pub(crate) use tokens::first_admin;
 
@@ -100,6 +103,7 @@ impl Registrar {
         state: Arc<State>,
         journal: Box<dyn Journal>,
         root: SigningKey,
+        voice: Arc<Voice>,
         clock: Arc<Clock>,
         config: Config,
         snapshots: Snapshots,
@@ -109,6 +113,7 @@ impl Registrar {
             state,
             journal,
             root,
+            voice,
             clock,
             config,
             snapshots,
@@ -119,6 +124,7 @@ impl Registrar {
             .name("registrar".into())
             .spawn(move || {
                 desk.keep_snapshot();
+                let _fatal = EndOfAll;
                 while let Some(first) = jobs.blocking_recv() {
                     desk.work(first, &mut jobs);
                 }
@@ -154,6 +160,19 @@ impl Registrar {
     }
 }
 
+/// A registrar that panicked may have made something durable that is not in force: a broker that went on
+/// without it would serve what was revoked. So it ends, and starts again from its journal.
+struct EndOfAll;
+
+impl Drop for EndOfAll {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the registrar panicked: the broker ends");
+            std::process::abort();
+        }
+    }
+}
+
 /// What an order comes to.
 enum Decision {
     /// Nothing durable: this is the answer.
@@ -182,6 +201,7 @@ struct Desk {
     state: Arc<State>,
     journal: Box<dyn Journal>,
     root: SigningKey,
+    voice: Arc<Voice>,
     clock: Arc<Clock>,
     config: Config,
     snapshots: Snapshots,
@@ -293,10 +313,9 @@ impl Desk {
             }
         });
         for (changes, report, answer) in waiting.drain(..) {
-            if appended.is_ok() {
-                changes.iter().for_each(|change| self.take_over(change));
-            }
-            drop(answer.send(appended.clone().map(|()| report(&self.state))));
+            let mut take = || changes.iter().try_for_each(|change| self.take_over(change));
+            let done = appended.clone().and_then(|()| take());
+            drop(answer.send(done.map(|()| report(&self.state))));
         }
         self.keep_snapshot();
     }
@@ -306,11 +325,16 @@ impl Desk {
         self.snapshots.keep(&self.state, self.journal.head());
     }
 
-    fn take_over(&mut self, change: &Change) {
-        self.state.apply(change, Taking::On);
+    fn take_over(&mut self, change: &Change) -> Result<(), Refusal> {
+        self.state.apply(change, Taking::On).map_err(|error| {
+            tracing::error!(%error, "a durable change was not taken over");
+            Refusal::Internal
+        })?;
         self.take_root(change);
+        self.take_broker_key(change);
         self.close_sessions_that_lost_their_key(change);
         self.state.changed.notify_one();
+        Ok(())
     }
 
     fn close_sessions_that_lost_their_key(&self, change: &Change) {

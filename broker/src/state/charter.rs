@@ -1,9 +1,11 @@
-//! What an organisation began with, who was named by its recovery key, and the newest time on record.
+//! What an organisation began with, whom its recovery key named and nobody gave anything, and the newest
+//! time on record.
 
 use std::sync::{Mutex, MutexGuard};
 
 use proto_spec::{Name, Org, PublicKey, Timestamp};
 
+use super::recoveries::Named;
 use super::snapshot::stored;
 use crate::change::Change;
 use crate::locks::lock;
@@ -13,10 +15,6 @@ use crate::locks::lock;
 pub struct Founded {
     /// Whose journal it is.
     pub org: Org,
-    /// The broker's key.
-    pub broker: PublicKey,
-    /// The key that is kept offline.
-    pub recovery: PublicKey,
     /// The first admin.
     pub admin: Name,
     /// The first admin's key.
@@ -24,29 +22,8 @@ pub struct Founded {
 }
 stored!(Founded {
     org,
-    broker,
-    recovery,
     admin,
     admin_key
-});
-
-/// An admin whom the recovery key named, and who has nothing yet.
-#[derive(Debug, Clone)]
-pub struct Recovered {
-    /// The admin.
-    pub admin: Name,
-    /// The admin's key.
-    pub admin_key: PublicKey,
-    /// The key that named it.
-    pub recovery: PublicKey,
-    /// When.
-    pub at: Timestamp,
-}
-stored!(Recovered {
-    admin,
-    admin_key,
-    recovery,
-    at
 });
 
 /// As it is on record.
@@ -56,8 +33,8 @@ pub struct Written {
     pub founded: Option<Founded>,
     /// Whether anybody was ever approved: the first admin is the first.
     pub has_admin: bool,
-    /// Whom the next start gives everything.
-    pub recovered: Vec<Recovered>,
+    /// Whom the recovery key named and the next start gives everything.
+    pub recovered: Vec<Named>,
     /// The newest time on record.
     pub newest: Timestamp,
 }
@@ -95,17 +72,15 @@ impl Charter {
         match change {
             Change::Founded {
                 org,
-                broker,
+                broker: _,
                 root: _,
-                recovery,
+                recovery: _,
                 admin,
                 admin_key,
                 at: _,
             } => {
                 written.founded.get_or_insert(Founded {
                     org: org.clone(),
-                    broker: *broker,
-                    recovery: *recovery,
                     admin: admin.clone(),
                     admin_key: *admin_key,
                 });
@@ -114,17 +89,16 @@ impl Charter {
                 written.has_admin = true;
                 written
                     .recovered
-                    .retain(|one| (&one.admin, &one.admin_key) != (name, key));
+                    .retain(|one| (&one.admin, &one.key) != (name, key));
             }
             Change::Recovered {
                 admin,
                 admin_key,
-                recovery,
+                proof: _,
                 at,
-            } => written.recovered.push(Recovered {
+            } => written.recovered.push(Named {
                 admin: admin.clone(),
-                admin_key: *admin_key,
-                recovery: *recovery,
+                key: *admin_key,
                 at: *at,
             }),
             _ => {}

@@ -1,13 +1,16 @@
 //! Derived state: views in memory, rebuilt from the journal, or from a [`snapshot`] and the records
 //! after it. The request path reads these and nothing else, so it stays synchronous.
 
+pub mod broker_keys;
 pub mod budgets;
 pub mod calls;
 pub mod ceilings;
 pub mod charter;
 pub mod key;
+pub mod keys;
 pub mod pending;
 pub mod proposals;
+pub mod recoveries;
 pub mod registry;
 pub mod replay;
 pub mod revocations;
@@ -23,13 +26,15 @@ use proto_spec::capability::Token;
 use tokio::sync::Notify;
 
 use crate::change::Change;
-use crate::config::Config;
+use crate::config::Limits;
+use broker_keys::BrokerKeys;
 use budgets::Budgets;
 use calls::Calls;
 use charter::Charter;
 use key::KeyId;
 use pending::Pending;
 use proposals::Proposals;
+use recoveries::Recoveries;
 use registry::{Agent, Record, Registry};
 use replay::Replay;
 use revocations::Revocations;
@@ -45,10 +50,14 @@ pub struct State {
     pub org: Org,
     /// Durable: what it began with.
     pub charter: Charter,
+    /// Durable: the keys that this broker signs with, or did.
+    pub broker_keys: BrokerKeys,
     /// Durable: the keys that this organisation's tokens are rooted in.
     pub roots: Roots,
     /// Durable: who is registered, with which key and grants.
     pub registry: Registry,
+    /// Durable: whom the recovery key named.
+    pub recoveries: Recoveries,
     /// Durable: what is dead.
     pub revocations: Revocations,
     /// Durable: how many calls are left.
@@ -78,25 +87,29 @@ pub enum Taking {
     On,
 }
 
+/// A change on record that this broker cannot take over: the start stops.
+#[derive(Debug, thiserror::Error)]
+#[error("a change on record does not fit this broker: {0}")]
+pub struct Misfit(pub String);
+
 impl State {
     /// State before any change.
     #[must_use]
-    pub fn new(config: &Config, replay: Replay) -> Self {
+    pub fn new(org: Org, limits: &Limits, replay: Replay) -> Self {
         Self {
-            org: config.org.clone(),
+            org,
             charter: Charter::default(),
+            broker_keys: BrokerKeys::default(),
             roots: Roots::default(),
             registry: Registry::default(),
+            recoveries: Recoveries::default(),
             revocations: Revocations::default(),
             budgets: Budgets::default(),
             proposals: Proposals::default(),
             tokens: Tokens::default(),
-            pending: Pending::new(&config.limits),
-            sessions: Sessions::new(
-                config.limits.sessions_per_agent_max,
-                config.limits.outbox_bytes_max,
-            ),
-            calls: Calls::new(config.limits.calls_max, config.limits.calls_per_session_max),
+            pending: Pending::new(limits),
+            sessions: Sessions::new(limits.sessions_per_agent_max, limits.outbox_bytes_max),
+            calls: Calls::new(limits.calls_max, limits.calls_per_session_max),
             replay,
             changed: Notify::new(),
         }
@@ -129,8 +142,10 @@ impl State {
     pub fn image(&self) -> Image {
         let Self {
             charter,
+            broker_keys,
             roots,
             registry,
+            recoveries,
             revocations,
             budgets,
             proposals,
@@ -145,6 +160,8 @@ impl State {
         } = self;
         Image {
             charter: charter.written(),
+            broker_keys: broker_keys.image(),
+            recoveries: recoveries.image(),
             roots: roots.image(),
             registry: registry.image(),
             revocations: revocations.image(),
@@ -158,14 +175,18 @@ impl State {
     pub fn load(&self, image: Image) {
         let Image {
             charter,
+            broker_keys,
             roots,
             registry,
+            recoveries,
             revocations,
             budgets,
             proposals,
             denied,
         } = image;
         self.charter.load(charter);
+        self.broker_keys.load(broker_keys);
+        self.recoveries.load(recoveries);
         self.roots.load(roots);
         self.registry.load(registry);
         self.revocations.load(revocations);
@@ -175,7 +196,22 @@ impl State {
     }
 
     /// Takes over a durable change: the only writer of durable state but for [`State::load`].
-    pub fn apply(&self, change: &Change, taking: Taking) {
+    ///
+    /// # Errors
+    ///
+    /// [`Misfit`] where the change names another organisation, or somebody said it who may not. When it
+    /// comes from the registrar it was made by this broker, and fits.
+    pub fn apply(&self, change: &Change, taking: Taking) -> Result<(), Misfit> {
+        if let Change::Founded { org, .. } = change
+            && *org != self.org
+        {
+            return Err(Misfit(format!(
+                "the journal is {org}'s, the configuration {}'s",
+                self.org
+            )));
+        }
+        self.recoveries.apply(&self.org, change)?;
+        self.broker_keys.apply(&self.org, change)?;
         match change {
             Change::AgentRevoked { name, key, .. } => {
                 self.revocations.revoke_key(key.into());
@@ -219,5 +255,6 @@ impl State {
             // Opened under other roots.
             self.tokens.forget();
         }
+        Ok(())
     }
 }

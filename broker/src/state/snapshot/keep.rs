@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use proto_spec::SigningKey;
-
 use super::{Image, write};
 use crate::journal::Head;
 use crate::state::State;
+use crate::voice::Voice;
 
 /// At least so many records are made between two snapshots: what a start reads in a moment.
 pub(super) const RECORDS_MIN: u64 = 16_384;
@@ -25,7 +24,7 @@ const LIVE_PART: u64 = 8;
 #[derive(Debug)]
 pub struct Snapshots {
     data: PathBuf,
-    key: SigningKey,
+    voice: Arc<Voice>,
     /// The number of the first record that the last snapshot does not have, also where writing it failed.
     since: u64,
     writing: Option<JoinHandle<()>>,
@@ -35,10 +34,10 @@ pub struct Snapshots {
 impl Snapshots {
     /// Of a journal in `data` whose records from `since` on are in no snapshot.
     #[must_use]
-    pub fn new(data: PathBuf, key: SigningKey, since: u64) -> Self {
+    pub fn new(data: PathBuf, voice: Arc<Voice>, since: u64) -> Self {
         Self {
             data,
-            key,
+            voice,
             since,
             writing: None,
             stop: Arc::default(),
@@ -69,7 +68,7 @@ impl Snapshots {
     }
 
     fn begin(&mut self, image: Image, head: Head) -> Result<()> {
-        let key = SigningKey::from_seed(self.key.seed());
+        let key = self.voice.key();
         let (data, stop) = (self.data.clone(), Arc::clone(&self.stop));
         let write = move || {
             // Calls come first. Where the system does not allow it, they share.

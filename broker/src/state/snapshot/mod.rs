@@ -3,7 +3,7 @@
 //!
 //! It is a shortcut and never the truth. A start follows the journal's chain through every record all
 //! the same, and takes a snapshot only where that chain passes through the head that the snapshot
-//! names, and where this broker's key signed it: whoever can write to the data directory and has no
+//! names, and where a key of this broker's signed it: whoever can write to the data directory and has no
 //! key cannot make the broker believe what is not on record. Any other is left aside, and the whole
 //! journal is read.
 //!
@@ -21,10 +21,11 @@ use std::sync::atomic::AtomicBool;
 use proto_spec::signature::Signature;
 use proto_spec::{Digest, PublicKey, SigningKey};
 
+use super::keys::Held;
 use super::pending::Denied;
 use super::proposals::Waiting;
-use super::roots::Root;
-use super::{State, Taking, charter, registry, revocations};
+use super::{Misfit, State, Taking, broker_keys, charter, recoveries, registry, revocations};
+use crate::change::Change;
 use crate::journal::{Embedded, Head, JournalError};
 pub(in crate::state) use codec::{Sink, Source, Stored, put_named, stored, take_named, torn};
 pub use keep::Snapshots;
@@ -40,7 +41,9 @@ const SIGNATURE_BYTES: u64 = 64;
 #[derive(Debug, Default)]
 pub struct Image {
     pub(super) charter: charter::Written,
-    pub(super) roots: Vec<Root>,
+    pub(super) broker_keys: broker_keys::Image,
+    pub(super) recoveries: recoveries::Known,
+    pub(super) roots: Vec<Held>,
     pub(super) registry: registry::Image,
     pub(super) revocations: revocations::Image,
     pub(super) budgets: Vec<(Digest, u32)>,
@@ -49,6 +52,8 @@ pub struct Image {
 }
 stored!(Image {
     charter,
+    broker_keys,
+    recoveries,
     roots,
     registry,
     revocations,
@@ -112,6 +117,7 @@ fn write_to(
         .open(path)?;
     let mut sink = Sink::new(&file, stop);
     sink.bytes(MAGIC);
+    key.public().put(&mut sink);
     head.next.put(&mut sink);
     head.last.put(&mut sink);
     image.put(&mut sink);
@@ -122,6 +128,8 @@ fn write_to(
 
 /// A snapshot that was found, of which nothing is believed yet.
 struct Found {
+    /// Who is said to have signed it.
+    signer: PublicKey,
     head: Head,
     rest: Source,
 }
@@ -141,44 +149,48 @@ impl Found {
             magic if magic[..7] == MAGIC[..7] => return Err(torn("it is of another format")),
             _ => return Err(torn("it is no snapshot")),
         }
+        let signer = Stored::take(&mut rest)?;
         let (next, last) = Stored::take(&mut rest)?;
         let head = Head { next, last };
-        Ok(Some(Self { head, rest }))
+        Ok(Some(Self { signer, head, rest }))
     }
 
     /// Reads all of it.
     ///
     /// # Errors
     ///
-    /// Where it cannot be read, is torn, or `key` did not sign it.
-    fn read(mut self, key: &PublicKey) -> Result<Image> {
+    /// Where it cannot be read, is torn, or its signer did not sign it.
+    fn read(mut self) -> Result<Image> {
         let image = Image::take(&mut self.rest)?;
         let (mut file, digest) = self.rest.finish()?;
         let mut signature = [0; SIGNATURE_BYTES as usize];
         file.read_exact(&mut signature)?;
-        if key.verifies(&signed(digest), &Signature(signature)) {
+        if self.signer.verifies(&signed(digest), &Signature(signature)) {
             Ok(image)
         } else {
-            Err(torn("it is altered, or not signed by this broker's key"))
+            Err(torn("it is altered"))
         }
     }
 }
 
 /// Opens the journal of `data` and fills `state`, which is empty, with what it says: from the snapshot
-/// that `key` signed and the records after it, or from all records. Gives the number of the first
-/// record that was read.
+/// that a key which `is_ours` signed and the records after it, or from all records. Gives the number of the
+/// first record that was read.
 ///
 /// # Errors
 ///
-/// As [`Embedded::open`]: a damaged record stops it wherever it lies.
+/// As [`Embedded::open`]: a damaged record stops it wherever it lies. And where a record does not fit.
 pub fn read_back(
     data: &Path,
     state: &State,
-    key: &PublicKey,
-) -> std::result::Result<(Embedded, u64), JournalError> {
+    is_ours: impl Fn(&PublicKey) -> bool,
+) -> std::result::Result<(Embedded, u64), Unreadable> {
     let why = match Found::open(data) {
         Ok(None) => None,
-        Ok(Some(found)) => match read_back_after(data, found, state, key)? {
+        Ok(Some(found)) if !is_ours(&found.signer) => {
+            Some("it is not signed by this broker's key".into())
+        }
+        Ok(Some(found)) => match read_back_after(data, found, state)? {
             Ok(done) => return Ok(done),
             Err(why) => Some(why),
         },
@@ -190,8 +202,28 @@ pub fn read_back(
             "the snapshot is not used: the whole journal is read, which takes longer"
         );
     }
-    let journal = Embedded::open_giving(data, &mut |change| state.apply(&change, Taking::Back))?;
+    let mut fits = Ok(());
+    let journal = Embedded::open_giving(data, &mut |change| take(state, &change, &mut fits))?;
+    fits?;
     Ok((journal, 0))
+}
+
+/// Takes a change over, unless one before it did not fit.
+fn take(state: &State, change: &Change, fits: &mut std::result::Result<(), Misfit>) {
+    if fits.is_ok() {
+        *fits = state.apply(change, Taking::Back);
+    }
+}
+
+/// Why a data directory is not what a broker starts from.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// Its journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Something that its journal says.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
 }
 
 /// As [`read_back`], from this snapshot alone. Where it is not to be used `state` is still empty, and
@@ -200,12 +232,12 @@ fn read_back_after(
     data: &Path,
     found: Found,
     state: &State,
-    key: &PublicKey,
-) -> std::result::Result<std::result::Result<(Embedded, u64), String>, JournalError> {
+) -> std::result::Result<std::result::Result<(Embedded, u64), String>, Unreadable> {
     let head = found.head;
+    let mut fits = Ok(());
     std::thread::scope(|scope| {
         // While it is read, the chain is followed up to its head.
-        let mut reading = Some(scope.spawn(|| found.read(key)));
+        let mut reading = Some(scope.spawn(|| found.read()));
         let mut unread = None;
         let mut load = || {
             if let Some(reading) = reading.take() {
@@ -220,16 +252,17 @@ fn read_back_after(
         let opened = Embedded::open_giving_since(data, head, &mut |change| {
             // Nothing comes here before the chain has passed through the head.
             if load() {
-                state.apply(&change, Taking::Back);
+                take(state, &change, &mut fits);
             }
         });
         match opened {
             Ok(journal) => {
                 load();
+                fits?;
                 Ok(unread.map_or(Ok((journal, head.next)), Err))
             }
             Err(error @ JournalError::Elsewhere(_)) => Ok(Err(error.to_string())),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     })
 }

@@ -2,21 +2,22 @@
 //! one of this chain, signed by this broker, is left aside.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use proto_spec::message::AdminScope;
 use proto_spec::{Name, Timestamp};
 
 use super::*;
-use crate::change::{Change, Reissued};
-use crate::config::{Config, Limits};
+use crate::change::{Change, Reissued, recovery_statement};
+use crate::config::Limits;
 use crate::journal::Journal as _;
+use crate::state::keys::Stage;
 use crate::state::replay::Replay;
+use crate::voice::Voice;
 
 const HISTORIES: u64 = 12;
 const RECORDS: usize = 250;
 /// How many sorts of changes there are.
-const SORTS: u64 = 20;
+const SORTS: u64 = 23;
 
 /// Choices that a seed repeats (xorshift64*).
 struct Dice(u64);
@@ -36,6 +37,20 @@ impl Dice {
     fn maybe<T>(&mut self, some: impl FnOnce(&mut Self) -> T) -> Option<T> {
         (self.below(2) == 0).then(|| some(self))
     }
+}
+
+/// A key of its own for each record.
+fn secret(n: usize) -> SigningKey {
+    SigningKey::from_seed(&Digest::of(&n.to_be_bytes()).0)
+}
+
+/// The key that the broker signs with at this point of its history.
+fn broker_key(live: &State) -> SigningKey {
+    let active = live.broker_keys.life().active().unwrap();
+    std::iter::once(signing(50))
+        .chain((0..RECORDS).map(secret))
+        .find(|key| key.public() == active)
+        .unwrap()
 }
 
 fn signing(n: u8) -> SigningKey {
@@ -65,6 +80,9 @@ fn sort(change: &Change) -> u64 {
         Change::Reissued { .. } => 17,
         Change::RootRetired { .. } => 18,
         Change::ClockAccepted { .. } => 19,
+        Change::BrokerKeyPrepared { .. } => 20,
+        Change::BrokerKeyActivated { .. } => 21,
+        Change::BrokerKeyRetired { .. } => 22,
     }
 }
 
@@ -76,7 +94,7 @@ fn any(dice: &mut Dice, n: usize, live: &State, issued: &mut Vec<Digest>) -> Cha
     let expires = Timestamp::from_ms(2_000 + dice.below(100));
     let (mut name, by) = (dice.name(), dice.name());
     let agents = live.registry.agents_after(None);
-    let fresh_key = SigningKey::from_seed(&Digest::of(&n.to_be_bytes()).0).public();
+    let fresh_key = secret(n).public();
     if matches!(sort, 9 | 17) {
         match agents.len() as u64 {
             // Only an agent has grants and a key to replace.
@@ -103,6 +121,7 @@ fn any(dice: &mut Dice, n: usize, live: &State, issued: &mut Vec<Digest>) -> Cha
         issued.push(id);
         id
     };
+    let prepared = live.broker_keys.life().in_stage(Stage::Prepared);
     let own_grants = live.registry.issued_to(&name);
     let reissued = |issued: &mut Vec<Digest>| {
         let old = own_grants.iter().take(3).enumerate();
@@ -188,12 +207,15 @@ fn any(dice: &mut Dice, n: usize, live: &State, issued: &mut Vec<Digest>) -> Cha
             by,
             at,
         },
-        8 => Change::Recovered {
-            admin: name,
-            admin_key: key,
-            recovery: signing(52).public(),
-            at,
-        },
+        8 => {
+            let statement = recovery_statement(&live.org, &name, &key, at);
+            Change::Recovered {
+                admin: name,
+                admin_key: key,
+                proof: signing(52).sign(&statement),
+                at,
+            }
+        }
         9 => Change::Rotated {
             name,
             from: key,
@@ -244,6 +266,29 @@ fn any(dice: &mut Dice, n: usize, live: &State, issued: &mut Vec<Digest>) -> Cha
         },
         18 => Change::RootRetired { key, by, at },
         19 => Change::ClockAccepted { was: at, at },
+        20 => {
+            let (voice, next) = (Voice::new(broker_key(live), live.org.clone(), 7), secret(n));
+            Change::BrokerKeyPrepared {
+                key: next.public(),
+                succession: voice.name_successor(&next, at).unwrap(),
+                by,
+                at,
+            }
+        }
+        21 => Change::BrokerKeyActivated {
+            key: prepared.unwrap_or_else(|| broker_key(live).public()),
+            by,
+            at,
+        },
+        22 => Change::BrokerKeyRetired {
+            key: live
+                .broker_keys
+                .life()
+                .in_stage(Stage::Retiring)
+                .unwrap_or(fresh_key),
+            by,
+            at,
+        },
         sort => unreachable!("no change is of sort {sort}"),
     }
 }
@@ -254,7 +299,7 @@ fn history(seed: u64) -> Vec<Change> {
     let (live, mut issued) = (state(), Vec::new());
     let next = |n| {
         let change = any(&mut dice, n, &live, &mut issued);
-        live.apply(&change, Taking::On);
+        live.apply(&change, Taking::On).unwrap();
         change
     };
     (0..RECORDS).map(next).collect()
@@ -262,28 +307,14 @@ fn history(seed: u64) -> Vec<Change> {
 
 fn state() -> State {
     let limits = Limits::default();
-    let file = PathBuf::new;
-    let config = Config {
-        org: "acme".parse().unwrap(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        ops: "127.0.0.1:0".parse().unwrap(),
-        data: file(),
-        broker_key: file(),
-        root_key: file(),
-        certificate: file(),
-        certificate_key: file(),
-        channels: Vec::new(),
-        approval: Default::default(),
-        limits: limits.clone(),
-    };
     let replay = Replay::in_memory(100_000, 1_000, limits.skew(), [9; 32]);
-    State::new(&config, replay)
+    State::new("acme".parse().unwrap(), &limits, replay)
 }
 
 fn apply(state: &State, changes: &[Change], taking: Taking) {
     changes
         .iter()
-        .for_each(|change| state.apply(change, taking));
+        .for_each(|change| state.apply(change, taking).unwrap());
 }
 
 /// All that is durable, in bytes; and what follows from it.
@@ -318,9 +349,9 @@ fn data(changes: &[Change], count: usize) -> tempfile::TempDir {
 }
 
 /// What a start reads back, and from which record on it read.
-fn start(data: &Path) -> std::result::Result<(State, u64), JournalError> {
+fn start(data: &Path) -> std::result::Result<(State, u64), Unreadable> {
     let state = state();
-    read_back(data, &state, &signing(50).public()).map(|(_, since)| (state, since))
+    read_back(data, &state, |key| *key == signing(50).public()).map(|(_, since)| (state, since))
 }
 
 /// The whole journal is read, and comes to the same.
@@ -445,7 +476,10 @@ fn damage_in_a_record_before_the_snapshot_stops_the_start_with_its_position() {
     std::fs::write(&path, spoilt).unwrap();
     let stopped = start(data.path()).map(|_| ());
     assert!(
-        matches!(stopped, Err(JournalError::Damaged { number: 0, .. })),
+        matches!(
+            stopped,
+            Err(Unreadable::Journal(JournalError::Damaged { number: 0, .. }))
+        ),
         "{stopped:?}"
     );
 }
@@ -475,8 +509,9 @@ fn a_snapshot_is_written_when_enough_records_follow_the_one_before() {
         next,
         ..Head::START
     };
-    let mut snapshots = Snapshots::new(data.path().into(), signing(50), 100);
     let live = state();
+    let voice = Voice::new(signing(50), live.org.clone(), 7).into();
+    let mut snapshots = Snapshots::new(data.path().into(), voice, 100);
     apply(&live, &history(8), Taking::On);
     snapshots.keep(&live, head(100 + keep::RECORDS_MIN - 1));
     snapshots.wait();
