@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use bytes::Bytes;
 use proto_spec::admission::Vouched;
 use proto_spec::frame::Vouching;
-use proto_spec::{AgentId, Digest, PublicKey, Refusal, Timestamp};
+use proto_spec::{Digest, Refusal, Timestamp};
 
 /// Credentials of one connection that may be alive at once. Each lives five minutes at most.
 const CREDENTIALS_MAX: usize = 1 << 16;
@@ -18,8 +18,8 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// The credential that a frame carries or names. It is checked when it arrives, and its expiry at
-    /// every use; `now` is the broker's time.
+    /// The credential that a frame carries or names. It is checked when it arrives, by `check`, and its
+    /// expiry at every use; `now` is the broker's time.
     ///
     /// # Errors
     ///
@@ -30,14 +30,12 @@ impl Credentials {
     pub(crate) fn resolve(
         &mut self,
         vouching: &Vouching,
-        broker: &PublicKey,
-        me: &AgentId,
+        check: impl FnOnce(Bytes) -> Result<Vouched, Refusal>,
         now: Timestamp,
     ) -> Result<Arc<Vouched>, Refusal> {
         let vouched = match vouching {
             Vouching::Full(bytes) => {
-                let vouched = Vouched::check(bytes.clone(), broker, me, now, Duration::ZERO)?;
-                let vouched = Arc::new(vouched);
+                let vouched = Arc::new(check(bytes.clone())?);
                 self.make_room(now)?;
                 self.known.insert(vouched.id(), Arc::clone(&vouched));
                 vouched

@@ -46,11 +46,20 @@ pub enum Error {
         why: String,
     },
 
-    /// The server does not hold the broker key that is configured.
+    /// The server signs neither with the broker key that is configured nor with one that follows from it.
     #[error(
-        "the broker does not sign with the configured `broker_key`: {0}. Nothing it says is believed. If its key was changed on purpose, get the new one from an admin; never from the network alone"
+        "the broker does not sign with the configured `broker_key` ({}), nor with one that follows from it: {why}.{} Nothing it says is believed, so what was sent to it, if anything was, may or may not have acted. If its key was changed on purpose, get the new one from an admin, compare the fingerprints, and configure it as `broker_key`; never take it from the network alone",
+        configured,
+        claim(shown.as_deref())
     )]
-    NotTheBroker(Refusal),
+    NotTheBroker {
+        /// Which check failed.
+        why: Refusal,
+        /// The fingerprint of what is configured, or followed from there so far.
+        configured: String,
+        /// That of the key which the server says it has; worth nothing by itself.
+        shown: Option<String>,
+    },
 
     /// The broker refused. A refused envelope has changed nothing.
     #[error("the broker refused with {code}: {message}{}", advice(*code))]
@@ -187,6 +196,11 @@ impl Error {
             Err(_) => Self::Unexpected(format!("the unknown code {:?}", body.code)),
         }
     }
+}
+
+fn claim(shown: Option<&str>) -> String {
+    let say = |fingerprint| format!(" It says that its key is {fingerprint}.");
+    shown.map(say).unwrap_or_default()
 }
 
 fn bullets(problems: &[String]) -> String {

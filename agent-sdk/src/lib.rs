@@ -5,12 +5,13 @@
 //! and `line` (one living connection), `call`, `serve` and `events` (what goes over it), `agent`.
 //!
 //! What arrives is believed only as far as it is proven: the broker's words under the key that is
-//! configured, another agent's under the key that the broker vouches for, and both only for this
+//! configured or follows from it, another agent's under the key that the broker vouches for, and both only for this
 //! agent, of this time, and once. A provider checks again everything that its broker checked, except
 //! revocation, for which it relies on its broker: a credential lives five minutes at most.
 
 mod agent;
 mod answer;
+mod broker_keys;
 mod call;
 mod clock;
 mod config;
@@ -30,6 +31,7 @@ mod tool;
 mod voice;
 
 pub use agent::{Agent, RegisterOptions, Registration, Serving};
+pub use broker_keys::NewBrokerKey;
 pub use call::{CallHandle, CallOptions};
 pub use clock::{Clock, SystemClock};
 pub use config::{Builder, CALLS_AT_ONCE, CONNECT_TIMEOUT, Config};

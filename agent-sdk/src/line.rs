@@ -241,7 +241,7 @@ impl Keeper {
 /// between two certificates; at the start a wrong CA or key is a mistake in the configuration.
 fn passes(why: &Error, was_up: bool) -> bool {
     match why {
-        Error::Tls { .. } | Error::NotTheBroker(_) | Error::Unexpected(_) => was_up,
+        Error::Tls { .. } | Error::NotTheBroker { .. } | Error::Unexpected(_) => was_up,
         other => other.is_retryable(),
     }
 }

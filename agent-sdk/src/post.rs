@@ -2,8 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use proto_spec::admission::{Answer, BrokerSaid, Vouched};
-use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
+use bytes::Bytes;
+use proto_spec::admission::Answer;
+use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use proto_spec::{AgentId, Envelope, Kind, Received, Refusal, Sealed, Speaker};
 
 use crate::error::{Error, Result};
@@ -31,30 +32,42 @@ pub(crate) async fn exchange(
     provider: Option<&AgentId>,
 ) -> Result<Reply> {
     let posted = poster.post(&core.link, envelope.bytes.clone()).await?;
-    read(core, posted, &envelope, provider)
+    read(core, posted, &envelope, provider).await
 }
 
-fn read(core: &Core, posted: Posted, asked: &Sealed, provider: Option<&AgentId>) -> Result<Reply> {
+async fn read(
+    core: &Core,
+    posted: Posted,
+    asked: &Sealed,
+    provider: Option<&AgentId>,
+) -> Result<Reply> {
     let no_envelope = |why: Refusal| {
         Error::OutcomeUnknown(format!("HTTP {} and no envelope ({why})", posted.status))
     };
-    let received = Received::parse(posted.body, ENVELOPE_BYTES_MAX).map_err(no_envelope)?;
+    let received = Received::parse(posted.body.clone(), ENVELOPE_BYTES_MAX).map_err(no_envelope)?;
     match (received.envelope().speaker(), provider) {
         (Speaker::Agent(_), Some(provider)) => {
-            answer(core, received, posted.credential, asked, provider)
-                .map(Reply::Answer)
-                .map_err(|why| Error::Unproven {
-                    from: provider.to_string(),
-                    why,
+            let unproven = |why| Error::Unproven {
+                from: provider.to_string(),
+                why,
+            };
+            let vouched = match credential(posted.credential) {
+                Ok(credential) => core.vouched(credential).await?,
+                Err(why) => Err(why),
+            };
+            vouched
+                .and_then(|vouched| {
+                    Answer::check(received, &vouched, provider, core.voice.id(), &asked.id)
                 })
+                .map(Reply::Answer)
+                .map_err(unproven)
         }
-        _ => word(core, received, asked).map(Reply::Word),
+        _ => word(core, posted.body, asked).await.map(Reply::Word),
     }
 }
 
-fn word(core: &Core, received: Received, asked: &Sealed) -> Result<Envelope> {
-    let said = BrokerSaid::check(received, &core.broker_key, core.voice.id())
-        .map_err(Error::NotTheBroker)?;
+async fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<Envelope> {
+    let said = core.believe(body).await?;
     let envelope = said.envelope();
     // A broker that could not verify us answers nobody in particular, and only with a refusal.
     let stranger = envelope.kind() == Kind::Error && envelope.to().is_none();
@@ -71,26 +84,11 @@ fn word(core: &Core, received: Received, asked: &Sealed) -> Result<Envelope> {
     }
 }
 
-fn answer(
-    core: &Core,
-    received: Received,
-    credential: Option<String>,
-    asked: &Sealed,
-    provider: &AgentId,
-) -> Result<Answer, Refusal> {
-    let text = credential.ok_or(Refusal::MissingMember("FEM-Credential"))?;
-    let credential = URL_SAFE_NO_PAD
-        .decode(text)
-        .map_err(|_| Refusal::BadMember("FEM-Credential", "base64url"))?;
-    let me = core.voice.id();
-    // There is no session from which we know the broker's time. Where the clocks differ by no more
-    // than is permitted, it is within this of ours.
-    let vouched = Vouched::check(
-        credential.into(),
-        &core.broker_key,
-        me,
-        core.now(),
-        CLOCK_SKEW_MAX,
-    )?;
-    Answer::check(received, &vouched, provider, me, &asked.id)
+/// The broker's word for the provider, as the header carries it.
+fn credential(header: Option<String>) -> Result<Bytes, Refusal> {
+    let text = header.ok_or(Refusal::MissingMember("FEM-Credential"))?;
+    let bytes = URL_SAFE_NO_PAD.decode(text);
+    bytes
+        .map(Bytes::from)
+        .map_err(|_| Refusal::BadMember("FEM-Credential", "base64url"))
 }

@@ -23,8 +23,9 @@ use crate::listener::{self, Room};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::pipeline::Core;
-use crate::registrar::{Registrar, first_admin, load_root};
+use crate::registrar::{Purpose, Registrar, first_admin};
 use crate::state::replay::{Ended, Replay};
+use crate::state::snapshot::{Snapshots, read_back};
 use crate::state::{State, Taking};
 use crate::tls::Certificates;
 use crate::upkeep;
@@ -133,7 +134,7 @@ pub fn accept_clock(config: &Config, now: Timestamp) -> anyhow::Result<Option<Du
 }
 
 impl Broker {
-    /// Starts a broker: replays its journal, opens its replay window, and listens.
+    /// Starts a broker: reads its state back, opens its replay window, and listens.
     ///
     /// # Errors
     ///
@@ -150,7 +151,6 @@ impl Broker {
     /// As [`Broker::start`].
     pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let clock = Arc::new(clock);
-        let broker_key = crate::keyfile::load(&config.broker_key)?;
         let certificates = Certificates::load(&config.certificate, &config.certificate_key)?;
         let certificates = Arc::new(certificates);
         upkeep::make_data(&config.data)?;
@@ -159,27 +159,33 @@ impl Broker {
             journal,
             state,
             root: root_key,
+            broker: broker_key,
             newest,
-        } = restore(&config, &broker_key, clock.now())?;
+            since,
+        } = restore(&config, clock.now())?;
         let reader = journal.reader();
         let state = Arc::new(state);
         clock.await_time(newest);
+        let mut run = [0; 8];
+        getrandom::fill(&mut run)?;
+        let run = u64::from_be_bytes(run);
+        let voice = Arc::new(Voice::new(broker_key, config.org.clone(), run));
         let (registrar, thread) = Registrar::start(
             Arc::clone(&state),
             Box::new(journal),
             root_key,
+            Arc::clone(&voice),
             Arc::clone(&clock),
             config.clone(),
+            Snapshots::new(config.data.clone(), Arc::clone(&voice), since),
         )?;
         let listener = bind(config.listen, "listen").await?;
         let ops = bind(config.ops, "ops").await?;
         let (address, ops_address) = (listener.local_addr()?, ops.local_addr()?);
-        let mut run = [0; 8];
-        getrandom::fill(&mut run)?;
         let channels = config.channels.clone();
         let bodies_kib = config.limits.bodies_bytes_max / 1_024;
         let core = Arc::new(Core {
-            voice: Voice::new(broker_key, config.org.clone(), u64::from_be_bytes(run)),
+            voice,
             config,
             clock,
             state,
@@ -315,14 +321,18 @@ struct Restored {
     journal: Embedded,
     state: State,
     root: SigningKey,
+    /// What the broker signs with.
+    broker: SigningKey,
     /// The newest time on record.
     newest: Timestamp,
+    /// The number of the first record that no snapshot has.
+    since: u64,
 }
 
-/// State as the journal has it, and the newest time on record. The first start of an organisation
+/// State as the journal has it, by way of a snapshot if there is one. The first start of an organisation
 /// gives its first admin everything.
-fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Result<Restored> {
-    let mut newest = Replay::newest(&config.data)?;
+fn restore(config: &Config, now: Timestamp) -> anyhow::Result<Restored> {
+    let newest = Replay::newest(&config.data)?;
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)?;
     let limits = &config.limits;
@@ -339,55 +349,30 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
             "the machine went down under this broker, or its data is a backup's: what each sender signed up to its ceiling is refused as STALE"
         );
     }
-    let state = State::new(config, replay);
-    let (mut founding, mut has_admin, mut misfit) = (None, false, None);
-    let mut recovered: Vec<(Name, PublicKey, PublicKey, Timestamp)> = Vec::new();
-    let mut journal = Embedded::open_giving(&config.data, &mut |change| {
-        newest = change.newest(newest);
-        match &change {
-            Change::Approved { name, key, .. } => {
-                has_admin = true;
-                recovered.retain(|(admin, new, ..)| (admin, new) != (name, key));
-            }
-            Change::Recovered {
-                admin,
-                admin_key,
-                recovery,
-                at,
-            } => recovered.push((admin.clone(), *admin_key, *recovery, *at)),
-            _ => {}
-        }
-        if let Err(error) = state.apply(&change, Taking::Back) {
-            misfit.get_or_insert(error);
-        }
-        if let Change::Founded { .. } = &change {
-            founding.get_or_insert(change);
-        }
-    })?;
-    if let Some(error) = misfit {
-        return Err(error.into());
-    }
-    let Some(Change::Founded {
-        org,
-        broker: key,
-        admin,
-        admin_key,
-        recovery,
-        ..
-    }) = founding
-    else {
+    let state = State::new(config.org.clone(), limits, replay);
+    let has_file = |key: &PublicKey| Purpose::Broker.load(&config.broker_key, key).is_ok();
+    let (mut journal, since) = read_back(&config.data, &state, has_file)?;
+    let charter = state.charter.written();
+    let Some(founded) = charter.founded else {
         bail!(
             "{} holds no organisation: make one with `fem-cli init {}`",
             config.data.display(),
             config.org
         );
     };
-    if key != broker.public() {
-        bail!("keys.broker is not the key that the journal names as {org}'s broker");
+    let org = &config.org;
+    if founded.org != *org {
+        bail!(
+            "the journal is {}'s, the configuration {org}'s",
+            founded.org
+        );
     }
-    let active = state.roots.keys().first().copied();
+    let active = state.broker_keys.life().active();
+    let active = active.context("the journal names no broker key")?;
+    let broker = Purpose::Broker.load(&config.broker_key, &active)?;
+    let active = state.roots.life().active();
     let active = active.context("the journal names no root key")?;
-    let root = load_root(&config.root_key, &active)?;
+    let root = Purpose::Root.load(&config.root_key, &active)?;
     let mut give_all = |admin: Name, key: PublicKey| -> anyhow::Result<()> {
         let admin = AgentId::new(admin, org.clone());
         let issued = state.revocations.after_bars(now);
@@ -395,22 +380,20 @@ fn restore(config: &Config, broker: &SigningKey, now: Timestamp) -> anyhow::Resu
         journal.append(&[&change])?;
         Ok(state.apply(&change, Taking::Back)?)
     };
-    for (admin, new, by, at) in recovered {
-        if by != recovery {
-            bail!("a recovery on record is not by {org}'s recovery key");
-        }
-        tracing::warn!(%admin, key = %new.fingerprint(), at_ms = at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
-        give_all(admin, new)?;
-        has_admin = true;
+    if !charter.has_admin && charter.recovered.is_empty() {
+        give_all(founded.admin, founded.admin_key)?;
     }
-    if !has_admin {
-        give_all(admin, admin_key)?;
+    for one in charter.recovered {
+        tracing::warn!(admin = %one.admin, key = %one.key.fingerprint(), at_ms = one.at.as_ms(), "RECOVERY: the recovery key named this admin, who is given everything");
+        give_all(one.admin, one.key)?;
     }
     Ok(Restored {
         journal,
         state,
         root,
-        newest,
+        broker,
+        newest: newest.max(charter.newest),
+        since,
     })
 }
 
@@ -428,27 +411,33 @@ async fn keep_time(core: Arc<Core>) {
     }
 }
 
-/// After each durable change: ends the calls that it struck, and tells everybody of new root keys.
+/// After each durable change: ends the calls that it struck, and tells everybody of new root keys. A word
+/// under a new key of the broker is what makes that key an agent's: so it is told again under each.
 async fn follow_changes(core: Arc<Core>) {
-    let mut told = core.state.roots.keys();
+    let tellable = || (core.state.roots.keys(), core.voice.public());
+    let mut told = tellable();
     loop {
         core.state.changed.notified().await;
         let now = core.clock.now();
         Place { core: &core, now }.end_struck_calls();
-        let roots = core.state.roots.keys();
-        if roots != told {
-            let said = Roots {
-                roots: roots.to_vec(),
-            };
-            for session in core.state.sessions.all() {
-                let to = session.agent().clone().into();
-                let said = core.voice.say(Kind::Roots, Some(&to), None, &said, now);
-                if session.send(said.bytes).is_err() {
-                    // It learns them when it attaches again.
-                    session.close();
-                }
-            }
-            told = roots;
+        let current = tellable();
+        if current != told {
+            tell_roots(&core, &current.0, now);
+            told = current;
+        }
+    }
+}
+
+fn tell_roots(core: &Core, roots: &[PublicKey], now: Timestamp) {
+    let said = Roots {
+        roots: roots.to_vec(),
+    };
+    for session in core.state.sessions.all() {
+        let to = session.agent().clone().into();
+        let said = core.voice.say(Kind::Roots, Some(&to), None, &said, now);
+        if session.send(said.bytes).is_err() {
+            // It learns them when it attaches again.
+            session.close();
         }
     }
 }

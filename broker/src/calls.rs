@@ -474,7 +474,7 @@ impl Place<'_> {
 }
 
 /// The caller, the provider, and the provider's key.
-type WordFor = (AgentId, AgentId, PublicKey);
+type WordFor = (AgentId, AgentId, PublicKey, PublicKey);
 
 /// The broker's words for providers to callers by POST, so that not every answer is signed anew.
 pub struct PostCredentials {
@@ -498,7 +498,9 @@ impl Default for PostCredentials {
 
 impl PostCredentials {
     fn get(&self, place: &Place<'_>, caller: &AgentId, result: &Authorized) -> Bytes {
-        let slot = (caller.clone(), result.agent().clone(), *result.key());
+        // Who was told of no other key of ours must not be given a word of the one before.
+        let ours = place.core.voice.public();
+        let slot = (caller.clone(), result.agent().clone(), *result.key(), ours);
         let half = place.now.later(CREDENTIAL_VALIDITY / 2);
         if let Some((bytes, expires)) = lock(&self.known).get(&slot)
             && *expires > half

@@ -1,7 +1,9 @@
 //! The durable facts: what the journal holds, and the only things that change a broker's state.
 
 use proto_spec::message::AdminScope;
-use proto_spec::{Capability, Digest, Name, NamePattern, Org, Pattern, PublicKey, Timestamp};
+use proto_spec::{
+    Capability, Digest, Name, NamePattern, Org, Pattern, PublicKey, Signature, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 /// One thing that happened and stays so. Tokens are sealed, in base64url.
@@ -98,10 +100,11 @@ pub enum Change {
         at: Timestamp,
     },
     /// The organisation's recovery key named an admin, offline; the next start gives it everything.
+    /// `proof` is that key's signature of [`recovery_statement`].
     Recovered {
         admin: Name,
         admin_key: PublicKey,
-        recovery: PublicKey,
+        proof: Signature,
         at: Timestamp,
     },
     /// The agent's key has a successor; its grants on record were issued anew to it.
@@ -198,6 +201,13 @@ pub enum Change {
         by: Name,
         at: Timestamp,
     },
+    /// A peer's grants were issued anew, to this key of its broker: these are dead, and others follow.
+    PeerReissued {
+        org: Org,
+        key: PublicKey,
+        ids: Vec<Digest>,
+        at: Timestamp,
+    },
     /// A peer's agents may do this here. The token is unsealed: its broker delegates from it.
     PeerGranted {
         id: Digest,
@@ -208,6 +218,25 @@ pub enum Change {
         depth: u32,
         expires: Timestamp,
         token: String,
+        by: Name,
+        at: Timestamp,
+    },
+    /// The broker's next key exists; the active one named it in `succession`, an envelope as text.
+    BrokerKeyPrepared {
+        key: PublicKey,
+        succession: String,
+        by: Name,
+        at: Timestamp,
+    },
+    /// The broker signs with this key from here on.
+    BrokerKeyActivated {
+        key: PublicKey,
+        by: Name,
+        at: Timestamp,
+    },
+    /// Nobody who has this key is led to the next any more.
+    BrokerKeyRetired {
+        key: PublicKey,
         by: Name,
         at: Timestamp,
     },
@@ -271,10 +300,22 @@ impl Change {
             | Self::PeerAdded { at, .. }
             | Self::PeerPaused { at, .. }
             | Self::PeerRemoved { at, .. }
+            | Self::PeerReissued { at, .. }
             | Self::PeerGranted { at, .. }
+            | Self::BrokerKeyPrepared { at, .. }
+            | Self::BrokerKeyActivated { at, .. }
+            | Self::BrokerKeyRetired { at, .. }
             | Self::ClockAccepted { at, .. } => *at,
         }
     }
+}
+
+/// What the recovery key signs: that this key is an admin's. Its first byte begins nothing else that any
+/// key of the protocol signs (SPEC.md, *What one key signs*).
+#[must_use]
+pub fn recovery_statement(org: &Org, admin: &Name, key: &PublicKey, at: Timestamp) -> Vec<u8> {
+    // No part holds a line break, so each reads back in one way only.
+    format!("RECOVERY 1\n{org}\n{admin}\n{key}\n{}\n", at.as_ms()).into_bytes()
 }
 
 /// The prefixes of an agent that asked for none: its own name.

@@ -106,7 +106,7 @@ pub struct Core {
     /// What it knows.
     pub state: Arc<State>,
     /// What it says.
-    pub voice: Voice,
+    pub voice: Arc<Voice>,
     /// Who changes durable state.
     pub registrar: Registrar,
     /// What it counts.
@@ -234,7 +234,9 @@ impl Authority for Standing<'_> {
 impl KeyBook for State {
     fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
         let agent = speaker.agent().filter(|agent| *agent.org() == self.org)?;
-        self.registry.agent(agent.name()).map(|agent| agent.key)
+        self.registry
+            .agent(agent.name())
+            .map(|agent| agent.key.key())
     }
 }
 
@@ -698,6 +700,7 @@ impl Core {
             Order::Register(..) => Kind::RegisterAgent,
             Order::Act(act) => act.envelope().kind(),
             Order::Reserve(..) => Kind::ToolCall,
+            Order::Rekey { .. } => Kind::LinkAttach,
         };
         match self.registrar.order(order).await {
             Ok(ack) => {
@@ -771,6 +774,7 @@ impl Core {
             prefixes: agent
                 .map(|agent| agent.prefixes.clone())
                 .unwrap_or_default(),
+            successions: self.state.broker_keys.successions(),
         };
         let ack = self.voice.ack(
             &act.agent().clone().into(),

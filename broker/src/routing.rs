@@ -70,7 +70,7 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
     }
     // Only a session that asks for exactly what was permitted: instances may differ in that.
     let serves = |session: &Session, tool: &Tool| {
-        *session.key() == provider.key
+        provider.key == *session.key()
             && Pattern::from(tool.required().clone()) == *capability
             && may_offer(&provider, tool.required())
     };

@@ -3,20 +3,22 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use proto_spec::capability::{BadTerms, Claims, Narrowing, encode_text, issue};
-use proto_spec::message::Ack;
+use proto_spec::message::{Ack, Succession};
 use proto_spec::refusal::ErrorBody;
+use proto_spec::succession::accept;
 use proto_spec::{
     AgentId, Audience, Digest, Draft, Kind, Org, PublicKey, Refusal, Sealed, SigningKey, Speaker,
     Timestamp,
 };
 use serde::Serialize;
 
-/// The broker's key, and what makes its nonces unique.
+/// The broker's key, which another may follow, and what makes its nonces unique.
 #[derive(Debug)]
 pub struct Voice {
-    key: SigningKey,
+    key: ArcSwap<SigningKey>,
     speaker: Speaker,
     run: u64,
     said: AtomicU64,
@@ -27,7 +29,7 @@ impl Voice {
     #[must_use]
     pub fn new(key: SigningKey, org: Org, run: u64) -> Self {
         Self {
-            key,
+            key: ArcSwap::from_pointee(key),
             speaker: Speaker::Broker(org),
             run,
             said: AtomicU64::new(0),
@@ -37,7 +39,43 @@ impl Voice {
     /// What others verify with.
     #[must_use]
     pub fn public(&self) -> PublicKey {
-        self.key.public()
+        self.key.load().public()
+    }
+
+    /// The key itself, for what is no envelope.
+    pub(crate) fn key(&self) -> Arc<SigningKey> {
+        self.key.load_full()
+    }
+
+    /// Signs with `key` from here on.
+    pub fn go_on_under(&self, key: SigningKey) {
+        self.key.store(Arc::new(key));
+    }
+
+    /// Says that `next` follows the key that signs this, with the consent of `next` in it: a `succession`
+    /// envelope, as text.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Internal`] where a body does not serialise.
+    pub fn name_successor(&self, next: &SigningKey, now: Timestamp) -> Result<String, Refusal> {
+        let broker = Audience::from(self.speaker.clone());
+        let accept = accept(
+            &self.speaker,
+            &broker,
+            next,
+            self.public(),
+            &self.nonce(),
+            now,
+        )
+        .map_err(|_| Refusal::Internal)?;
+        let said = self.say(Kind::Succession, None, None, &Succession { accept }, now);
+        String::from_utf8(said.bytes.into()).map_err(|_| Refusal::Internal)
+    }
+
+    fn nonce(&self) -> String {
+        let said = self.said.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}{said:016x}", self.run)
     }
 
     /// Signs one envelope.
@@ -50,8 +88,7 @@ impl Voice {
         body: &B,
         now: Timestamp,
     ) -> Sealed {
-        let said = self.said.fetch_add(1, Ordering::Relaxed);
-        let nonce = format!("{:016x}{said:016x}", self.run);
+        let nonce = self.nonce();
         let draft = Draft {
             kind,
             agent: &self.speaker,
@@ -63,7 +100,7 @@ impl Voice {
             deadline: None,
             body,
         };
-        draft.seal(&self.key).unwrap_or_else(|error| {
+        draft.seal(&self.key.load()).unwrap_or_else(|error| {
             // Bodies are our own types, whose serialisation cannot fail; an empty answer would hide a bug.
             tracing::error!(%error, "a body of the broker's own does not serialise");
             Sealed {
@@ -92,7 +129,7 @@ impl Voice {
             };
             issue::seal(&issue::delegate(
                 grant,
-                &self.key,
+                &self.key(),
                 key,
                 &narrowing,
                 entropy()?,
@@ -119,7 +156,7 @@ impl Voice {
             ..Narrowing::default()
         };
         let made = entropy()
-            .and_then(|entropy| issue::delegate(grant, &self.key, key, &narrowing, entropy));
+            .and_then(|entropy| issue::delegate(grant, &self.key(), key, &narrowing, entropy));
         made.inspect_err(|why| tracing::warn!(%why, "a grant cannot be passed on"))
             .ok()
             .map(|token| encode_text(&token))

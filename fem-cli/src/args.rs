@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use proto_spec::Digest;
 
 use crate::command::{
-    agent, call, completions, config, context, doctor, enrol, event, explain, grants, init,
-    proposal, root, token, tools,
+    agent, broker_key, call, completions, config, context, doctor, enrol, event, explain, grants,
+    init, proposal, root, token, tools,
 };
 use crate::demo;
 use crate::failure::Exit;
@@ -42,6 +42,7 @@ pub(crate) enum Command {
     Grants(grants::Grants),
     Proposal(proposal::Proposals),
     Root(root::Root),
+    BrokerKey(broker_key::BrokerKey),
     Config(config::Config),
     Tools(tools::Tools),
     Call(call::Call),

@@ -1,12 +1,14 @@
 //! From a chosen context to an agent that can speak to its broker.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use agent_sdk::{Agent, Builder, Config, Error, Key};
-use proto_spec::Code;
+use agent_sdk::{Agent, Builder, Config, Error, Key, NewBrokerKey};
+use proto_spec::{Code, PublicKey};
 
 use crate::context::{self, Context};
 use crate::failure::{Exit, Failure, Outcome};
+use crate::files::quoted;
+use crate::output::note;
 
 /// What the command line says about which broker, and as whom.
 ///
@@ -80,10 +82,46 @@ impl Chosen {
         Ok(builder.build()?)
     }
 
-    /// An agent that can speak to its broker.
+    /// An agent that can speak to its broker. Its context follows the broker's key.
     pub(crate) fn agent(&self) -> Outcome<Agent> {
-        Ok(Agent::new(self.config()?)?)
+        Ok(Agent::new(keeping(self.config()?, self.file().ok()))?)
     }
+}
+
+/// An agent by `context` alone, which stands in `file` and follows the broker's key there.
+pub(crate) fn agent_of(context: &Context, file: &Path) -> Outcome<Agent> {
+    Ok(Agent::new(keeping(configure(context)?, Some(file.into())))?)
+}
+
+/// Has the context file, if there is one, name the key that followed the broker's, and says so in a line.
+fn keeping(config: Config, file: Option<PathBuf>) -> Config {
+    config.on_broker_key(move |NewBrokerKey { old, new }| {
+        let event = "The broker goes on under another key, which the one before names";
+        let by_hand = format!("{event}. Keep it yourself: broker_key = \"{new}\"");
+        note(
+            &match file.as_deref().map(|file| (file, follow(file, &old, &new))) {
+                Some((file, Ok(true))) => {
+                    format!("{event}; {} has it: {}", quoted(file), new.fingerprint())
+                }
+                Some((_, Err(failure))) => format!("{by_hand} ({failure})"),
+                Some((_, Ok(false))) | None => by_hand,
+            },
+        );
+    })
+}
+
+/// Puts `new` in the place of `old` in a context file; says whether it names `new` then. Where the
+/// environment named the key, the file may say something else.
+fn follow(file: &Path, old: &PublicKey, new: &PublicKey) -> Outcome<bool> {
+    let context = Context::load(file)?;
+    if context.broker_key != *old {
+        return Ok(context.broker_key == *new);
+    }
+    let followed = Context {
+        broker_key: *new,
+        ..context
+    };
+    followed.replace(file).map(|()| true)
 }
 
 /// What an agent runs with by `context` alone.
@@ -118,7 +156,7 @@ impl From<Error> for Failure {
             Error::Refused { code, message, .. } => {
                 return Self::refused(*code, message.clone()).or_next(next_after(*code));
             }
-            Error::Unreachable { .. } | Error::Tls { .. } | Error::NotTheBroker(_) => {
+            Error::Unreachable { .. } | Error::Tls { .. } | Error::NotTheBroker { .. } => {
                 Exit::Unreachable
             }
             Error::Tool { .. } => Exit::ToolFailed,

@@ -24,6 +24,7 @@ use crate::limits::{CLOCK_SKEW_MAX, CREDENTIAL_VALIDITY, ENVELOPE_BYTES_MAX, TOO
 use crate::message::{self, Basis, Credential};
 use crate::refusal::Refusal;
 use crate::signature::{Digest, PublicKey};
+use crate::succession::consent;
 use crate::time::Timestamp;
 use crate::wire;
 
@@ -884,26 +885,14 @@ impl Authorized {
     /// [`Refusal::InvalidBody`] where the `acceptKey` inside is not one, names another agent or another
     /// key, or is not of this time; [`Refusal::BadSignature`] where the new key did not sign it.
     pub fn successor(&self, judge: &Judge<'_>) -> Result<PublicKey, Refusal> {
-        let wrong = |why: &str| Refusal::InvalidBody(format!("`accept` {why}"));
         let body: message::RotateKey = self.envelope.read_body()?;
-        let accept = Received::parse(body.accept.into(), ENVELOPE_BYTES_MAX)?;
-        if accept.envelope.kind() != Kind::AcceptKey {
-            return Err(wrong("is not an acceptKey"));
+        let broker = self.envelope.to().ok_or(Refusal::WrongAudience(None))?;
+        let agent = Speaker::Agent(self.agent.clone());
+        let (key, at) = consent(body.accept, &agent, broker, &self.key)?;
+        if judge.now.distance(at) > judge.skew {
+            return Err(Refusal::InvalidBody("`accept` is not of this time".into()));
         }
-        if accept.envelope.speaker().agent() != Some(&self.agent)
-            || accept.envelope.to() != self.envelope.to()
-        {
-            return Err(wrong("is another agent's, or for another broker"));
-        }
-        if judge.now.distance(accept.envelope.ts()) > judge.skew {
-            return Err(wrong("is not of this time"));
-        }
-        let consent: message::AcceptKey = accept.envelope.read_body()?;
-        if consent.follows != self.key || consent.pubkey == self.key {
-            return Err(wrong("follows another key"));
-        }
-        accept.verify_with(consent.pubkey)?;
-        Ok(consent.pubkey)
+        Ok(key)
     }
 }
 
@@ -940,11 +929,12 @@ impl Newcomer {
 pub struct Vouched {
     credential: Credential,
     id: Digest,
+    by: PublicKey,
 }
 
 impl Vouched {
-    /// Checks a `credential` envelope against the broker's key, which comes from the agent's own
-    /// configuration. `expires` is the broker's time: `now` is what the agent takes that to be, and
+    /// Checks a `credential` envelope against the broker's keys, which come from the agent's own
+    /// configuration, or follow from there. `expires` is the broker's time: `now` is what the agent takes that to be, and
     /// `apart` how far it may be from the truth. What is wrongly taken for alive lets a key that was
     /// revoked answer for as much longer.
     ///
@@ -954,7 +944,7 @@ impl Vouched {
     /// [`Refusal::Stale`] when it has expired.
     pub fn check(
         bytes: Bytes,
-        broker: &PublicKey,
+        broker: &[PublicKey],
         me: &AgentId,
         now: Timestamp,
         apart: Duration,
@@ -975,6 +965,7 @@ impl Vouched {
         let vouched = Self {
             credential,
             id: said.id,
+            by: said.by,
         };
         vouched.alive(now.earlier(apart))?;
         Ok(vouched)
@@ -1004,6 +995,12 @@ impl Vouched {
     pub fn id(&self) -> Digest {
         self.id
     }
+
+    /// Which of the broker's keys signed it.
+    #[must_use]
+    pub fn by(&self) -> &PublicKey {
+        &self.by
+    }
 }
 
 impl KeyBook for Vouched {
@@ -1017,20 +1014,26 @@ impl KeyBook for Vouched {
 pub struct BrokerSaid {
     envelope: Envelope,
     id: Digest,
+    by: PublicKey,
 }
 
 impl BrokerSaid {
-    /// Checks signature, speaker and audience. An answer to a sender that was not verified has no
-    /// audience and passes too; whoever relies on it compares `re`.
+    /// Checks signature, speaker and audience. One of the keys `broker` has to have signed: an agent has
+    /// more than one while its broker's key is being replaced. An answer to a sender that was not verified
+    /// has no audience and passes too; whoever relies on it compares `re`.
     ///
     /// # Errors
     ///
     /// [`Refusal::BadSignature`] and [`Refusal::WrongAudience`].
-    pub fn check(received: Received, broker: &PublicKey, me: &AgentId) -> Result<Self, Refusal> {
+    pub fn check(received: Received, broker: &[PublicKey], me: &AgentId) -> Result<Self, Refusal> {
         if *received.envelope.speaker() != Speaker::Broker(me.org().clone()) {
             return Err(Refusal::BadSignature);
         }
-        let id = received.verify_with(*broker)?;
+        let signed = |key: &PublicKey| Some((received.verify_with(*key).ok()?, *key));
+        let (id, by) = broker
+            .iter()
+            .find_map(signed)
+            .ok_or(Refusal::BadSignature)?;
         match received.envelope.to() {
             Some(Audience::Agent(agent)) if agent == me => {}
             None => {}
@@ -1039,6 +1042,7 @@ impl BrokerSaid {
         Ok(Self {
             envelope: received.envelope,
             id,
+            by,
         })
     }
 
@@ -1046,6 +1050,12 @@ impl BrokerSaid {
     #[must_use]
     pub fn envelope(&self) -> &Envelope {
         &self.envelope
+    }
+
+    /// Which of the broker's keys signed it.
+    #[must_use]
+    pub fn by(&self) -> &PublicKey {
+        &self.by
     }
 }
 

@@ -123,6 +123,14 @@ kinds! {
     AdminPeerRemove = "admin.peer.remove",
     /// Grants a peer's agents capabilities here.
     AdminPeerGrant = "admin.peer.grant",
+    /// Lists the keys that the broker signs with, or did.
+    AdminBrokerList = "admin.broker.list",
+    /// Makes the broker's next key: told to everybody, not yet used.
+    AdminBrokerPrepare = "admin.broker.prepare",
+    /// The broker signs with the prepared key from here on.
+    AdminBrokerActivate = "admin.broker.activate",
+    /// Nobody is led from this key to the next any more.
+    AdminBrokerRetire = "admin.broker.retire",
     /// Shows what the broker runs with.
     AdminConfigRead = "admin.config.read",
     /// Broker: answer this before you attach.
@@ -151,6 +159,8 @@ kinds! {
     RevocationHead = "revocationHead",
     /// Broker: how far its organisation trusts another, for everybody to read.
     TrustStatement = "trustStatement",
+    /// Broker: another key follows the one that signs this.
+    Succession = "succession",
 }
 
 impl Kind {
@@ -172,6 +182,7 @@ impl Kind {
                 | Self::Advert
                 | Self::RevocationHead
                 | Self::TrustStatement
+                | Self::Succession
         )
     }
 

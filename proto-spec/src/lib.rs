@@ -17,6 +17,7 @@ pub mod peering;
 pub mod refusal;
 pub mod replay;
 pub mod signature;
+pub mod succession;
 pub mod time;
 pub mod trust;
 pub mod wire;

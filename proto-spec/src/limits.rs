@@ -40,6 +40,10 @@ pub const CAPABILITIES_MAX: usize = 64;
 pub const CHALLENGE_VALIDITY: Duration = Duration::from_secs(10);
 /// How long a broker's `credential` may be relied on.
 pub const CREDENTIAL_VALIDITY: Duration = Duration::from_secs(300);
+/// Keys that a broker may have at once, prepared and retiring ones included.
+pub const BROKER_KEYS_MAX: usize = 8;
+/// Bytes of a `succession`, and of an `acceptKey`: both together are under 1 KiB.
+pub const SUCCESSION_BYTES_MAX: usize = 4 << 10;
 /// Bytes of a token, decoded.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 /// Blocks of a token, the authority block included.

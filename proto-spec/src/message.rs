@@ -314,6 +314,14 @@ pub struct AcceptKey {
     pub follows: PublicKey,
 }
 
+/// `succession`, signed by a key of the broker: another follows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Succession {
+    /// A whole `acceptKey` envelope of the next key, as text.
+    pub accept: String,
+}
+
 /// `admin.agent.list` and `admin.token.list`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -462,11 +470,11 @@ pub struct Proposal {
     pub id: Digest,
 }
 
-/// `admin.root.activate` and `admin.root.retire`.
+/// `activate` and `retire` of `admin.root` and `admin.broker`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RootAct {
-    /// Which root key.
+pub struct KeyAct {
+    /// Which key.
     pub key: PublicKey,
 }
 
@@ -507,6 +515,9 @@ pub struct LinkAttach {
     pub exporter: Digest,
     /// The speaker's present `peerDescriptor` envelope: its TLS keys rotate with it.
     pub descriptor: String,
+    /// `succession` envelopes, oldest first: how the speaker's key follows from the one that was accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub successions: Vec<String>,
 }
 
 /// One end of a link.
@@ -675,6 +686,10 @@ pub enum Ack {
         clock_skew_max_ms: u64,
         /// Under which the agent may offer tools.
         prefixes: Vec<Pattern>,
+        /// How the broker's keys follow one another, as in [`WellKnown`]; also from the active key to the
+        /// prepared one.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        successions: Vec<String>,
     },
     /// To `offerTools`.
     Offered {
@@ -715,7 +730,12 @@ pub enum Ack {
     /// To the acts on root keys.
     Roots {
         /// Active first, then prepared, then those that only verify.
-        roots: Vec<RootRecord>,
+        roots: Vec<KeyRecord>,
+    },
+    /// To the acts on the broker's keys.
+    BrokerKeys {
+        /// Active first, then prepared, then those that signed before.
+        keys: Vec<KeyRecord>,
     },
     /// To `admin.peer.invite`.
     PeerInvited {
@@ -845,12 +865,12 @@ pub struct TreeNode {
     pub issuer: Option<Name>,
 }
 
-/// A key that tokens are rooted in.
+/// A root key or a key of the broker, and what it is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RootRecord {
+pub struct KeyRecord {
     /// The key.
     pub key: PublicKey,
-    /// `active`: issues. `prepared`: accepted, issues when it is activated. `retiring`: accepted.
+    /// `active`: signs. `prepared`: made known, signs when it is activated. `retiring`: signed before.
     pub state: String,
     /// Since when.
     pub since: Timestamp,
@@ -1086,6 +1106,10 @@ pub struct WellKnown {
     pub clock_skew_max_ms: u64,
     /// The broker's time.
     pub now: Timestamp,
+    /// How its keys followed one another: `succession` envelopes as text, oldest first. Each is worth
+    /// what the key is worth that signed it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub successions: Vec<String>,
 }
 
 #[cfg(test)]

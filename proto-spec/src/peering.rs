@@ -12,6 +12,7 @@ use crate::limits::{CAPABILITIES_MAX, ENVELOPE_BYTES_MAX, PEER_ENDPOINTS_MAX};
 use crate::message::{LinkAttach, LinkRole, PeerDescriptor};
 use crate::refusal::Refusal;
 use crate::signature::{Digest, PublicKey};
+use crate::succession::{Succession, successors};
 use crate::time::Timestamp;
 
 /// The TLS exporter label of a link (RFC 8446, section 7.5), with an empty context and 32 bytes.
@@ -126,8 +127,17 @@ pub struct Expected<'a> {
     pub channel: &'a Digest,
 }
 
+/// A peer that proved who it is.
+#[derive(Debug, Clone)]
+pub struct Greeted {
+    /// What it says about itself.
+    pub descriptor: Descriptor,
+    /// Its broker's key: the one that stands for it, or one that follows from that.
+    pub key: PublicKey,
+}
+
 impl Expected<'_> {
-    /// Checks a `linkAttach`: said by the peer's key, to our broker, about this very connection, whose
+    /// Checks a `linkAttach`: said by the peer's key, or by one that follows from it, to our broker, about this very connection, whose
     /// certificate is one that the peer names. The exporter value is of one connection only, so nothing that
     /// was said on another fits here, and no nonce is needed.
     ///
@@ -135,13 +145,18 @@ impl Expected<'_> {
     ///
     /// [`Refusal::BadSignature`], [`Refusal::WrongAudience`], [`Refusal::Stale`], [`Refusal::UnknownType`],
     /// and [`Refusal::Denied`] where role, connection or certificate are others.
-    pub fn check(&self, bytes: bytes::Bytes, judge: &Judge<'_>) -> Result<Descriptor, Refusal> {
+    pub fn check(&self, bytes: bytes::Bytes, judge: &Judge<'_>) -> Result<Greeted, Refusal> {
         let received = Received::parse(bytes, ENVELOPE_BYTES_MAX)?;
-        received.verify_with(*self.key)?;
         let envelope = received.envelope();
         if envelope.kind() != Kind::LinkAttach {
             return Err(Refusal::UnknownType(envelope.kind().to_string()));
         }
+        let said: LinkAttach = envelope.read_body()?;
+        // The chain begins with the key that was accepted, and proves itself.
+        let followed = successors(self.key, &said.successions, self.org);
+        let keys = std::iter::once(self.key).chain(followed.iter().map(Succession::to));
+        let mut speaks = keys.filter(|key| received.verify_with(**key).is_ok());
+        let key = *speaks.next().ok_or(Refusal::BadSignature)?;
         let denied = |why: &str| Err(Refusal::Denied(why.into()));
         if *envelope.speaker() != Speaker::Broker(self.org.clone()) {
             return denied("another organisation on this link");
@@ -154,17 +169,16 @@ impl Expected<'_> {
         if apart > judge.skew {
             return Err(Refusal::Stale(apart, judge.skew));
         }
-        let said: LinkAttach = envelope.read_body()?;
         if said.role != self.role || said.exporter != *self.exporter {
             return denied("a word about another connection");
         }
         let descriptor = Descriptor::read(&said.descriptor)?;
-        if descriptor.body.org != *self.org || descriptor.body.key != *self.key {
+        if descriptor.body.org != *self.org || descriptor.body.key != key {
             return denied("another broker's descriptor");
         }
         if !descriptor.body.channels.contains(self.channel) {
             return denied("a certificate that the peer's descriptor does not name");
         }
-        Ok(descriptor)
+        Ok(Greeted { descriptor, key })
     }
 }

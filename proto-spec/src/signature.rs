@@ -174,9 +174,29 @@ impl fmt::Debug for SigningKey {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Signature(pub [u8; 64]);
 
-impl fmt::Debug for Signature {
+/// The text is not 64 bytes of standard base64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a signature is 88 characters of standard base64")]
+pub struct BadSignature;
+
+impl FromStr for Signature {
+    type Err = BadSignature;
+    fn from_str(text: &str) -> Result<Self, BadSignature> {
+        let bytes = STANDARD.decode(text).map_err(|_| BadSignature)?;
+        bytes.try_into().map(Self).map_err(|_| BadSignature)
+    }
+}
+
+/// Standard base64, as the wire carries signatures.
+impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -217,7 +237,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-serde_as_text!(PublicKey, Digest);
+serde_as_text!(PublicKey, Digest, Signature);
 
 const BASE58: &[u8; 58] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
 

@@ -10,8 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto_spec::admission::{Answer, Authority, Judge, KeyBook, Me, Nonces, Vouched};
 use proto_spec::capability::{Check, Terms, Token, encode_text};
-use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES};
+use proto_spec::limits::{BROKER_KEYS_MAX, CLOCK_SKEW_MAX, ENVELOPE_BYTES};
 use proto_spec::message::{Basis, Credential, CredentialPermit};
+use proto_spec::succession::{Succession, accept, successors};
 use proto_spec::{
     AgentId, Audience, Authorized, Capability, Code, Digest, Draft, Kind, PublicKey, Received,
     Refusal, Sealed, SigningKey, Speaker, Timestamp,
@@ -80,7 +81,13 @@ fn believed(bytes: Bytes, now: u64) -> Result<Vouched, Refusal> {
 }
 
 fn believed_within(apart: Duration, bytes: Bytes, now: u64) -> Result<Vouched, Refusal> {
-    Vouched::check(bytes, &key(BROKER).public(), &researcher(), at(now), apart)
+    Vouched::check(
+        bytes,
+        &[key(BROKER).public()],
+        &researcher(),
+        at(now),
+        apart,
+    )
 }
 
 #[test]
@@ -354,7 +361,7 @@ impl Delivery {
         };
         let vouched = Vouched::check(
             said,
-            &key(BROKER).public(),
+            &[key(BROKER).public()],
             &me,
             at(self.vouched_at),
             Duration::ZERO,
@@ -676,4 +683,113 @@ fn what_brokers_say_is_not_an_agents_to_say() {
         let brokers = ("broker@acme", "broker@acme");
         assert_eq!(code(*kind, brokers), Err(Code::Denied), "{kind}");
     }
+}
+
+// ---- A broker's key, and the next.
+
+const NONCE: &str = "9f2c6d1e8a7b4c30";
+
+/// The key of this seed names that one, which agrees.
+fn succession(from: [u8; 32], to: [u8; 32]) -> String {
+    let broker: Speaker = "broker@acme".parse().unwrap();
+    let follows = key(from).public();
+    let accept = accept(
+        &broker,
+        &broker.clone().into(),
+        &key(to),
+        follows,
+        NONCE,
+        at(NOW),
+    );
+    named(from, &json!({"accept": accept.unwrap()}))
+}
+
+fn named(by: [u8; 32], body: &Value) -> String {
+    let draft = Draft {
+        kind: Kind::Succession,
+        agent: &"broker@acme".parse().unwrap(),
+        to: None,
+        ts: at(NOW),
+        nonce: NONCE,
+        re: None,
+        token: None,
+        deadline: None,
+        body,
+    };
+    String::from_utf8(draft.seal(&key(by)).unwrap().bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_succession_is_signed_by_the_old_key_and_the_new_one() {
+    let check = |text: &str| Succession::check(text, &key(BROKER).public(), &org());
+    let good = succession(BROKER, ALICE);
+    assert_eq!(*check(&good).unwrap().to(), key(ALICE).public());
+    // By another key, for another organisation, or changed on the way.
+    assert!(Succession::check(&good, &key(BOB).public(), &org()).is_err());
+    let globex = "globex".parse().unwrap();
+    assert!(Succession::check(&good, &key(BROKER).public(), &globex).is_err());
+    let flipped = good.replace(&NOW.to_string(), &(NOW + 1).to_string());
+    assert_ne!(flipped, good);
+    assert_eq!(check(&flipped).unwrap_err().code(), Code::NotAuthentic);
+    // A consent that the new key did not sign, that follows another key, or is an agent's.
+    let broker: Speaker = "broker@acme".parse().unwrap();
+    let agreed = |speaker: &Speaker, follows: [u8; 32]| {
+        let follows = key(follows).public();
+        accept(
+            speaker,
+            &broker.clone().into(),
+            &key(ALICE),
+            follows,
+            NONCE,
+            at(NOW),
+        )
+        .unwrap()
+    };
+    let unsigned = agreed(&broker, BROKER).replace(
+        &key(ALICE).public().to_string(),
+        &key(FS).public().to_string(),
+    );
+    let agents: Speaker = "fs@acme".parse().unwrap();
+    for accept in [
+        unsigned,
+        agreed(&broker, BOB),
+        agreed(&agents, BROKER),
+        good,
+        "{}".into(),
+    ] {
+        assert!(check(&named(BROKER, &json!({"accept": accept}))).is_err());
+    }
+    let itself = succession(BROKER, BROKER);
+    assert!(check(&itself).is_err());
+}
+
+#[test]
+fn a_chain_of_successions_leads_on_from_the_pinned_key_alone() {
+    let chain = [
+        succession(BROKER, ALICE),
+        succession(ALICE, BOB),
+        succession(BOB, BROKER),
+    ];
+    let led = |pinned: [u8; 32], chain: &[String]| -> Vec<PublicKey> {
+        let found = successors(&key(pinned).public(), chain, &org());
+        found.iter().map(|one| *one.to()).collect()
+    };
+    assert_eq!(
+        led(BROKER, &chain),
+        [key(ALICE).public(), key(BOB).public()]
+    );
+    assert_eq!(
+        led(ALICE, &chain),
+        [key(BOB).public(), key(BROKER).public()]
+    );
+    assert!(
+        led(FS, &chain).is_empty(),
+        "from a key that the chain does not know"
+    );
+    assert!(
+        led(BROKER, &chain[1..2]).is_empty(),
+        "whose beginning is not offered"
+    );
+    let padding = vec!["{}".to_owned(); BROKER_KEYS_MAX];
+    assert!(led(BROKER, &[padding, chain.to_vec()].concat()).is_empty());
 }

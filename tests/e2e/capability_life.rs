@@ -790,10 +790,10 @@ async fn what_was_handed_out_is_shown_dead_when_its_key_or_its_root_is() {
     lab.register(&new).await.unwrap();
     lab.approve(&new, &[]).await.unwrap();
     assert_eq!(shown().await, [true, true, false]);
-    let first = lab.broker.core().state.roots.all()[0].key;
+    let first = lab.broker.core().state.roots.life().all()[0].key;
     let act = async |kind, body: Value| lab.ask(&lab.admin, kind, &body).await.unwrap();
     act(Kind::AdminRootPrepare, json!({})).await;
-    let next = lab.broker.core().state.roots.all()[1].key;
+    let next = lab.broker.core().state.roots.life().all()[1].key;
     act(Kind::AdminRootActivate, json!({"key": next})).await;
     assert_eq!(shown().await, [true, true, false]);
     act(Kind::AdminRootRetire, json!({"key": first})).await;

@@ -405,3 +405,108 @@ async fn what_its_owner_does_not_let_be_passed_on_is_not_advertised_behind_a_pee
     let tools = link.tools(pair.acme.now());
     assert_eq!(tools[0].tool.agent.to_string(), "fs@globex");
 }
+
+/// What a call of acme's `x` comes to, through whatever link there is by then.
+async fn calls(pair: &Pair, caller: &Actor, fs: &Actor, serving: &mut Socket) {
+    let mut calling = pair.acme.attach(caller).await.unwrap();
+    let call = caller
+        .call("fs@globex", "fs.read", &json!({}), pair.acme.now())
+        .unwrap();
+    calling.send(call.bytes).await.unwrap();
+    let delivered = serving.hear().await.unwrap().delivered().unwrap();
+    let result = pair.globex.result(fs, &delivered, &json!(1)).unwrap();
+    serving.send(result.bytes).await.unwrap();
+    calling.hear().await.unwrap().delivered().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_goes_on_under_another_key_stays_a_peer_without_another_file() {
+    let pair = Pair::linked().await;
+    let (fs, mut serving) = provider(&pair).await;
+    let old = pair.grant(json!({})).await;
+    let caller = pair.acme.agent("x", 3, &["peer.globex.*"]).await.unwrap();
+    pair.until_advertised(1).await;
+    calls(&pair, &caller, &fs, &mut serving).await;
+    // acme's broker, which holds the grant, gets another key.
+    let before = pair.acme.broker_key();
+    let ask = |kind, body| pair.acme.ask(&pair.acme.admin, kind, body);
+    ask(Kind::AdminBrokerPrepare, &json!({})).await.unwrap();
+    let prepared = pair.acme.broker.core().state.broker_keys.life().all();
+    let next = prepared.iter().find(|held| held.key != before).unwrap().key;
+    let body = json!({"key": next});
+    ask(Kind::AdminBrokerActivate, &body).await.unwrap();
+    let known = || {
+        let peers = &pair.globex.broker.core().state.peers;
+        peers.find(pair.acme.org()).map(|peer| peer.key)
+    };
+    until("globex knows the next key", || known() == Some(next)).await;
+    pair.until_linked().await;
+    let link = || {
+        let state = &pair.acme.broker.core().state;
+        state.links.of(pair.globex.org())
+    };
+    until("the grant is issued anew", || {
+        link().is_some_and(|link| {
+            let held = link.held();
+            held.len() == 1 && held[0].id != old
+        })
+    })
+    .await;
+    pair.until_advertised(1).await;
+    calls(&pair, &caller, &fs, &mut serving).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peers_grants_outlive_the_root_key_that_they_were_issued_under() {
+    let pair = Pair::linked().await;
+    let (fs, mut serving) = provider(&pair).await;
+    let old = pair.grant(json!({})).await;
+    let caller = pair.acme.agent("x", 3, &["peer.globex.*"]).await.unwrap();
+    pair.until_advertised(1).await;
+    let globex = &pair.globex;
+    let root = globex.broker.core().state.roots.keys()[0];
+    let ask = |kind, body| globex.ask(&globex.admin, kind, body);
+    ask(Kind::AdminRootPrepare, &json!({})).await.unwrap();
+    let all = globex.broker.core().state.roots.keys();
+    let next = *all.iter().find(|key| **key != root).unwrap();
+    ask(Kind::AdminRootActivate, &json!({"key": next}))
+        .await
+        .unwrap();
+    ask(Kind::AdminRootRetire, &json!({"key": root}))
+        .await
+        .unwrap();
+    let link = pair
+        .acme
+        .broker
+        .core()
+        .state
+        .links
+        .of(globex.org())
+        .unwrap();
+    until("the grant is issued anew", || {
+        let held = link.held();
+        held.len() == 1 && held[0].id != old
+    })
+    .await;
+    pair.until_advertised(1).await;
+    calls(&pair, &caller, &fs, &mut serving).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_and_what_they_are_granted_outlive_a_restart() {
+    let pair = Pair::linked().await;
+    let (_fs, _serving) = provider(&pair).await;
+    pair.grant(json!({})).await;
+    let caller = pair.acme.agent("x", 3, &["peer.globex.*"]).await.unwrap();
+    pair.until_advertised(1).await;
+    let Pair { acme, globex } = pair;
+    let pair = Pair {
+        globex: globex.restart().await.unwrap(),
+        acme: acme.restart().await.unwrap(),
+    };
+    pair.until_linked().await;
+    let fs = Actor::of(pair.globex.org(), "fs", 2).unwrap();
+    let mut serving = pair.globex.provide(&fs, &["fs.read"]).await.unwrap();
+    pair.until_advertised(1).await;
+    calls(&pair, &caller, &fs, &mut serving).await;
+}

@@ -8,6 +8,7 @@
 
 mod admission;
 mod bounds;
+mod broker_key;
 mod calls;
 mod capability_life;
 mod clock;

@@ -137,6 +137,7 @@ impl Hand {
             role: LinkRole::Dials,
             exporter,
             descriptor: self.descriptor(lab.now())?,
+            successions: Vec::new(),
         };
         let to = lab.admin.broker();
         Ok(self

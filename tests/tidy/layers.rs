@@ -19,17 +19,27 @@ const PROTO_SPEC: &[&[&str]] = &[
     &["envelope", "replay"],
     &["message"],
     &["admission", "trust"],
+    &["peering", "succession"],
 ];
 
 /// Lowest first.
 const BROKER: &[&[&str]] = &[
-    &["clock", "config", "keyfile", "locks", "telemetry"],
+    &[
+        "clock",
+        "config",
+        "keyfile",
+        "locks",
+        "phase",
+        "telemetry",
+        "tls",
+    ],
     &["change"],
     &["journal", "voice"],
     &["state"],
-    &["metrics", "routing", "registrar", "upkeep"],
+    &["metrics", "routing", "registrar", "upkeep", "conversation"],
     &["delivery"],
-    &["pipeline", "calls", "directory"],
+    &["pipeline", "calls", "directory", "transit"],
+    &["federation"],
     &["listener"],
     &["broker"],
 ];

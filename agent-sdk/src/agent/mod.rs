@@ -17,6 +17,7 @@ use proto_spec::message::Ack;
 use proto_spec::{AgentId, Audience, Envelope, Kind, PublicKey};
 use serde::Serialize;
 
+use crate::broker_keys::BrokerKeys;
 use crate::call::{CallOptions, is_stale};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -56,10 +57,11 @@ impl Agent {
     pub fn new(config: Config) -> Result<Self> {
         let link = Link::new(config.broker, &config.roots, config.connect_timeout)?;
         let voice = Voice::new(config.agent, config.key, config.clock);
+        let me = voice.id().clone();
         let core = Arc::new(Core {
             link,
             voice,
-            broker_key: config.broker_key,
+            broker: BrokerKeys::new(me, config.broker_key, config.keep),
         });
         let start = core.now();
         let window = || Ok::<_, Error>(Seen::new(random()?, start, NONCES_MAX));
@@ -105,6 +107,12 @@ impl Agent {
     #[must_use]
     pub fn key(&self) -> &Key {
         self.inner.core.voice.key()
+    }
+
+    /// The key under which it believes its broker: the configured one, or what followed it since.
+    #[must_use]
+    pub fn broker_key(&self) -> PublicKey {
+        self.inner.core.broker.pinned()
     }
 
     /// Its organisation's broker, as the audience of acts.

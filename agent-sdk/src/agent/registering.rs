@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use proto_spec::message::{AcceptKey, Ack, RegisterAgent, RotateKey};
-use proto_spec::{Draft, Kind, Pattern, Speaker};
+use proto_spec::message::{Ack, RegisterAgent, RotateKey};
+use proto_spec::succession::accept;
+use proto_spec::{Kind, Pattern, Speaker};
 
 use super::{Agent, unexpected};
 use crate::error::{Error, Result};
@@ -107,24 +108,15 @@ impl Agent {
         let mut nonce = [0_u8; 16];
         getrandom::fill(&mut nonce)
             .map_err(|why| Error::Unsendable(format!("no randomness from the system: {why}")))?;
-        let accept = Draft {
-            kind: Kind::AcceptKey,
-            agent: &Speaker::Agent(self.id().clone()),
-            to: Some(self.broker()),
-            ts: voice.now(),
-            nonce: &format!("{:032x}", u128::from_be_bytes(nonce)),
-            re: None,
-            token: None,
-            deadline: None,
-            body: &AcceptKey {
-                pubkey: new.public(),
-                follows: self.public_key(),
-            },
-        };
-        let accept = accept
-            .seal(new.signing())
-            .map_err(|why| Error::Unsendable(why.to_string()))?;
-        let accept = String::from_utf8_lossy(&accept.bytes).into_owned();
+        let accept = accept(
+            &Speaker::Agent(self.id().clone()),
+            self.broker(),
+            new.signing(),
+            self.public_key(),
+            &format!("{:032x}", u128::from_be_bytes(nonce)),
+            voice.now(),
+        )
+        .map_err(|why| Error::Unsendable(why.to_string()))?;
         match self
             .request(
                 Kind::RotateKey,

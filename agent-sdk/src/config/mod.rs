@@ -2,7 +2,7 @@
 //!
 //! It comes from a context file, the environment, or a [`Builder`]; all problems come out at once.
 //! Holding a [`Config`] means that every value in it was checked. The broker's key and its CA come
-//! from here and never from the network.
+//! from here and never from the network, save for a key that this one names as its successor.
 
 mod builder;
 mod written;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use proto_spec::{AgentId, PublicKey};
 use rustls_pki_types::CertificateDer;
 
+use crate::broker_keys::{Keep, NewBrokerKey};
 use crate::clock::Clock;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
@@ -31,6 +32,7 @@ pub struct Config {
     pub(crate) agent: AgentId,
     pub(crate) broker: Endpoint,
     pub(crate) broker_key: PublicKey,
+    pub(crate) keep: Option<Keep>,
     pub(crate) roots: Vec<CertificateDer<'static>>,
     pub(crate) key: Key,
     pub(crate) calls_at_once: usize,
@@ -85,6 +87,19 @@ impl Config {
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
         self.key.public()
+    }
+
+    /// Has `keep` called when the broker goes on under another key that follows from the configured one:
+    /// so that it can be kept for the next start, in place of the old `broker_key`. An agent that starts
+    /// with the old one is led to the new one until an admin retires the old; after that it has to be
+    /// configured by hand ([`crate::Error::NotTheBroker`]).
+    ///
+    /// Called once for each new key, on the task that reads from the broker: write a file, and return.
+    /// Without it the change stands in the log only.
+    #[must_use]
+    pub fn on_broker_key(mut self, keep: impl Fn(NewBrokerKey) + Send + Sync + 'static) -> Self {
+        self.keep = Some(Arc::new(keep));
+        self
     }
 
     /// Its key, to sign tokens and envelopes of one's own with.

@@ -111,6 +111,7 @@ impl Written {
                     agent,
                     broker,
                     broker_key,
+                    keep: None,
                     roots,
                     key,
                     calls_at_once: CALLS_AT_ONCE,

@@ -17,6 +17,11 @@ use super::Link;
 use super::tls::Protocols;
 use crate::error::{Error, Result};
 
+/// Where a broker says about itself what anybody may know.
+const WELL_KNOWN: &str = "/.well-known/fem";
+/// Bytes of what it says there.
+const WELL_KNOWN_BYTES_MAX: usize = 64 << 10;
+
 /// Carries the broker's `credential` for the provider beside a provider's own answer.
 pub(crate) const CREDENTIAL: &str = "fem-credential";
 
@@ -60,7 +65,7 @@ impl Poster {
     pub(crate) async fn post(&self, link: &Link, envelope: Bytes) -> Result<Posted> {
         let response = match self.connection(link).await? {
             Connection::Shared(mut sender) => {
-                let request = request(link, Version::HTTP_2, envelope)?;
+                let request = post(link, Version::HTTP_2, envelope)?;
                 match sender.try_send_request(request).await {
                     Ok(response) => response,
                     Err(mut failed) => match failed.take_message() {
@@ -74,7 +79,7 @@ impl Poster {
                 }
             }
             Connection::Single(mut sender) => {
-                let request = request(link, Version::HTTP_11, envelope)?;
+                let request = post(link, Version::HTTP_11, envelope)?;
                 sender
                     .send_request(request)
                     .await
@@ -129,6 +134,33 @@ impl Poster {
     }
 }
 
+/// What the broker says about itself, over a connection of its own. Nothing in it is proven.
+///
+/// # Errors
+///
+/// Those of [`Poster::post`].
+pub(crate) async fn well_known(link: &Link) -> Result<Bytes> {
+    let response = match Poster::default().connection(link).await? {
+        Connection::Shared(mut sender) => {
+            let request = request(link, Version::HTTP_2, Method::GET, WELL_KNOWN, Bytes::new())?;
+            sender.send_request(request).await
+        }
+        Connection::Single(mut sender) => {
+            let request = request(
+                link,
+                Version::HTTP_11,
+                Method::GET,
+                WELL_KNOWN,
+                Bytes::new(),
+            )?;
+            sender.send_request(request).await
+        }
+    };
+    let body = response.map_err(|why| lost(&why))?.into_body();
+    let body = Limited::new(body, WELL_KNOWN_BYTES_MAX).collect().await;
+    Ok(body.map_err(broken_off)?.to_bytes())
+}
+
 enum Connection {
     Shared(http2::SendRequest<Full<Bytes>>),
     Single(http1::SendRequest<Full<Bytes>>),
@@ -143,22 +175,31 @@ fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
     });
 }
 
-fn request(link: &Link, version: Version, envelope: Bytes) -> Result<Outgoing> {
+fn post(link: &Link, version: Version, envelope: Bytes) -> Result<Outgoing> {
+    let mut request = request(link, version, Method::POST, "/fem", envelope)?;
+    let json = HeaderValue::from_static("application/json");
+    request.headers_mut().insert(CONTENT_TYPE, json);
+    Ok(request)
+}
+
+fn request(
+    link: &Link,
+    version: Version,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Outgoing> {
     let authority = link.endpoint().authority();
     let uri = match version {
-        Version::HTTP_2 => format!("https://{authority}/fem"),
-        _ => "/fem".to_owned(),
+        Version::HTTP_2 => format!("https://{authority}{path}"),
+        _ => path.to_owned(),
     };
-    let mut request = Request::builder()
-        .method(Method::POST)
-        .version(version)
-        .uri(uri)
-        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut request = Request::builder().method(method).version(version).uri(uri);
     if version != Version::HTTP_2 {
         request = request.header(HOST, authority);
     }
     request
-        .body(Full::new(envelope))
+        .body(Full::new(body))
         .map_err(|why| Error::Unsendable(why.to_string()))
 }
 
@@ -171,12 +212,16 @@ async fn read(response: Response<Incoming>) -> Result<Posted> {
     let body = Limited::new(response.into_body(), ENVELOPE_BYTES_MAX)
         .collect()
         .await;
-    let body = body.map_err(|why| Error::OutcomeUnknown(format!("the answer broke off: {why}")))?;
+    let body = body.map_err(broken_off)?;
     Ok(Posted {
         status,
         credential,
         body: body.to_bytes(),
     })
+}
+
+fn broken_off(why: impl std::fmt::Display) -> Error {
+    Error::OutcomeUnknown(format!("the answer broke off: {why}"))
 }
 
 fn lost(why: &hyper::Error) -> Error {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto_spec::admission::BrokerSaid;
-use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
+use proto_spec::limits::CLOCK_SKEW_MAX;
 use proto_spec::message::{Ack, Attach, Challenge};
-use proto_spec::{Digest, Kind, PublicKey, Received, Timestamp};
+use proto_spec::{Digest, Kind, PublicKey, Timestamp};
 
 use super::{Core, expect, refusal_in};
 use crate::clock::Offset;
@@ -36,7 +36,7 @@ pub(super) async fn shake_hands(
 ) -> Result<Terms> {
     let voice = &core.voice;
     let closed = || core.closed("the broker closed the connection before it was attached");
-    let said = word(core, source.next().await.ok_or_else(closed)?)?;
+    let said = word(core, source.next().await.ok_or_else(closed)?).await?;
     let challenge: Challenge = expect(said.envelope(), Kind::Challenge)?;
     let body = Attach {
         challenge: challenge.challenge,
@@ -45,7 +45,7 @@ pub(super) async fn shake_hands(
     let asked = voice.now();
     let attach = voice.say(Kind::Attach, voice.broker(), Header::default(), &body)?;
     sink.send(&core.link, attach.bytes).await?;
-    let said = word(core, source.next().await.ok_or_else(closed)?)?;
+    let said = word(core, source.next().await.ok_or_else(closed)?).await?;
     let answered = voice.now();
     if said.envelope().re() != Some(attach.id) || said.envelope().to().is_none() {
         return Err(Error::Unexpected("something else than our `attach`".into()));
@@ -55,8 +55,10 @@ pub(super) async fn shake_hands(
             roots,
             envelope_bytes_max,
             clock_skew_max_ms,
+            successions,
             ..
         } => {
+            core.broker.learn(&successions);
             let skew = Duration::from_millis(clock_skew_max_ms).min(CLOCK_SKEW_MAX);
             Ok(Terms {
                 roots,
@@ -92,10 +94,8 @@ fn broker_clock(
 }
 
 /// The broker's own word, where it is not a refusal.
-fn word(core: &Core, bytes: Bytes) -> Result<BrokerSaid> {
-    let said = Received::parse(bytes, ENVELOPE_BYTES_MAX)
-        .and_then(|received| BrokerSaid::check(received, &core.broker_key, core.voice.id()))
-        .map_err(Error::NotTheBroker)?;
+async fn word(core: &Core, bytes: Bytes) -> Result<BrokerSaid> {
+    let said = core.believe(bytes).await?;
     match refusal_in(said.envelope()) {
         Some(refused) => Err(refused),
         None => Ok(said),

@@ -1,7 +1,7 @@
 //! An attached session: what is asked finds its answer, what is delivered is passed on.
 //!
 //! Everything that comes in is one of two things. A plain envelope is the broker's own word and is
-//! believed under the configured key alone. A frame holds what another agent signed, and the broker's
+//! believed under the configured key, or one that follows from it, alone. A frame holds what another agent signed, and the broker's
 //! credential for that agent's key; only both together are believed. Answers are matched by the
 //! identity of what they answer, and each identity waits in one place.
 
@@ -9,12 +9,13 @@ mod attach;
 mod waiting;
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto_spec::admission::{Answer, BrokerSaid, Judge, Me, Vouched};
 use proto_spec::frame::{FRAME, Frame};
-use proto_spec::limits::ENVELOPE_BYTES_MAX;
-use proto_spec::message;
+use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
+use proto_spec::message::{self, WellKnown};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
     AgentId, Audience, Digest, Envelope, Kind, PublicKey, Received, Refusal, Sealed, Timestamp,
@@ -22,10 +23,12 @@ use proto_spec::{
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::broker_keys::BrokerKeys;
 use crate::clock::Offset;
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::link::Link;
+use crate::link::http::well_known;
 use crate::link::ws::{self, Queue, Source};
 use crate::voice::{Header, Voice};
 pub(crate) use attach::Terms;
@@ -42,7 +45,7 @@ const SOON_MAX: usize = 1_024;
 pub(crate) struct Core {
     pub(crate) link: Link,
     pub(crate) voice: Voice,
-    pub(crate) broker_key: PublicKey,
+    pub(crate) broker: BrokerKeys,
 }
 
 /// What a session passes on: what others say to this agent.
@@ -125,7 +128,7 @@ impl Session {
     /// The broker's own word: an answer, or something it tells us.
     fn take_word(&self, bytes: Bytes, receiver: &dyn Receiver) -> Result<(), Refusal> {
         let received = Received::parse(bytes, ENVELOPE_BYTES_MAX)?;
-        let said = BrokerSaid::check(received, &self.core.broker_key, self.core.voice.id())?;
+        let said = self.core.broker.said(received, self.core.now())?;
         let envelope = said.envelope();
         // What answers something is for us by name; without that it could be another's answer.
         let re = envelope.re().filter(|_| envelope.to().is_some());
@@ -144,6 +147,9 @@ impl Session {
                 ));
             }
             None if envelope.kind() == Kind::Roots => self.take_roots(envelope)?,
+            None if envelope.kind() == Kind::Succession => {
+                self.core.broker.learn(&[text(envelope)]);
+            }
             None => receiver.said(&said),
         }
         Ok(())
@@ -173,12 +179,10 @@ impl Session {
         receiver: &dyn Receiver,
     ) -> Result<(), Refusal> {
         let frame = Frame::decode(bytes)?;
-        let vouched = credentials.resolve(
-            &frame.vouching,
-            &self.core.broker_key,
-            self.core.voice.id(),
-            self.broker_clock().at(self.core.now()),
-        )?;
+        let (ours, core) = (self.core.now(), &self.core);
+        let theirs = self.broker_clock().at(ours);
+        let check = |bytes| core.broker.vouched(bytes, theirs, Duration::ZERO, ours);
+        let vouched = credentials.resolve(&frame.vouching, check, theirs)?;
         let received = Received::parse(frame.envelope, ENVELOPE_BYTES_MAX)?;
         let envelope = received.envelope();
         match (envelope.kind(), envelope.re()) {
@@ -389,6 +393,70 @@ impl Core {
     pub(crate) fn now(&self) -> Timestamp {
         self.voice.now()
     }
+
+    /// The broker's own word, where there is time to find out that its key was followed by another.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTheBroker`].
+    pub(crate) async fn believe(&self, word: Bytes) -> Result<BrokerSaid> {
+        let check = || {
+            let received = Received::parse(word.clone(), ENVELOPE_BYTES_MAX)?;
+            self.broker.said(received, self.now())
+        };
+        match check() {
+            Err(Refusal::BadSignature) => {
+                let shown = self.catch_up().await;
+                check().map_err(|why| self.not_the_broker(why, shown))
+            }
+            checked => checked.map_err(|why| self.not_the_broker(why, None)),
+        }
+    }
+
+    /// The broker's word for another agent, where no session tells the broker's time. Where the clocks differ
+    /// by no more than is permitted, it is within that of ours.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTheBroker`] where the broker says itself that it has another key. The inner ones, those
+    /// of [`Vouched::check`], are about this word alone.
+    pub(crate) async fn vouched(&self, credential: Bytes) -> Result<Result<Vouched, Refusal>> {
+        let check = || {
+            let now = self.now();
+            self.broker
+                .vouched(credential.clone(), now, CLOCK_SKEW_MAX, now)
+        };
+        let vouched = check();
+        if !matches!(vouched, Err(Refusal::BadSignature)) {
+            return Ok(vouched);
+        }
+        let shown = self.catch_up().await;
+        match check() {
+            Err(why @ Refusal::BadSignature)
+                if shown.is_some_and(|key| key != self.broker.pinned()) =>
+            {
+                Err(self.not_the_broker(why, shown))
+            }
+            vouched => Ok(vouched),
+        }
+    }
+
+    /// Asks how the broker's keys followed one another. What it says is believed as far as it leads on from
+    /// the key that we have; the key that it claims is for people to compare.
+    pub(crate) async fn catch_up(&self) -> Option<PublicKey> {
+        let asked = tokio::time::timeout(self.link.timeout(), well_known(&self.link)).await;
+        let shown: WellKnown = serde_json::from_slice(&asked.ok()?.ok()?).ok()?;
+        self.broker.learn(&shown.successions);
+        Some(shown.key)
+    }
+
+    fn not_the_broker(&self, why: Refusal, shown: Option<PublicKey>) -> Error {
+        Error::NotTheBroker {
+            why,
+            configured: self.broker.pinned().fingerprint(),
+            shown: shown.map(|key| key.fingerprint()),
+        }
+    }
 }
 
 /// Tells the end of a session, whichever way it ends.
@@ -426,6 +494,11 @@ pub(crate) fn expect<T: serde::de::DeserializeOwned>(envelope: &Envelope, kind: 
     envelope
         .read_body()
         .map_err(|why| Error::Unexpected(format!("`{kind}`: {why}")))
+}
+
+/// A whole envelope as text: it was parsed, so it is UTF-8.
+fn text(envelope: &Envelope) -> String {
+    String::from_utf8_lossy(envelope.bytes()).into_owned()
 }
 
 pub(crate) fn too_long(bytes: usize, most: usize) -> Error {

@@ -1,13 +1,13 @@
 //! A broker for tests: real TLS, real envelopes, and as dishonest as a test wants.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_sdk::proto_spec::frame::{Frame, Vouching};
 use agent_sdk::proto_spec::limits::ENVELOPE_BYTES_MAX;
 use agent_sdk::proto_spec::message::{
-    Attach, Basis, Challenge, Credential, CredentialPermit, OfferTools,
+    Attach, Basis, Challenge, Credential, CredentialPermit, OfferTools, WellKnown,
 };
 use agent_sdk::proto_spec::refusal::ErrorBody;
 use agent_sdk::proto_spec::{Draft, Envelope, Refusal, Sealed, SigningKey, Speaker};
@@ -122,6 +122,8 @@ pub(crate) struct FakeBroker {
     port: u16,
     sockets: mpsc::Receiver<Socket>,
     posts: mpsc::Receiver<Post>,
+    /// What its `/.well-known/fem` says.
+    pub(crate) shown: Arc<Mutex<WellKnown>>,
 }
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
@@ -184,15 +186,23 @@ impl FakeBroker {
         let port = listener.local_addr().unwrap().port();
         let (socket, sockets) = mpsc::channel(16);
         let (post, posts) = mpsc::channel(16);
-        tokio::spawn(accept(
-            listener,
-            TlsAcceptor::from(Arc::new(config)),
-            alpn,
-            socket,
-            post,
-        ));
+        let voice = Arc::new(Person::new("broker@acme", 1));
+        let shown = Arc::new(Mutex::new(WellKnown {
+            org: "acme".parse().unwrap(),
+            key: voice.key.public(),
+            versions: vec![1],
+            post: "/fem".into(),
+            websocket: "/fem/ws".into(),
+            envelope_bytes_max: 1 << 20,
+            clock_skew_max_ms: 300_000,
+            now: now(),
+            successions: Vec::new(),
+        }));
+        let (tls, well_known) = (TlsAcceptor::from(Arc::new(config)), Arc::clone(&shown));
+        tokio::spawn(accept(listener, tls, alpn, socket, post, well_known));
         Self {
-            voice: Arc::new(Person::new("broker@acme", 1)),
+            voice,
+            shown,
             roots: vec![SigningKey::from_seed(&[2; 32]).public()],
             channel,
             ca_pem: certificate.pem(),
@@ -255,6 +265,7 @@ impl FakeBroker {
             envelope_bytes_max: 1 << 20,
             clock_skew_max_ms: 300_000,
             prefixes: vec![],
+            successions: vec![],
         }
     }
 
@@ -305,18 +316,22 @@ async fn accept(
     alpn: Alpn,
     sockets: mpsc::Sender<Socket>,
     posts: mpsc::Sender<Post>,
+    shown: Arc<Mutex<WellKnown>>,
 ) {
     loop {
         let Ok((tcp, _)) = listener.accept().await else {
             return;
         };
         let (tls, sockets, posts) = (tls.clone(), sockets.clone(), posts.clone());
+        let shown = Arc::clone(&shown);
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(tcp).await else {
                 return;
             };
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            let take = hyper::service::service_fn(move |request| answered(posts.clone(), request));
+            let take = hyper::service::service_fn(move |request| {
+                answered(posts.clone(), Arc::clone(&shown), request)
+            });
             if is_http2 {
                 let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 let _ = server.serve_connection(TokioIo::new(stream), take).await;
@@ -333,8 +348,14 @@ async fn accept(
 /// A post that the test drops unanswered breaks its connection off.
 async fn answered(
     posts: mpsc::Sender<Post>,
+    shown: Arc<Mutex<WellKnown>>,
     request: http::Request<hyper::body::Incoming>,
 ) -> Result<http::Response<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+    if request.method() == http::Method::GET {
+        assert_eq!(request.uri().path(), "/.well-known/fem");
+        let body = serde_json::to_vec(&*shown.lock().unwrap())?;
+        return Ok(http::Response::new(Full::new(body.into())));
+    }
     assert_eq!(request.uri().path(), "/fem");
     let bytes = request.into_body().collect().await?.to_bytes();
     let envelope = Envelope::parse(bytes, ENVELOPE_BYTES_MAX).unwrap();

@@ -91,7 +91,10 @@ async fn a_posted_answer_of_another_key_or_to_another_question_is_not_believed()
     let post = broker.post().await;
     let forged = liar.say(Kind::Ack, &post.from(), Some(post.id()), &Ack::Pending);
     post.answer(200, None, forged.bytes);
-    assert!(matches!(answer.await.unwrap(), Err(Error::NotTheBroker(_))));
+    assert!(matches!(
+        answer.await.unwrap(),
+        Err(Error::NotTheBroker { .. })
+    ));
 
     let answer = registering(&agent);
     let post = broker.post().await;

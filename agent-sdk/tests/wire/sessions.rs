@@ -25,12 +25,17 @@ async fn an_agent_refuses_a_broker_with_another_key() {
     let agent = broker.agent("fs@acme", 10);
     let attaching = tokio::spawn(async move { agent.attach().await });
     let mut peer = broker.connection().await;
-    peer.challenge(&Person::new("broker@acme", 99)).await;
+    let other = Person::new("broker@acme", 99);
+    broker.shown.lock().unwrap().key = other.key.public();
+    peer.challenge(&other).await;
     peer.closed().await;
-    assert!(matches!(
-        attaching.await.unwrap(),
-        Err(Error::NotTheBroker(_))
-    ));
+    let why = attaching.await.unwrap().unwrap_err();
+    assert!(matches!(why, Error::NotTheBroker { .. }));
+    // Who is to mend it by hand needs both.
+    for key in [&broker.voice.key, &other.key] {
+        let fingerprint = key.public().fingerprint();
+        assert!(why.to_string().contains(&fingerprint), "{why}");
+    }
 }
 
 #[tokio::test]
@@ -44,7 +49,7 @@ async fn an_agent_refuses_another_organisations_broker() {
     peer.closed().await;
     assert!(matches!(
         attaching.await.unwrap(),
-        Err(Error::NotTheBroker(_))
+        Err(Error::NotTheBroker { .. })
     ));
 }
 

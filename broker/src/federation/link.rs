@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proto_spec::limits::CHALLENGE_VALIDITY;
 use proto_spec::message::{LinkAttach, LinkRole};
 use proto_spec::peering::{EXPORTER_LABEL, Expected};
-use proto_spec::{Audience, Digest, Kind};
+use proto_spec::{Audience, Digest, Kind, Org, PublicKey};
 use rustls::ConnectionCommon;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
@@ -93,8 +93,12 @@ pub async fn run<S: Stream>(
     phase: watch::Receiver<Phase>,
 ) -> anyhow::Result<Ended> {
     let greeting = timeout(CHALLENGE_VALIDITY, greet(core, &mut socket, peer, &binding));
-    let greeted = greeting.await.unwrap_or_else(|_| bail_late());
-    let attached = greeted.and_then(|()| attach(core, peer, &binding));
+    let attached = match greeting.await.unwrap_or_else(|_| bail_late()) {
+        Ok(key) => settle(core, peer, key)
+            .await
+            .and_then(|()| attach(core, &peer.org, key, &binding)),
+        Err(why) => Err(why),
+    };
     let (link, queue) = match attached {
         Ok(attached) => attached,
         Err(why) => {
@@ -123,7 +127,7 @@ pub async fn run<S: Stream>(
     Ok(why)
 }
 
-fn bail_late() -> anyhow::Result<()> {
+fn bail_late() -> anyhow::Result<PublicKey> {
     bail!("it did not say who it is in time")
 }
 
@@ -134,7 +138,7 @@ async fn greet<S: Stream>(
     socket: &mut WebSocketStream<S>,
     peer: &Peer,
     binding: &Binding,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<PublicKey> {
     let ours = said(core, peer, binding);
     if binding.role == LinkRole::Listens {
         send(socket, ours.clone()).await.map_err(gone)?;
@@ -150,11 +154,20 @@ async fn greet<S: Stream>(
         exporter: &binding.exporter,
         channel: &binding.theirs,
     };
-    expected
+    let greeted = expected
         .check(theirs, &core.judge(core.clock.now()))
         .context("it does not prove to be that peer")?;
     if binding.role == LinkRole::Dials {
         send(socket, ours).await.map_err(gone)?;
+    }
+    Ok(greeted.key)
+}
+
+/// Puts on record that a peer's broker goes on under another key: what it was granted is issued to that one.
+async fn settle(core: &Core, peer: &Peer, key: PublicKey) -> anyhow::Result<()> {
+    if key != peer.key {
+        core.registrar.rekey(&peer.org, peer.key, key).await?;
+        tracing::warn!(peer = %peer.org, key = %key.fingerprint(), "a peer's broker goes on under another key");
     }
     Ok(())
 }
@@ -169,6 +182,7 @@ fn said(core: &Core, peer: &Peer, binding: &Binding) -> Bytes {
         role: binding.role,
         exporter: binding.exporter,
         descriptor: core.descriptor(binding.ours, Vec::new(), now),
+        successions: core.state.broker_keys.successions(),
     };
     let to = Audience::Broker(peer.org.clone());
     core.voice
@@ -178,7 +192,12 @@ fn said(core: &Core, peer: &Peer, binding: &Binding) -> Bytes {
 
 type Queue = mpsc::Receiver<Bytes>;
 
-fn attach(core: &Core, peer: &Peer, binding: &Binding) -> anyhow::Result<(Arc<Link>, Queue)> {
+fn attach(
+    core: &Core,
+    org: &Org,
+    key: PublicKey,
+    binding: &Binding,
+) -> anyhow::Result<(Arc<Link>, Queue)> {
     let limits = &core.config.limits;
     let (queue, waiting) = mpsc::channel(limits.calls_per_peer_max.max(limits.outbox_max));
     let outbox = Outbox::new(queue, limits.outbox_bytes_max);
@@ -186,14 +205,14 @@ fn attach(core: &Core, peer: &Peer, binding: &Binding) -> anyhow::Result<(Arc<Li
         LinkRole::Dials => LinkRole::Listens,
         LinkRole::Listens => LinkRole::Dials,
     };
-    let link = Link::new(outbox, peer.org.clone(), peer.key, role, core.clock.now());
+    let link = Link::new(outbox, org.clone(), key, role, core.clock.now());
     let link = Arc::new(link);
     core.state
         .links
         .attach(&core.state.org, Arc::clone(&link))?;
     // An admin may have paused or removed it meanwhile; whoever does looks for links after the change.
-    let still = core.state.peers.find(&peer.org);
-    if still.is_none_or(|still| still.is_paused || still.key != peer.key) {
+    let still = core.state.peers.find(org);
+    if still.is_none_or(|still| still.is_paused || still.key != key) {
         core.state.links.detach(&link);
         bail!("it is no peer any more, or paused");
     }

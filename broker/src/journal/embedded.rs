@@ -1,7 +1,8 @@
 //! The default journal: one redb file, synced before an append returns.
 //!
 //! After a failed write the engine refuses everything until the file is opened again, so this does
-//! that: a disk that was full and has room again needs no restart.
+//! that: a disk that was full and has room again needs no restart. What was refused and reached the
+//! disk all the same is undone before anybody can read it.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
@@ -65,19 +66,32 @@ impl Engine {
         }
     }
 
-    /// Closes the file and opens it again: what a failed write left unfinished is undone.
-    fn reopen(&self) -> Result<(), JournalError> {
+    /// Closes the file and opens it again: what a failed write left behind `head` is undone.
+    fn reopen(&self, head: Head) -> Result<(), JournalError> {
         let mut database = locks::write(&self.database);
         // Only one may have it open.
         drop(database.take());
-        *database = Some(
-            Database::builder()
-                .set_cache_size(CACHE_BYTES)
-                .open(&self.path)
-                .map_err(write)?,
-        );
+        let opened = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .open(&self.path)
+            .map_err(write)?;
+        undo_unacknowledged(&opened, head)?;
+        *database = Some(opened);
         Ok(())
     }
+}
+
+/// A commit whose last sync failed may be on disk all the same. It was refused, so it goes.
+fn undo_unacknowledged(database: &Database, head: Head) -> Result<(), JournalError> {
+    if last(&database.begin_read().map_err(write)?)? == head {
+        return Ok(());
+    }
+    let transaction = database.begin_write().map_err(write)?;
+    {
+        let mut table = transaction.open_table(RECORDS).map_err(write)?;
+        table.retain_in(head.next.., |_, _| false).map_err(write)?;
+    }
+    transaction.commit().map_err(write)
 }
 
 impl Embedded {
@@ -99,7 +113,22 @@ impl Embedded {
     ///
     /// As [`Embedded::open`].
     pub fn open_giving(data: &Path, each: &mut dyn FnMut(Change)) -> Result<Self, JournalError> {
-        Self::open_after(data, || give(data, each))
+        Self::open_giving_since(data, Head::START, each)
+    }
+
+    /// As [`Embedded::open_giving`], for whoever knows what the records up to `since` say: the chain is
+    /// followed through all of them, and only those after it are read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Embedded::open`], and [`JournalError::Elsewhere`] where its chain does not pass through
+    /// `since`: nothing was given then.
+    pub fn open_giving_since(
+        data: &Path,
+        since: Head,
+        each: &mut dyn FnMut(Change),
+    ) -> Result<Self, JournalError> {
+        Self::open_after(data, || give(data, since, each))
     }
 
     fn open_after(
@@ -149,7 +178,6 @@ impl Embedded {
             let mut head = self.head;
             {
                 let mut table = transaction.open_table(RECORDS).map_err(write)?;
-                self.undo_unacknowledged(&mut table)?;
                 for change in changes {
                     let (record, after) = head.record(change).map_err(write)?;
                     table.insert(head.next, record.as_slice()).map_err(write)?;
@@ -160,28 +188,13 @@ impl Embedded {
             Ok(head)
         })
     }
-
-    /// A commit whose last sync failed may be on disk all the same. It was refused, so it goes.
-    fn undo_unacknowledged(
-        &self,
-        table: &mut redb::Table<'_, u64, &'static [u8]>,
-    ) -> Result<(), JournalError> {
-        loop {
-            let last = table.last().map_err(write)?;
-            let last = last.map(|(number, _)| number.value());
-            match last {
-                Some(last) if last >= self.head.next => drop(table.remove(last).map_err(write)?),
-                _ => return Ok(()),
-            }
-        }
-    }
 }
 
 impl Journal for Embedded {
     fn append(&mut self, changes: &[&Change]) -> Result<(), JournalError> {
         let is_open = locks::read(&self.file.database).is_some();
         if !is_open {
-            self.file.reopen()?;
+            self.file.reopen(self.head)?;
         }
         match self.try_append(changes) {
             Ok(head) => {
@@ -192,7 +205,7 @@ impl Journal for Embedded {
                 Ok(())
             }
             Err(error) => {
-                if let Err(error) = self.file.reopen() {
+                if let Err(error) = self.file.reopen(self.head) {
                     tracing::error!(%error, "the journal stays closed until it can be opened again");
                 }
                 Err(error)
@@ -207,6 +220,10 @@ impl Journal for Embedded {
         })?;
         self.head = head;
         Ok(())
+    }
+
+    fn head(&self) -> Head {
+        self.head
     }
 }
 
@@ -337,11 +354,12 @@ pub(super) fn follow(
     })
 }
 
-/// As [`follow`], and gives what each record says. One thread reads and hashes while the other parses
-/// and gives: each is half of the work.
+/// As [`follow`], and gives what each record after `since` says. One thread reads and hashes while the
+/// other parses and gives.
 pub(super) fn follow_giving(
     transaction: &ReadTransaction,
     mark: Option<Head>,
+    since: Head,
     give: &mut dyn FnMut(Change),
 ) -> Result<Head, JournalError> {
     let (batches, waiting) = sync_channel::<Vec<(u64, Vec<u8>)>>(BATCHES);
@@ -350,6 +368,12 @@ pub(super) fn follow_giving(
             let mut batch = Vec::with_capacity(BATCH);
             let head = each(transaction, mark, |head, number, record| {
                 let (payload, next) = head.follow(number, record)?;
+                if next.next == since.next && next != since {
+                    return Err(JournalError::Elsewhere(since.next));
+                }
+                if number < since.next {
+                    return Ok(next);
+                }
                 batch.push((number, payload.to_vec()));
                 if batch.len() == BATCH {
                     // The other side listens until this one ends.
@@ -376,6 +400,7 @@ pub(super) fn follow_giving(
         // What comes first in the journal is told first.
         match (damaged, head) {
             (Some(damaged), Ok(_)) => Err(damaged),
+            (None, Ok(head)) if head.next < since.next => Err(JournalError::Elsewhere(since.next)),
             (_, head) => head,
         }
     })
@@ -604,6 +629,66 @@ mod tests {
             times(&mut Embedded::open(data.path()).unwrap()),
             [1, 2, 3, 4, 5]
         );
+    }
+
+    #[test]
+    fn what_was_refused_and_reached_the_disk_is_gone_when_the_file_is_open_again() {
+        let data = four();
+        let mut journal = Embedded::open(data.path()).unwrap();
+        let (record, _) = journal.head.record(&change(5)).unwrap();
+        let reached = journal.file.with(|database| {
+            let transaction = database.begin_write().map_err(write)?;
+            let mut table = transaction.open_table(RECORDS).map_err(write)?;
+            table.insert(4, record.as_slice()).map_err(write)?;
+            drop(table);
+            transaction.commit().map_err(write)
+        });
+        reached.unwrap();
+        assert_eq!(journal.reader().inspect().unwrap().records, 5);
+        journal.file.reopen(journal.head).unwrap();
+        assert_eq!(journal.reader().inspect().unwrap().records, 4);
+        journal.append(&[&change(6)]).unwrap();
+        assert_eq!(times(&mut journal), [1, 2, 3, 4, 6]);
+    }
+
+    #[test]
+    fn what_follows_a_head_is_given_and_what_lies_before_it_is_followed() {
+        let data = four();
+        let mut heads = vec![Head::START];
+        for n in 1..=4 {
+            let (_, next) = heads[n as usize - 1].record(&change(n)).unwrap();
+            heads.push(next);
+        }
+        let since = |since: Head| {
+            let mut seen = Vec::new();
+            Embedded::open_giving_since(data.path(), since, &mut |change| {
+                seen.push(change.at().as_ms());
+            })
+            .map(|journal| (journal.head().next, seen))
+        };
+        for (n, head) in heads.iter().enumerate() {
+            let after: Vec<u64> = (n as u64 + 1..=4).collect();
+            assert_eq!(since(*head).unwrap(), (4, after));
+        }
+        let (_, newer) = heads[4].record(&change(5)).unwrap();
+        let foreign = Head {
+            next: 2,
+            ..heads[3]
+        };
+        for head in [newer, foreign] {
+            let refused = since(head);
+            assert!(matches!(refused, Err(JournalError::Elsewhere(n)) if n == head.next));
+        }
+        alter(data.path(), |transaction| {
+            transaction.open_table(RECORDS).unwrap().remove(1).unwrap();
+        });
+        for head in &heads {
+            let stopped = since(*head);
+            assert!(matches!(
+                stopped,
+                Err(JournalError::Damaged { number: 1, .. })
+            ));
+        }
     }
 
     #[test]

@@ -22,14 +22,18 @@ pub(super) fn check(data: &Path) -> Result<Head, JournalError> {
     })
 }
 
-/// As [`check`], and gives what each record says.
+/// As [`check`], and gives what each record after `since` says.
 ///
 /// # Errors
 ///
-/// As [`inspect`].
-pub(super) fn give(data: &Path, each: &mut dyn FnMut(Change)) -> Result<Head, JournalError> {
+/// As [`inspect`], and [`JournalError::Elsewhere`].
+pub(super) fn give(
+    data: &Path,
+    since: Head,
+    each: &mut dyn FnMut(Change),
+) -> Result<Head, JournalError> {
     look(data, |transaction, mark| {
-        embedded::follow_giving(transaction, mark, each)
+        embedded::follow_giving(transaction, mark, since, each)
     })
 }
 

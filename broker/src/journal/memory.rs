@@ -40,6 +40,10 @@ impl Journal for Memory {
         }
         Ok(())
     }
+
+    fn head(&self) -> Head {
+        self.head
+    }
 }
 
 #[cfg(test)]

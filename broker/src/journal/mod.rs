@@ -45,6 +45,9 @@ pub enum JournalError {
     /// One process at a time.
     #[error("{0} is open in another process: is the broker running?")]
     InUse(String),
+    /// Asked for what follows a head that it never had.
+    #[error("the journal does not pass through record {0} as it was")]
+    Elsewhere(u64),
     /// The broker that was asked did not do it.
     #[error("{0}")]
     Refused(String),
@@ -70,6 +73,9 @@ pub trait Journal: Send {
     ///
     /// [`JournalError::Damaged`] with the position of the first record that does not fit.
     fn replay(&mut self, each: &mut dyn FnMut(Change)) -> Result<(), JournalError>;
+
+    /// Where its chain stands.
+    fn head(&self) -> Head;
 }
 
 /// What a journal holds, as far as its chain says.
@@ -102,13 +108,16 @@ impl Summary {
 
 /// Where the chain of records stands: the next number, and the hash of the last record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Head {
-    next: u64,
-    last: Digest,
+pub struct Head {
+    /// The number that the next record will have.
+    pub next: u64,
+    /// The hash of the last record, which stands for all before it too.
+    pub last: Digest,
 }
 
 impl Head {
-    const START: Self = Self {
+    /// Before the first record.
+    pub const START: Self = Self {
         next: 0,
         last: Digest([0; 32]),
     };

@@ -304,6 +304,7 @@ fn well_known(core: &Core) -> Reply {
         envelope_bytes_max: limits.envelope_bytes_max as u64,
         clock_skew_max_ms: limits.clock_skew_max_ms,
         now: core.clock.now(),
+        successions: core.state.broker_keys.successions(),
     };
     let body = serde_json::to_vec(&shown).unwrap_or_default();
     envelope(Answer {

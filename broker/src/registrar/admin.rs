@@ -46,6 +46,10 @@ impl Desk {
             Kind::AdminPeerResume => self.pause_peer(body, by, false),
             Kind::AdminPeerRemove => self.remove_peer(body, by),
             Kind::AdminPeerGrant => self.grant_peer(body, by),
+            Kind::AdminBrokerList => self.list_broker_keys(body),
+            Kind::AdminBrokerPrepare => self.prepare_broker_key(body, by),
+            Kind::AdminBrokerActivate => self.activate_broker_key(body, by),
+            Kind::AdminBrokerRetire => self.retire_broker_key(body, by),
             Kind::AdminConfigRead => self.read_config(body),
             kind => Err(Refusal::UnknownType(kind.to_string())),
         }

@@ -6,6 +6,8 @@
 
 mod admin;
 mod agents;
+mod broker_keys;
+mod keys;
 mod peers;
 mod revoking;
 mod roots;
@@ -20,7 +22,9 @@ use std::time::Duration;
 use proto_spec::admission::Permit;
 use proto_spec::limits::CAPABILITIES_MAX;
 use proto_spec::message::Ack;
-use proto_spec::{Authorized, Kind, Name, Newcomer, Pattern, Refusal, SigningKey, Timestamp};
+use proto_spec::{
+    Authorized, Kind, Name, Newcomer, Org, Pattern, PublicKey, Refusal, SigningKey, Timestamp,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::change::Change;
@@ -28,8 +32,10 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
 use crate::state::budgets::Need;
+use crate::state::snapshot::Snapshots;
 use crate::state::{State, Taking};
-pub(crate) use roots::load as load_root;
+use crate::voice::Voice;
+pub(crate) use keys::Purpose;
 use scope::By;
 pub(crate) use tokens::first_admin;
 
@@ -56,6 +62,15 @@ pub enum Order {
     Act(Box<Authorized>),
     /// A call draws on a budget whose reserve is used up.
     Reserve(Need, Name),
+    /// A peer's broker goes on under another key, which it proved.
+    Rekey {
+        /// Which peer.
+        org: Org,
+        /// Its key as it is on record.
+        from: PublicKey,
+        /// Its next key.
+        to: PublicKey,
+    },
 }
 
 /// Where a newcomer asked from.
@@ -71,7 +86,7 @@ impl Order {
     /// Whether what it comes to is the same before and after the changes that wait with it.
     fn commutes(&self) -> bool {
         match self {
-            Self::Register(..) | Self::Reserve(..) => false,
+            Self::Register(..) | Self::Reserve(..) | Self::Rekey { .. } => false,
             Self::Act(act) => matches!(
                 act.envelope().kind(),
                 Kind::AdminTokenIssue | Kind::AdminEnrolIssue
@@ -100,22 +115,28 @@ impl Registrar {
         state: Arc<State>,
         journal: Box<dyn Journal>,
         root: SigningKey,
+        voice: Arc<Voice>,
         clock: Arc<Clock>,
         config: Config,
+        snapshots: Snapshots,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let mut desk = Desk {
             state,
             journal,
             root,
+            voice,
             clock,
             config,
+            snapshots,
             own_acts: HashMap::new(),
             reserves: HashMap::new(),
         };
         let thread = std::thread::Builder::new()
             .name("registrar".into())
             .spawn(move || {
+                desk.keep_snapshot();
+                let _fatal = EndOfAll;
                 while let Some(first) = jobs.blocking_recv() {
                     desk.work(first, &mut jobs);
                 }
@@ -142,12 +163,36 @@ impl Registrar {
         self.have(order).await.map(drop)
     }
 
+    /// Has a peer's grants issued anew, to the key that follows its broker's.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Conflict`] where the peer is not on record under `from`, [`Refusal::Busy`],
+    /// [`Refusal::StorageFull`].
+    pub async fn rekey(&self, org: &Org, from: PublicKey, to: PublicKey) -> Result<(), Refusal> {
+        let org = org.clone();
+        self.have(Order::Rekey { org, from, to }).await.map(drop)
+    }
+
     async fn have(&self, order: Order) -> Result<Option<Ack>, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.queue
             .try_send((order, answer))
             .map_err(|_| Refusal::Busy("the registrar's queue"))?;
         answered.await.map_err(|_| Refusal::Internal)?
+    }
+}
+
+/// A registrar that panicked may have made something durable that is not in force: a broker that went on
+/// without it would serve what was revoked. So it ends, and starts again from its journal.
+struct EndOfAll;
+
+impl Drop for EndOfAll {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the registrar panicked: the broker ends");
+            std::process::abort();
+        }
     }
 }
 
@@ -179,8 +224,10 @@ struct Desk {
     state: Arc<State>,
     journal: Box<dyn Journal>,
     root: SigningKey,
+    voice: Arc<Voice>,
     clock: Arc<Clock>,
     config: Config,
+    snapshots: Snapshots,
     /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
     own_acts: HashMap<Name, (Timestamp, u32)>,
     /// And how often calls were reserved for them.
@@ -220,6 +267,7 @@ impl Desk {
             Order::Register(newcomer, from) => self.register(&newcomer, &from),
             Order::Act(act) => self.act(&act),
             Order::Reserve(need, caller) => self.reserve(need, &caller),
+            Order::Rekey { org, from, to } => self.rekey_peer(&org, from, to),
         }
     }
 
@@ -293,6 +341,12 @@ impl Desk {
             let done = appended.clone().and_then(|()| take());
             drop(answer.send(done.map(|()| report(&self.state))));
         }
+        self.keep_snapshot();
+    }
+
+    /// Where nothing is decided and not taken over.
+    fn keep_snapshot(&mut self) {
+        self.snapshots.keep(&self.state, self.journal.head());
     }
 
     fn take_over(&mut self, change: &Change) -> Result<(), Refusal> {
@@ -301,6 +355,7 @@ impl Desk {
             Refusal::Internal
         })?;
         self.take_root(change);
+        self.take_broker_key(change);
         self.close_sessions_that_lost_their_key(change);
         self.state.changed.notify_one();
         Ok(())
@@ -316,9 +371,12 @@ impl Desk {
             _ => return,
         };
         for name in names {
-            let key = self.state.registry.agent(name).map(|agent| agent.key);
+            let agent = self.state.registry.agent(name);
             for session in self.state.sessions.of(name) {
-                if Some(*session.key()) != key {
+                if agent
+                    .as_ref()
+                    .is_none_or(|agent| agent.key != *session.key())
+                {
                     // Out of every list first: nothing is routed to it while its connection closes.
                     self.state.sessions.detach(&session);
                     session.close();

@@ -1,10 +1,10 @@
 //! Peers: taken by an admin, granted to by an admin, and let go.
 
-use proto_spec::capability::{Check, PeerTerms, encode_text, issue};
+use proto_spec::capability::{Check, Claims, PeerTerms, decode_text, encode_text, issue};
 use proto_spec::limits::{HOPS_MAX, PEER_GRANTS_MAX};
 use proto_spec::message::{Ack, PeerAdd, PeerGrant, PeerName, PeerRecord};
 use proto_spec::peering::{Descriptor, check_endpoint};
-use proto_spec::{Kind, NamePattern, Org, Refusal};
+use proto_spec::{Kind, Name, NamePattern, Org, PublicKey, Refusal, Timestamp};
 
 use super::admin::{Nothing, read};
 use super::scope::By;
@@ -136,7 +136,7 @@ impl Desk {
             return Ok(proposed);
         }
         let terms = PeerTerms {
-            peer: body.org.clone(),
+            peer: body.org,
             holder: peer.key,
             capabilities: body.capabilities.clone(),
             issued: self.state.revocations.after_bars(at),
@@ -144,26 +144,89 @@ impl Desk {
             checks,
             depth: body.depth,
         };
-        let token = issue::peer(&self.root, &self.state.org, &terms, entropy()?)
-            .map_err(|error| bad_terms(&error))?;
-        let id = self.id_of_unsealed(&token)?;
-        let granted = Change::PeerGranted {
-            id,
-            org: body.org,
-            holder: peer.key,
-            capabilities: body.capabilities,
-            checks: texts,
-            depth: body.depth,
-            expires,
-            token: encode_text(&token),
-            by: by.first.clone(),
-            at,
+        let granted = self.granted(&terms, texts, by.first.clone(), at)?;
+        let Change::PeerGranted { id, .. } = granted else {
+            return Err(Refusal::Internal);
         };
         Ok(change(granted, move |_| Ack::Issued {
             id,
             token: None,
             expires,
         }))
+    }
+
+    /// A peer's broker has another key: the token that it delegates from has to name that one.
+    pub(super) fn rekey_peer(
+        &self,
+        org: &Org,
+        from: PublicKey,
+        to: PublicKey,
+    ) -> Result<Decision, Refusal> {
+        let peer = self.peer(org)?;
+        if peer.key == to {
+            return Ok(Decision::Nothing);
+        }
+        if peer.key != from {
+            return Err(Refusal::Conflict(format!("{org} has another key by now")));
+        }
+        let changes = self.reissue_peer(&peer, to)?;
+        Ok(Decision::Change(changes, Box::new(|_| None)))
+    }
+
+    /// Issues a peer's grants anew, under the root that is active, to this key.
+    pub(super) fn reissue_peer(&self, peer: &Peer, key: PublicKey) -> Result<Vec<Change>, Refusal> {
+        let at = self.clock.now();
+        let mut changes = vec![Change::PeerReissued {
+            org: peer.org.clone(),
+            key,
+            ids: peer.grants.iter().map(|grant| grant.id).collect(),
+            at,
+        }];
+        for grant in &peer.grants {
+            let record = self.state.registry.issued_by_id(&grant.id);
+            let record = record.ok_or(Refusal::Internal)?;
+            if record.expires <= at {
+                continue;
+            }
+            let said = Claims::read(&decode_text(&grant.text)?)?;
+            let terms = PeerTerms {
+                peer: peer.org.clone(),
+                holder: key,
+                capabilities: record.capabilities.clone(),
+                // What was barred stays barred.
+                issued: said.issued(),
+                expires: record.expires,
+                checks: parse_checks(&record.checks)?,
+                depth: said.depth(),
+            };
+            let by = record.issuer.clone().ok_or(Refusal::Internal)?;
+            changes.push(self.granted(&terms, record.checks.clone(), by, at)?);
+        }
+        Ok(changes)
+    }
+
+    /// Mints a peer's grant, and says what is to be put on record.
+    fn granted(
+        &self,
+        terms: &PeerTerms,
+        checks: Vec<String>,
+        by: Name,
+        at: Timestamp,
+    ) -> Result<Change, Refusal> {
+        let token = issue::peer(&self.root, &self.state.org, terms, entropy()?)
+            .map_err(|error| bad_terms(&error))?;
+        Ok(Change::PeerGranted {
+            id: self.id_of_unsealed(&token)?,
+            org: terms.peer.clone(),
+            holder: terms.holder,
+            capabilities: terms.capabilities.clone(),
+            checks,
+            depth: terms.depth,
+            expires: terms.expires,
+            token: encode_text(&token),
+            by,
+            at,
+        })
     }
 
     fn peer(&self, org: &Org) -> Result<std::sync::Arc<Peer>, Refusal> {

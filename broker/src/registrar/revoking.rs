@@ -195,14 +195,14 @@ impl Desk {
             agents: vec![body.name.clone()],
             tokens: ids.len() as u64,
             ids: ids.into_iter().take(SHOWN).collect(),
-            ..self.in_flight(&Blow::keys([agent.key]))
+            ..self.in_flight(&Blow::keys([agent.key.key()]))
         };
         if body.dry_run {
             return Ok(answer(Ack::WouldRevoke(struck)));
         }
         let revoked = Change::AgentRevoked {
             name: body.name,
-            key: agent.key,
+            key: agent.key.key(),
             reason: body.reason,
             by: by.first.clone(),
             at: self.clock.now(),
@@ -302,7 +302,7 @@ impl Desk {
         }
         let agents = names.into_iter().filter_map(|name| {
             let agent = self.state.registry.agent(&name)?;
-            Some((name, agent.key))
+            Some((name, agent.key.key()))
         });
         let is_live = |id: &Digest| {
             let record = self.state.registry.issued_by_id(id);

@@ -124,7 +124,9 @@ impl Desk {
             parent: None,
             kind: kind_of(record).into(),
             agent: Some(name.clone()),
-            key: record.holder.unwrap_or_else(|| self.root.public()),
+            key: record
+                .holder
+                .map_or_else(|| self.root.public(), |holder| holder.key()),
             capabilities: record.capabilities.clone(),
             checks: record.checks.clone(),
             expires: record.expires,
@@ -208,8 +210,8 @@ fn append(
 pub(super) fn record_of(state: &State, agent: &Agent) -> AgentRecord {
     AgentRecord {
         name: agent.name.clone(),
-        key: agent.key,
-        fingerprint: agent.key.fingerprint(),
+        key: agent.key.key(),
+        fingerprint: agent.key.key().fingerprint(),
         capabilities: agent.capabilities(),
         prefixes: agent.prefixes.clone(),
         admin: agent.admin.clone(),

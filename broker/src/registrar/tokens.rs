@@ -39,7 +39,7 @@ impl Desk {
         }
         let unsealed = self.mint(&Terms {
             agent: AgentId::new(body.agent.clone(), self.state.org.clone()),
-            holder: agent.key,
+            holder: agent.key.key(),
             capabilities: body.capabilities.clone(),
             issued: self.state.revocations.after_bars(at),
             not_before: body.not_before,

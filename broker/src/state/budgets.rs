@@ -111,6 +111,23 @@ impl Budgets {
         limit.saturating_sub(used)
     }
 
+    /// What is on disk of each.
+    pub(super) fn image(&self) -> Vec<(Digest, u32)> {
+        let reserved = |(id, budget): (&Digest, &Budget)| {
+            // How many were used is known to this run alone.
+            let Budget { reserved, used: _ } = budget;
+            (*id, *reserved)
+        };
+        let Self { known } = self;
+        lock(known).iter().map(reserved).collect()
+    }
+
+    pub(super) fn load(&self, reserved: Vec<(Digest, u32)>) {
+        for (block, calls) in reserved {
+            self.reserve(block, calls, true);
+        }
+    }
+
     pub(super) fn reserve(&self, block: Digest, calls: u32, is_start: bool) {
         let mut known = self.lock();
         let budget = known.entry(block).or_default();

@@ -1,51 +1,68 @@
-//! Derived state: views in memory, rebuilt by replaying the journal. The request path reads these
-//! and nothing else, so it stays synchronous.
+//! Derived state: views in memory, rebuilt from the journal, or from a [`snapshot`] and the records
+//! after it. The request path reads these and nothing else, so it stays synchronous.
 
+pub mod broker_keys;
 pub mod budgets;
 pub mod calls;
 pub mod ceilings;
+pub mod charter;
+pub mod key;
+pub mod keys;
 pub mod links;
 pub mod outbox;
 pub mod peers;
 pub mod pending;
 pub mod proposals;
+pub mod recoveries;
 pub mod registry;
 pub mod replay;
 pub mod revocations;
 pub mod roots;
 pub mod sessions;
+pub mod snapshot;
 pub mod tokens;
 
 use std::sync::Arc;
 
+use proto_spec::Org;
 use proto_spec::capability::Token;
-use proto_spec::{Org, PublicKey};
 use tokio::sync::Notify;
 
 use crate::change::Change;
-use crate::config::Config;
+use crate::config::Limits;
+use broker_keys::BrokerKeys;
 use budgets::Budgets;
 use calls::Calls;
+use charter::Charter;
+use key::KeyId;
 use links::Links;
 use peers::Peers;
 use pending::Pending;
 use proposals::Proposals;
+use recoveries::Recoveries;
 use registry::{Agent, Record, Registry};
 use replay::Replay;
 use revocations::Revocations;
 use roots::Roots;
 use sessions::Sessions;
+use snapshot::Image;
 use tokens::Tokens;
 
-/// All that a broker knows. Durable parts are written by [`State::apply`] only.
+/// All that a broker knows. Durable parts are written by [`State::apply`] only, save at a start.
 #[derive(Debug)]
 pub struct State {
     /// Whose broker this is.
     pub org: Org,
+    /// Durable: what it began with.
+    pub charter: Charter,
+    /// Durable: the keys that this broker signs with, or did.
+    pub broker_keys: BrokerKeys,
     /// Durable: the keys that this organisation's tokens are rooted in.
     pub roots: Roots,
     /// Durable: who is registered, with which key and grants.
     pub registry: Registry,
+    /// Durable: whom the recovery key named.
+    pub recoveries: Recoveries,
     /// Durable: what is dead.
     pub revocations: Revocations,
     /// Durable: which organisations are peers.
@@ -56,7 +73,7 @@ pub struct State {
     pub proposals: Proposals,
     /// Tokens that were opened before.
     pub tokens: Tokens,
-    /// Requests that wait for an admin.
+    /// Requests that wait for an admin; durable is which were turned down.
     pub pending: Pending,
     /// Which peers are connected now.
     pub links: Links,
@@ -87,23 +104,23 @@ pub struct Misfit(pub String);
 impl State {
     /// State before any change.
     #[must_use]
-    pub fn new(config: &Config, replay: Replay) -> Self {
+    pub fn new(org: Org, limits: &Limits, replay: Replay) -> Self {
         Self {
-            org: config.org.clone(),
+            org,
+            charter: Charter::default(),
+            broker_keys: BrokerKeys::default(),
             roots: Roots::default(),
             registry: Registry::default(),
+            recoveries: Recoveries::default(),
             revocations: Revocations::default(),
             peers: Peers::default(),
             budgets: Budgets::default(),
             proposals: Proposals::default(),
             tokens: Tokens::default(),
-            pending: Pending::new(&config.limits),
+            pending: Pending::new(limits),
             links: Links::default(),
-            sessions: Sessions::new(
-                config.limits.sessions_per_agent_max,
-                config.limits.outbox_bytes_max,
-            ),
-            calls: Calls::new(config.limits.calls_max, config.limits.calls_per_session_max),
+            sessions: Sessions::new(limits.sessions_per_agent_max, limits.outbox_bytes_max),
+            calls: Calls::new(limits.calls_max, limits.calls_per_session_max),
             replay,
             changed: Notify::new(),
         }
@@ -117,8 +134,8 @@ impl State {
                 let agent = self.registry.agent(name);
                 !agent.is_some_and(|agent| agent.has_grant(&record.id))
             });
-        let has_dead_key = |key: &PublicKey| self.revocations.is_key_revoked(key);
-        let has_no_root = |root: &PublicKey| !self.roots.keys().contains(root);
+        let has_dead_key = |key: &KeyId| self.revocations.is_key_dead(key);
+        let has_no_root = |root: &KeyId| !self.roots.keys().iter().any(|key| root == key);
         is_off_record
             || self.revocations.is_revoked(&record.id)
             || record.holder.as_ref().is_some_and(has_dead_key)
@@ -131,12 +148,75 @@ impl State {
         agent.grants.tokens(&self.roots.keys())
     }
 
-    /// Takes over a durable change: the only writer of durable state.
+    /// All that is durable, as a snapshot holds it. What is large is shared, not copied; no call waits.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        let Self {
+            charter,
+            broker_keys,
+            roots,
+            registry,
+            recoveries,
+            revocations,
+            peers,
+            budgets,
+            proposals,
+            pending,
+            // Not durable, or kept elsewhere.
+            org: _,
+            tokens: _,
+            links: _,
+            sessions: _,
+            calls: _,
+            replay: _,
+            changed: _,
+        } = self;
+        Image {
+            charter: charter.written(),
+            broker_keys: broker_keys.image(),
+            recoveries: recoveries.image(),
+            roots: roots.image(),
+            registry: registry.image(),
+            revocations: revocations.image(),
+            peers: peers.image(),
+            budgets: budgets.image(),
+            proposals: proposals.image(),
+            denied: pending.image(),
+        }
+    }
+
+    /// Takes over all that was durable, before any change: the other writer of durable state.
+    pub fn load(&self, image: Image) {
+        let Image {
+            charter,
+            broker_keys,
+            roots,
+            registry,
+            recoveries,
+            revocations,
+            peers,
+            budgets,
+            proposals,
+            denied,
+        } = image;
+        self.charter.load(charter);
+        self.broker_keys.load(broker_keys);
+        self.recoveries.load(recoveries);
+        self.roots.load(roots);
+        self.registry.load(registry);
+        self.revocations.load(revocations);
+        self.peers.load(peers);
+        self.budgets.load(budgets);
+        self.proposals.load(proposals);
+        self.pending.load(denied);
+    }
+
+    /// Takes over a durable change: the only writer of durable state but for [`State::load`].
     ///
     /// # Errors
     ///
-    /// [`Misfit`] where the change names another organisation. When it comes from the registrar it was
-    /// made by this broker, and fits.
+    /// [`Misfit`] where the change names another organisation, or somebody said it who may not. When it
+    /// comes from the registrar it was made by this broker, and fits.
     pub fn apply(&self, change: &Change, taking: Taking) -> Result<(), Misfit> {
         if let Change::Founded { org, .. } = change
             && *org != self.org
@@ -146,21 +226,26 @@ impl State {
                 self.org
             )));
         }
+        self.recoveries.apply(&self.org, change)?;
+        self.broker_keys.apply(&self.org, change)?;
         let at = change.at();
         match change {
             Change::AgentRevoked { name, key, .. } => {
-                self.revocations.revoke_key(*key, at);
+                self.revocations.revoke_key(key.into(), at);
                 self.registry.remove(name);
             }
             Change::Quarantined { agents, ids, .. } => {
                 for (name, key) in agents {
-                    self.revocations.revoke_key(*key, at);
+                    self.revocations.revoke_key(key.into(), at);
                     self.registry.remove(name);
                 }
                 self.revocations.revoke(ids);
                 self.registry.drop_grants(ids);
             }
-            Change::PeerRemoved { ids, .. } => self.revocations.revoke(ids),
+            Change::PeerRemoved { ids, .. } | Change::PeerReissued { ids, .. } => {
+                self.revocations.revoke(ids);
+                self.peers.drop_grants(ids);
+            }
             Change::Revoked { ids, .. } => {
                 self.revocations.revoke(ids);
                 self.registry.drop_grants(ids);
@@ -168,7 +253,7 @@ impl State {
             }
             Change::Barred { under, before, .. } => self.revocations.bar(under, *before),
             Change::Rotated { from, grants, .. } => {
-                self.revocations.revoke_key(*from, at);
+                self.revocations.revoke_key(from.into(), at);
                 self.budgets.reissued(grants);
             }
             Change::Reissued { grants, .. } => self.budgets.reissued(grants),
@@ -178,12 +263,13 @@ impl State {
             Change::Approved { name, key, .. } | Change::Enrolled { name, key, .. } => {
                 // The key before this one is out: whatever it holds or delegated is dead with it.
                 if let Some(before) = self.registry.agent(name).filter(|agent| agent.key != *key) {
-                    self.revocations.revoke_key(before.key, at);
+                    self.revocations.revoke_key(before.key.id(), at);
                 }
             }
             _ => {}
         }
         self.peers.apply(change);
+        self.charter.apply(change);
         self.pending.apply(change);
         self.proposals.apply(change);
         let root = self.roots.keys().first().copied();

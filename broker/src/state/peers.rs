@@ -7,6 +7,7 @@ use proto_spec::capability::{Token, decode_text};
 use proto_spec::{Digest, Org, Pattern, PublicKey, Timestamp};
 use tokio::sync::watch;
 
+use super::snapshot::stored;
 use crate::change::Change;
 use crate::locks::{read, write};
 
@@ -43,6 +44,14 @@ pub struct PeerGrant {
 }
 
 impl PeerGrant {
+    fn new(id: Digest, text: String) -> Self {
+        Self {
+            id,
+            text,
+            opened: OnceLock::new(),
+        }
+    }
+
     /// The token, opened when it is first asked for. One that does not open grants nothing.
     #[must_use]
     pub fn token(&self, roots: &[PublicKey]) -> Option<Arc<Token>> {
@@ -56,6 +65,77 @@ impl PeerGrant {
                 .map(Arc::new)
         };
         self.opened.get_or_init(open).clone()
+    }
+}
+
+/// A peer as a snapshot holds it.
+#[derive(Debug)]
+pub(super) struct Written {
+    org: Org,
+    key: PublicKey,
+    endpoints: Vec<String>,
+    asks: Vec<Pattern>,
+    is_paused: bool,
+    since: Timestamp,
+    grants: Vec<(Digest, String)>,
+}
+stored!(Written {
+    org,
+    key,
+    endpoints,
+    asks,
+    is_paused,
+    since,
+    grants
+});
+
+impl From<&Peer> for Written {
+    fn from(peer: &Peer) -> Self {
+        let Peer {
+            org,
+            key,
+            endpoints,
+            asks,
+            is_paused,
+            since,
+            grants,
+        } = peer.clone();
+        let grants = grants.iter().map(|grant| (grant.id, grant.text.clone()));
+        Self {
+            org,
+            key,
+            endpoints,
+            asks,
+            is_paused,
+            since,
+            grants: grants.collect(),
+        }
+    }
+}
+
+impl From<Written> for Peer {
+    fn from(written: Written) -> Self {
+        let Written {
+            org,
+            key,
+            endpoints,
+            asks,
+            is_paused,
+            since,
+            grants,
+        } = written;
+        let grants = grants.into_iter();
+        Self {
+            org,
+            key,
+            endpoints,
+            asks,
+            is_paused,
+            since,
+            grants: grants
+                .map(|(id, text)| Arc::new(PeerGrant::new(id, text)))
+                .collect(),
+        }
     }
 }
 
@@ -105,6 +185,18 @@ impl Peers {
         self.changed.send_replace(());
     }
 
+    pub(super) fn image(&self) -> Vec<Written> {
+        let Self { all, changed: _ } = self;
+        read(all).values().map(|peer| (&**peer).into()).collect()
+    }
+
+    pub(super) fn load(&self, written: Vec<Written>) {
+        let peers = written.into_iter().map(Peer::from);
+        *write(&self.all) = peers
+            .map(|peer| (peer.org.clone(), Arc::new(peer)))
+            .collect();
+    }
+
     /// Takes revoked grants away.
     pub(super) fn drop_grants(&self, ids: &[Digest]) {
         for peer in self.all() {
@@ -151,12 +243,9 @@ impl Peers {
                 write(&self.all).remove(org);
                 self.changed.send_replace(());
             }
+            Change::PeerReissued { org, key, .. } => self.change(org, |peer| peer.key = *key),
             Change::PeerGranted { id, org, token, .. } => {
-                let grant = PeerGrant {
-                    id: *id,
-                    text: token.clone(),
-                    opened: OnceLock::new(),
-                };
+                let grant = PeerGrant::new(*id, token.clone());
                 self.change(org, |peer| peer.grants.push(Arc::new(grant)));
             }
             _ => {}

@@ -26,6 +26,9 @@ pub struct Pending {
     inner: Mutex<Inner>,
 }
 
+/// A request that was turned down, with the reason given.
+pub type Denied = ((Name, PublicKey), Option<String>);
+
 #[derive(Debug, Default)]
 struct Inner {
     waiting: HashMap<(Name, PublicKey), PendingRecord>,
@@ -141,6 +144,27 @@ impl Pending {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What was turned down, in that order.
+    pub(super) fn image(&self) -> Vec<Denied> {
+        let Inner {
+            denied,
+            denied_order,
+            // Not durable.
+            waiting: _,
+            networks: _,
+        } = &*self.lock();
+        let reason = |slot| denied.get(slot).cloned().flatten();
+        let all = denied_order.iter();
+        all.map(|slot| (slot.clone(), reason(slot))).collect()
+    }
+
+    pub(super) fn load(&self, denied: Vec<Denied>) {
+        let mut inner = self.lock();
+        for (slot, reason) in denied {
+            inner.deny(slot, reason);
+        }
     }
 
     pub(super) fn apply(&self, change: &Change) {

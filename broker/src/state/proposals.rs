@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use proto_spec::{Digest, Name, Refusal, Timestamp};
 
+use super::snapshot::stored;
 use crate::change::Change;
 use crate::locks::lock;
 
@@ -27,6 +28,14 @@ pub struct Waiting {
     /// Until when it waits.
     pub expires: Timestamp,
 }
+stored!(Waiting {
+    id,
+    act,
+    body,
+    by,
+    at,
+    expires
+});
 
 /// Durable: an acknowledged proposal is not lost.
 #[derive(Debug, Default)]
@@ -71,6 +80,15 @@ impl Proposals {
                 "the list of acts that wait for a second admin",
             ))
         }
+    }
+
+    pub(super) fn image(&self) -> Vec<Waiting> {
+        let Self { waiting } = self;
+        lock(waiting).values().cloned().collect()
+    }
+
+    pub(super) fn load(&self, waiting: Vec<Waiting>) {
+        *self.lock() = waiting.into_iter().map(|one| (one.id, one)).collect();
     }
 
     pub(super) fn apply(&self, change: &Change) {

@@ -12,6 +12,8 @@ use proto_spec::capability::{Token, decode_text};
 use proto_spec::message::AdminScope;
 use proto_spec::{Digest, Name, NamePattern, Org, Pattern, PublicKey, Timestamp};
 
+use super::key::{KeyId, Sleeping};
+use super::snapshot::{Sink, Source, Stored, put_named, stored, take_named, torn};
 use crate::change::{Change, Reissued};
 use crate::locks::{read, write};
 
@@ -39,6 +41,39 @@ impl Subject {
     }
 }
 
+impl Stored for Subject {
+    fn put(&self, to: &mut Sink) {
+        match self {
+            Self::Approval(name) => {
+                0_u8.put(to);
+                name.put(to);
+            }
+            Self::Grant(name) => {
+                1_u8.put(to);
+                name.put(to);
+            }
+            Self::Enrol(names) => {
+                2_u8.put(to);
+                names.put(to);
+            }
+            Self::Peer(org) => {
+                3_u8.put(to);
+                org.put(to);
+            }
+        }
+    }
+
+    fn take(from: &mut Source) -> std::io::Result<Self> {
+        match u8::take(from)? {
+            0 => Stored::take(from).map(Self::Approval),
+            1 => Stored::take(from).map(Self::Grant),
+            2 => Stored::take(from).map(Self::Enrol),
+            3 => Stored::take(from).map(Self::Peer),
+            _ => Err(torn("something was issued to nobody")),
+        }
+    }
+}
+
 /// One thing that was issued.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -61,12 +96,26 @@ pub struct Record {
     /// By which admin; nobody for what an enrolment token gave.
     pub issuer: Option<Name>,
     /// The key that it was issued to; nothing for an enrolment token.
-    pub holder: Option<PublicKey>,
+    pub holder: Option<KeyId>,
     /// The key that it is rooted in.
-    pub root: Option<PublicKey>,
+    pub root: Option<KeyId>,
     /// The sealed grant, where it is kept on record.
     pub text: Option<Arc<str>>,
 }
+stored!(Record {
+    id,
+    subject,
+    capabilities,
+    checks,
+    issued,
+    not_before,
+    expires,
+    calls,
+    issuer,
+    holder,
+    root,
+    text,
+});
 
 /// The grants on record of one agent.
 #[derive(Debug, Default)]
@@ -110,13 +159,24 @@ impl Grants {
     }
 }
 
+impl Stored for Arc<Grants> {
+    fn put(&self, to: &mut Sink) {
+        let Grants { records, opened: _ } = &**self;
+        put_named(records, to);
+    }
+
+    fn take(from: &mut Source) -> std::io::Result<Self> {
+        take_named(from).map(Grants::of)
+    }
+}
+
 /// An approved agent. Replaced as a whole when anything about it changes.
 #[derive(Debug, Clone)]
 pub struct Agent {
     /// Its name.
     pub name: Name,
     /// The key that signs for it.
-    pub key: PublicKey,
+    pub key: Sleeping,
     /// Under which it may offer tools.
     pub prefixes: Vec<Pattern>,
     /// Beyond which it grants nothing, if it is an admin.
@@ -131,6 +191,27 @@ pub struct Agent {
     pub enrolment: Option<Digest>,
     /// The admin who approved it last; nobody while it has what its enrolment token gave.
     pub by: Option<Name>,
+}
+stored!(Agent {
+    name,
+    key,
+    prefixes,
+    admin,
+    approval,
+    grants,
+    since,
+    enrolment,
+    by,
+});
+
+impl Stored for Arc<Agent> {
+    fn put(&self, to: &mut Sink) {
+        Agent::put(self, to);
+    }
+
+    fn take(from: &mut Source) -> std::io::Result<Self> {
+        Agent::take(from).map(Self::new)
+    }
 }
 
 impl Agent {
@@ -158,7 +239,7 @@ pub type Position = (Timestamp, Digest);
 #[derive(Debug, Default)]
 pub struct Registry {
     agents: DashMap<Name, Arc<Agent>>,
-    by_key: DashMap<PublicKey, Name>,
+    by_key: DashMap<KeyId, Name>,
     names: RwLock<BTreeSet<Name>>,
     /// Tool prefixes, each with its final dot, and whose they are.
     prefixes: RwLock<BTreeMap<String, BTreeSet<Name>>>,
@@ -169,6 +250,30 @@ pub struct Registry {
     uses_left: DashMap<Digest, u32>,
     /// Of grants that were issued anew: the id before, and the one after.
     successors: DashMap<Digest, Digest>,
+}
+
+/// What a [`Registry`] holds, without what follows from it.
+#[derive(Debug, Default)]
+pub struct Image {
+    /// Before the agents that hold them.
+    issued: Vec<Arc<Record>>,
+    agents: Vec<Arc<Agent>>,
+    uses_left: Vec<(Digest, u32)>,
+    successors: Vec<(Digest, Digest)>,
+}
+stored!(Image {
+    issued,
+    agents,
+    uses_left,
+    successors,
+});
+
+impl Image {
+    pub(super) fn sort(&mut self) {
+        self.agents.sort_by(|a, b| a.name.cmp(&b.name));
+        self.uses_left.sort_unstable();
+        self.successors.sort_unstable();
+    }
 }
 
 /// The revocation id of a token's authority block: what a grant is listed and revoked by.
@@ -187,7 +292,7 @@ fn approval(
     key: PublicKey,
     capabilities: &[Pattern],
     expires: Timestamp,
-    root: Option<PublicKey>,
+    root: Option<KeyId>,
     at: Timestamp,
 ) -> Record {
     Record {
@@ -200,7 +305,7 @@ fn approval(
         expires,
         calls: None,
         issuer: None,
-        holder: Some(key),
+        holder: Some(KeyId::from(&key)),
         root,
         text: Some(text.as_str().into()),
     }
@@ -263,7 +368,8 @@ impl Registry {
     /// The agent that this key belongs to.
     #[must_use]
     pub fn owner(&self, key: &PublicKey) -> Option<Name> {
-        self.by_key.get(key).map(|entry| entry.clone())
+        let found = self.by_key.get(&KeyId::from(key));
+        found.map(|entry| entry.clone())
     }
 
     /// Another agent whose prefixes overlap one of `prefixes`.
@@ -305,12 +411,80 @@ impl Registry {
         self.by_id.get(id).map(|record| Arc::clone(&record))
     }
 
-    /// All that was issued to an agent and was not issued anew since.
+    /// All that was issued to an agent and was not issued anew since, in order of time.
     #[must_use]
     pub fn issued_to(&self, name: &Name) -> Vec<Arc<Record>> {
         let ids = self.by_agent.get(name).map(|ids| ids.clone());
         let ids = ids.unwrap_or_default();
-        ids.iter().filter_map(|id| self.issued_by_id(id)).collect()
+        let records = ids.iter().filter_map(|id| self.issued_by_id(id));
+        let mut records: Vec<_> = records.collect();
+        records.sort_by_key(|record| (record.issued, record.id));
+        records
+    }
+
+    /// How many agents there are, and things that were issued.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.agents.len() + read(&self.issued).len()
+    }
+
+    /// Whether there is none of either.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What it holds, each thing shared with it.
+    pub(super) fn image(&self) -> Image {
+        let Self {
+            agents,
+            issued,
+            uses_left,
+            successors,
+            // These follow from the agents,
+            by_key: _,
+            names: _,
+            prefixes: _,
+            // and these from what was issued.
+            by_id: _,
+            by_agent: _,
+        } = self;
+        Image {
+            issued: read(issued).values().cloned().collect(),
+            agents: agents.iter().map(|entry| Arc::clone(&entry)).collect(),
+            uses_left: uses_left
+                .iter()
+                .map(|entry| (*entry.key(), *entry.value()))
+                .collect(),
+            successors: successors
+                .iter()
+                .map(|entry| (*entry.key(), *entry.value()))
+                .collect(),
+        }
+    }
+
+    /// Fills an empty registry.
+    pub(super) fn load(&self, image: Image) {
+        let Image {
+            issued,
+            agents,
+            uses_left,
+            successors,
+        } = image;
+        std::thread::scope(|scope| {
+            // Agents and what was issued are held apart: each is half of the work.
+            scope.spawn(|| agents.into_iter().for_each(|agent| self.enter(agent, &[])));
+            issued.iter().for_each(|record| self.index(record));
+            // Sorted already: built at once, where a million inserts would look for their places.
+            let placed = issued.into_iter().map(|one| ((one.issued, one.id), one));
+            *write(&self.issued) = placed.collect();
+        });
+        for (id, left) in uses_left {
+            self.uses_left.insert(id, left);
+        }
+        for (id, next) in successors {
+            self.successors.insert(id, next);
+        }
     }
 
     /// Registrations that are left of an enrolment token.
@@ -319,11 +493,43 @@ impl Registry {
         self.uses_left.get(enrolment).map(|left| *left)
     }
 
+    /// All of it in one order, with what follows from what.
+    #[cfg(test)]
+    pub(super) fn everything(&self) -> String {
+        fn sorted<K: Ord + Clone + std::hash::Hash, V: Clone>(map: &DashMap<K, V>) -> Vec<(K, V)> {
+            let all: BTreeMap<K, V> = map.clone().into_iter().collect();
+            all.into_iter().collect()
+        }
+        let Self {
+            agents,
+            by_key,
+            names,
+            prefixes,
+            issued,
+            by_id,
+            by_agent,
+            uses_left,
+            successors,
+        } = self;
+        let by_agent: Vec<(Name, BTreeSet<Digest>)> = sorted(by_agent)
+            .into_iter()
+            .map(|(name, ids)| (name, ids.into_iter().collect()))
+            .collect();
+        format!(
+            "{:#?}",
+            (
+                (sorted(agents), sorted(by_key), names, prefixes),
+                (issued, sorted(by_id), by_agent),
+                (sorted(uses_left), sorted(successors)),
+            )
+        )
+    }
+
     // --- written by `State::apply` ---------------------------------------------------------------
 
     pub(super) fn remove(&self, name: &Name) {
         if let Some((_, agent)) = self.agents.remove(name) {
-            self.by_key.remove(&agent.key);
+            self.by_key.remove(&agent.key.id());
             self.index_prefixes(name, &agent.prefixes, &[]);
             write(&self.names).remove(name);
         }
@@ -343,6 +549,7 @@ impl Registry {
 
     /// Takes a change over, made while tokens are rooted in `root`.
     pub(super) fn apply(&self, change: &Change, root: Option<PublicKey>) {
+        let root = root.as_ref().map(KeyId::from);
         match change {
             Change::Approved {
                 name,
@@ -410,7 +617,8 @@ impl Registry {
                 by,
                 at,
             } => {
-                let record = self.list(Record {
+                let holder = self.agent(agent);
+                let record = Arc::new(Record {
                     id: *id,
                     subject: Subject::Grant(agent.clone()),
                     capabilities: capabilities.clone(),
@@ -420,10 +628,11 @@ impl Registry {
                     expires: *expires,
                     calls: *calls,
                     issuer: Some(by.clone()),
-                    holder: self.agent(agent).map(|agent| agent.key),
+                    holder: holder.map(|agent| agent.key.id()),
                     root,
                     text: record.as_deref().map(Arc::from),
                 });
+                self.list(Arc::clone(&record));
                 if record.text.is_some() {
                     self.change_grants(agent, |records| records.push(record));
                 }
@@ -437,7 +646,7 @@ impl Registry {
                 by,
                 at,
             } => {
-                self.list(Record {
+                self.list(Arc::new(Record {
                     id: *id,
                     subject: Subject::Enrol(name.clone()),
                     capabilities: ceiling.clone(),
@@ -450,7 +659,7 @@ impl Registry {
                     holder: None,
                     root,
                     text: None,
-                });
+                }));
                 self.uses_left.insert(*id, *uses);
             }
             Change::PeerGranted {
@@ -464,7 +673,7 @@ impl Registry {
                 at,
                 ..
             } => {
-                self.list(Record {
+                self.list(Arc::new(Record {
                     id: *id,
                     subject: Subject::Peer(org.clone()),
                     capabilities: capabilities.clone(),
@@ -474,10 +683,10 @@ impl Registry {
                     expires: *expires,
                     calls: None,
                     issuer: Some(by.clone()),
-                    holder: Some(*holder),
+                    holder: Some(holder.into()),
                     root,
                     text: None,
-                });
+                }));
             }
             Change::Rotated {
                 name,
@@ -486,8 +695,8 @@ impl Registry {
                 grants,
                 ..
             } => {
-                self.by_key.remove(from);
-                self.by_key.insert(*to, name.clone());
+                self.by_key.remove(&KeyId::from(from));
+                self.by_key.insert(to.into(), name.clone());
                 self.reissue(name, grants, Some(*to), root);
             }
             Change::Reissued { name, grants, .. } => self.reissue(name, grants, None, root),
@@ -511,10 +720,11 @@ impl Registry {
         at: Timestamp,
     ) {
         let approval = grant.as_ref().map(|record| record.id);
-        let grant = grant.map(|record| self.list(record));
+        let grant = grant.map(Arc::new);
+        if let Some(grant) = &grant {
+            self.list(Arc::clone(grant));
+        }
         let before = self.agent(name);
-        let old_prefixes = before.as_ref().map_or(&[][..], |agent| &agent.prefixes);
-        self.index_prefixes(name, old_prefixes, prefixes);
         // Grants that were issued apart stay; the approval's own is replaced. Another key starts anew.
         let kept: Vec<_> = match &before {
             Some(agent) if agent.key == key => {
@@ -525,19 +735,17 @@ impl Registry {
                     .collect()
             }
             Some(agent) => {
-                self.by_key.remove(&agent.key);
+                self.by_key.remove(&agent.key.id());
                 Vec::new()
             }
             None => Vec::new(),
         };
-        self.by_key.insert(key, name.clone());
-        write(&self.names).insert(name.clone());
         // Whoever approves it since: a quarantine strikes the token by which this key came in.
         let same = before.as_ref().filter(|agent| agent.key == key);
         let enrolment = enrolment.or_else(|| same.and_then(|agent| agent.enrolment));
         let agent = Agent {
             name: name.clone(),
-            key,
+            key: (&key).into(),
             prefixes: prefixes.to_vec(),
             admin,
             approval,
@@ -546,7 +754,16 @@ impl Registry {
             enrolment,
             by: by.cloned(),
         };
-        self.agents.insert(name.clone(), Arc::new(agent));
+        let old_prefixes = before.as_ref().map_or(&[][..], |agent| &agent.prefixes);
+        self.enter(Arc::new(agent), old_prefixes);
+    }
+
+    /// Puts an agent in place of the one of its name, whose prefixes were `before`.
+    fn enter(&self, agent: Arc<Agent>, before: &[Pattern]) {
+        self.index_prefixes(&agent.name, before, &agent.prefixes);
+        self.by_key.insert(agent.key.id(), agent.name.clone());
+        write(&self.names).insert(agent.name.clone());
+        self.agents.insert(agent.name.clone(), agent);
     }
 
     fn index_prefixes(&self, name: &Name, before: &[Pattern], after: &[Pattern]) {
@@ -582,7 +799,7 @@ impl Registry {
         name: &Name,
         reissued: &[Reissued],
         to: Option<PublicKey>,
-        root: Option<PublicKey>,
+        root: Option<KeyId>,
     ) {
         let mut anew = BTreeMap::new();
         for one in reissued {
@@ -597,13 +814,17 @@ impl Registry {
             let mut record = Record::clone(&record);
             record.id = one.new;
             record.text = Some(one.token.as_str().into());
-            record.holder = to.or(record.holder);
+            record.holder = to.as_ref().map(KeyId::from).or(record.holder);
             record.root = root;
-            anew.insert(one.old, self.list(record));
+            let record = Arc::new(record);
+            self.list(Arc::clone(&record));
+            anew.insert(one.old, record);
         }
         if let Some(mut entry) = self.agents.get_mut(name) {
             let mut agent = Agent::clone(&entry);
-            agent.key = to.unwrap_or(agent.key);
+            if let Some(to) = &to {
+                agent.key = to.into();
+            }
             let records = agent.grants.records().iter();
             let records = records.map(|record| anew.get(&record.id).unwrap_or(record).clone());
             agent.grants = Grants::of(records.collect());
@@ -614,14 +835,16 @@ impl Registry {
         }
     }
 
-    fn list(&self, record: Record) -> Arc<Record> {
-        let record = Arc::new(record);
-        write(&self.issued).insert((record.issued, record.id), Arc::clone(&record));
-        self.by_id.insert(record.id, Arc::clone(&record));
+    fn list(&self, record: Arc<Record>) {
+        self.index(&record);
+        write(&self.issued).insert((record.issued, record.id), record);
+    }
+
+    fn index(&self, record: &Arc<Record>) {
         if let Some(name) = record.subject.agent() {
             let mut all = self.by_agent.entry(name.clone()).or_default();
             all.push(record.id);
         }
-        record
+        self.by_id.insert(record.id, Arc::clone(record));
     }
 }

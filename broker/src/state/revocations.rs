@@ -13,6 +13,9 @@ use tokio::sync::watch;
 
 use crate::locks::lock;
 
+use super::key::KeyId;
+use super::snapshot::stored;
+
 /// Patterns that may be barred at once; a later bar on the same pattern replaces the earlier.
 pub const BARS_MAX: usize = 1_024;
 /// Dead keys that peers are told of at once; a peer that announces more has them told by itself only.
@@ -25,7 +28,7 @@ pub const REMEMBERED: Duration =
 #[derive(Debug, Default)]
 pub struct Revocations {
     ids: DashSet<Digest>,
-    keys: DashSet<PublicKey>,
+    keys: DashSet<KeyId>,
     /// Keys in the order in which they died, for peers: as far back as one of their tokens could hold.
     recent: Mutex<Recent>,
     deaths: watch::Sender<()>,
@@ -37,7 +40,7 @@ pub struct Revocations {
 struct Recent {
     /// How many are forgotten.
     gone: u64,
-    keys: VecDeque<(Timestamp, PublicKey)>,
+    keys: VecDeque<(Timestamp, KeyId)>,
 }
 
 /// What was issued up to `before` (in seconds) permits nothing under `under`.
@@ -46,15 +49,83 @@ struct Bar {
     under: Pattern,
     before: u64,
 }
+stored!(Bar { under, before });
+
+/// What [`Revocations`] hold.
+#[derive(Debug, Default)]
+pub struct Image {
+    ids: Vec<Digest>,
+    keys: Vec<KeyId>,
+    recent: Vec<(Timestamp, KeyId)>,
+    bars: Vec<Bar>,
+}
+stored!(Image {
+    ids,
+    keys,
+    recent,
+    bars
+});
+
+impl Image {
+    pub(super) fn sort(&mut self) {
+        self.ids.sort_unstable();
+        self.keys.sort_unstable();
+    }
+}
 
 impl Revocations {
+    /// How many ids and keys are dead.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.len() + self.keys.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn image(&self) -> Image {
+        let Self {
+            ids,
+            keys,
+            recent,
+            // Nobody listens yet.
+            deaths: _,
+            bars,
+        } = self;
+        Image {
+            recent: lock(recent).keys.iter().copied().collect(),
+            ids: ids.iter().map(|id| *id).collect(),
+            keys: keys.iter().map(|key| *key).collect(),
+            bars: Vec::clone(&bars.load()),
+        }
+    }
+
+    /// Fills what is empty.
+    pub(super) fn load(&self, image: Image) {
+        let Image {
+            ids,
+            keys,
+            recent,
+            bars,
+        } = image;
+        lock(&self.recent).keys = recent.into();
+        self.revoke(&ids);
+        for key in keys {
+            self.keys.insert(key);
+        }
+        self.bars.store(bars.into());
+    }
+
     pub(super) fn revoke(&self, ids: &[Digest]) {
         for id in ids {
             self.ids.insert(*id);
         }
     }
 
-    pub(super) fn revoke_key(&self, key: PublicKey, at: Timestamp) {
+    pub(super) fn revoke_key(&self, key: KeyId, at: Timestamp) {
         if self.keys.insert(key) {
             let mut recent = lock(&self.recent);
             recent.keys.push_back((at, key));
@@ -75,7 +146,7 @@ impl Revocations {
         let room = PASSED_ON_MAX.saturating_sub(recent.keys.len());
         recent
             .keys
-            .extend(keys.iter().take(room).map(|key| (now, *key)));
+            .extend(keys.iter().take(room).map(|key| (now, key.into())));
         drop(recent);
         self.deaths.send_replace(());
     }
@@ -91,7 +162,12 @@ impl Revocations {
     pub fn deaths_after(&self, told: u64) -> (Vec<PublicKey>, u64) {
         let recent = lock(&self.recent);
         let skip = usize::try_from(told.saturating_sub(recent.gone)).unwrap_or(usize::MAX);
-        let keys: Vec<_> = recent.keys.iter().skip(skip).map(|(_, key)| *key).collect();
+        let keys: Vec<_> = recent
+            .keys
+            .iter()
+            .skip(skip)
+            .map(|(_, key)| key.key())
+            .collect();
         (keys, recent.gone + recent.keys.len() as u64)
     }
 
@@ -137,6 +213,12 @@ impl Revocations {
     /// Whether this key can never come back.
     #[must_use]
     pub fn is_key_revoked(&self, key: &PublicKey) -> bool {
+        self.is_key_dead(&key.into())
+    }
+
+    /// As [`Revocations::is_key_revoked`].
+    #[must_use]
+    pub fn is_key_dead(&self, key: &KeyId) -> bool {
         self.keys.contains(key)
     }
 

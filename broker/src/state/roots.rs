@@ -1,40 +1,17 @@
 //! The keys that this organisation's tokens are rooted in: one issues, the others are accepted.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use proto_spec::message::RootRecord;
-use proto_spec::{PublicKey, Timestamp};
+use proto_spec::PublicKey;
 
+use super::keys::{Held, Keys};
 use crate::change::Change;
-use crate::locks::lock;
 
-/// What a root key is for, now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// Tokens are rooted in it.
-    Active,
-    /// Accepted, so that every verifier knows it before the first token comes.
-    Prepared,
-    /// Accepted, until it is retired.
-    Retiring,
-}
-
-/// One root key.
-#[derive(Debug, Clone, Copy)]
-pub struct Root {
-    /// The key.
-    pub key: PublicKey,
-    /// What it is for.
-    pub stage: Stage,
-    /// Since when.
-    pub since: Timestamp,
-}
-
-/// All root keys, active first.
+/// All root keys.
 #[derive(Debug, Default)]
 pub struct Roots {
-    all: Mutex<Vec<Root>>,
+    life: Keys,
     keys: ArcSwap<Vec<PublicKey>>,
 }
 
@@ -45,58 +22,39 @@ impl Roots {
         self.keys.load_full()
     }
 
-    /// All, active first.
+    /// Each with what it is for.
     #[must_use]
-    pub fn all(&self) -> Vec<Root> {
-        lock(&self.all).clone()
-    }
-
-    /// The one of this key.
-    #[must_use]
-    pub fn find(&self, key: &PublicKey) -> Option<Root> {
-        self.all().into_iter().find(|root| root.key == *key)
-    }
-
-    /// As admins see them.
-    #[must_use]
-    pub fn records(&self) -> Vec<RootRecord> {
-        let shown = |root: Root| RootRecord {
-            key: root.key,
-            state: match root.stage {
-                Stage::Active => "active",
-                Stage::Prepared => "prepared",
-                Stage::Retiring => "retiring",
-            }
-            .into(),
-            since: root.since,
-        };
-        self.all().into_iter().map(shown).collect()
+    pub fn life(&self) -> &Keys {
+        &self.life
     }
 
     /// Takes a change over; says whether it was about root keys.
     pub(super) fn apply(&self, change: &Change) -> bool {
-        let mut all = lock(&self.all);
-        let mut put = |key: PublicKey, stage, since| {
-            all.retain(|root| root.key != key);
-            all.push(Root { key, stage, since });
-        };
         match change {
-            Change::Founded { root, at, .. } => put(*root, Stage::Active, *at),
-            Change::RootPrepared { key, at, .. } => put(*key, Stage::Prepared, *at),
-            Change::RootActivated { key, at, .. } => {
-                put(*key, Stage::Active, *at);
-                for root in all.iter_mut().filter(|root| root.key != *key) {
-                    if root.stage == Stage::Active {
-                        (root.stage, root.since) = (Stage::Retiring, *at);
-                    }
-                }
+            Change::Founded { root: key, at, .. } | Change::RootActivated { key, at, .. } => {
+                self.life.activate(*key, *at);
             }
-            Change::RootRetired { key, .. } => all.retain(|root| root.key != *key),
+            Change::RootPrepared { key, at, .. } => self.life.prepare(*key, *at),
+            Change::RootRetired { key, .. } => self.life.retire(key),
             _ => return false,
         }
-        all.sort_by_key(|root| root.stage);
-        let keys = all.iter().map(|root| root.key).collect();
-        self.keys.store(Arc::new(keys));
+        self.accept();
         true
+    }
+
+    pub(super) fn image(&self) -> Vec<Held> {
+        // `keys` are those of `life`.
+        let Self { life, keys: _ } = self;
+        life.all()
+    }
+
+    pub(super) fn load(&self, held: Vec<Held>) {
+        self.life.load(held);
+        self.accept();
+    }
+
+    fn accept(&self) {
+        let keys = self.life.all().iter().map(|held| held.key).collect();
+        self.keys.store(Arc::new(keys));
     }
 }

@@ -1,6 +1,6 @@
 //! Backups of journals that nobody has open, and what is refused.
 
-use proto_spec::{Org, Timestamp};
+use proto_spec::{Name, Org, PublicKey, SigningKey, Timestamp};
 
 use super::*;
 use crate::change::Change;
@@ -13,7 +13,7 @@ fn org() -> Org {
 /// The data directory of an organisation, founded.
 fn data() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let key = proto_spec::SigningKey::from_seed(&[1; 32]).public();
+    let key = SigningKey::from_seed(&[1; 32]).public();
     let mut journal = Embedded::open(folder.path()).unwrap();
     journal
         .append(&[&Change::Founded {
@@ -90,4 +90,120 @@ fn a_socket_of_a_broker_that_is_gone_is_nobody() {
     let data = data();
     drop(std::os::unix::net::UnixListener::bind(data.path().join("control.sock")).unwrap());
     assert_eq!(verify(data.path()).unwrap().records, 1);
+}
+
+const RECOVERY: [u8; 32] = [1; 32];
+
+fn public(seed: u8) -> PublicKey {
+    SigningKey::from_seed(&[seed; 32]).public()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+/// That this agent was approved with the key of this seed.
+fn approved(agent: &str, seed: u8) -> Change {
+    Change::Approved {
+        name: name(agent),
+        key: public(seed),
+        grant: None,
+        capabilities: Vec::new(),
+        expires: Timestamp::from_ms(1_000),
+        prefixes: Vec::new(),
+        admin: None,
+        by: name("root-admin"),
+        at: Timestamp::from_ms(8),
+    }
+}
+
+#[test]
+fn a_recovery_names_no_key_that_is_revoked_or_another_agents() {
+    let data = data();
+    let revoked = Change::AgentRevoked {
+        name: name("gone"),
+        key: public(6),
+        reason: None,
+        by: name("root-admin"),
+        at: Timestamp::from_ms(9),
+    };
+    let mut journal = Embedded::open(data.path()).unwrap();
+    journal
+        .append(&[&approved("fs", 5), &approved("gone", 6), &revoked])
+        .unwrap();
+    drop(journal);
+    let key = SigningKey::from_seed(&RECOVERY);
+    let admit = |admin: &str, seed, at| {
+        let recovery = Recovery::begin(data.path(), &key).unwrap();
+        recovery.admit(&name(admin), public(seed), Timestamp::from_ms(at))
+    };
+    for (admin, seed, why) in [("boss", 5, "is fs's"), ("gone", 6, "is revoked")] {
+        let error = admit(admin, seed, 10).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    assert_eq!(
+        verify(data.path()).unwrap().records,
+        4,
+        "nothing was written"
+    );
+    admit("boss", 7, 11).unwrap();
+    // No start has given it anything yet; it is taken all the same.
+    let error = admit("deputy", 7, 12).unwrap_err().to_string();
+    assert!(error.contains("is boss's"), "{error}");
+    admit("boss", 7, 12).unwrap();
+    admit("fs", 5, 13).unwrap();
+}
+
+#[test]
+fn a_recovery_on_record_that_the_recovery_key_did_not_sign_once_is_refused() {
+    let key = SigningKey::from_seed(&RECOVERY);
+    let (admin, at) = (name("boss"), Timestamp::from_ms(9));
+    let signed = |by: &SigningKey, org: &str, key: PublicKey, at| {
+        by.sign(&crate::change::recovery_statement(
+            &org.parse().unwrap(),
+            &admin,
+            &key,
+            at,
+        ))
+    };
+    let said = |proof| Change::Recovered {
+        admin: admin.clone(),
+        admin_key: public(7),
+        proof,
+        at,
+    };
+    let good = said(signed(&key, "acme", public(7), at));
+    let later = Timestamp::from_ms(10);
+    for changes in [
+        vec![said(signed(
+            &SigningKey::from_seed(&[2; 32]),
+            "acme",
+            public(7),
+            at,
+        ))],
+        vec![said(signed(&key, "globex", public(7), at))],
+        vec![said(signed(&key, "acme", public(8), at))],
+        vec![said(signed(&key, "acme", public(7), later))],
+        vec![good.clone(), good.clone()],
+    ] {
+        let data = data();
+        let mut journal = Embedded::open(data.path()).unwrap();
+        journal.append(&changes.iter().collect::<Vec<_>>()).unwrap();
+        drop(journal);
+        let error = Recovery::begin(data.path(), &key).unwrap_err().to_string();
+        assert!(error.contains("recovery that names boss"), "{error}");
+    }
+    let data = data();
+    Embedded::open(data.path())
+        .unwrap()
+        .append(&[&good])
+        .unwrap();
+    Recovery::begin(data.path(), &key).unwrap();
+}
+
+#[test]
+fn what_a_recovery_key_signs_is_neither_an_envelope_nor_a_block() {
+    let statement =
+        crate::change::recovery_statement(&org(), &name("boss"), &public(7), Timestamp::from_ms(9));
+    assert!(![b'{', 0x00, 0x0a, 0x18, b' '].contains(&statement[0]));
 }

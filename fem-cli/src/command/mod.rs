@@ -1,6 +1,7 @@
 //! What each command does: one file a noun.
 
 pub(crate) mod agent;
+pub(crate) mod broker_key;
 pub(crate) mod call;
 pub(crate) mod completions;
 pub(crate) mod config;
@@ -11,6 +12,7 @@ pub(crate) mod event;
 pub(crate) mod explain;
 pub(crate) mod grants;
 pub(crate) mod init;
+mod keys;
 pub(crate) mod proposal;
 pub(crate) mod recover;
 pub(crate) mod root;
@@ -36,6 +38,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Grants(args) => wait_for(grants::run(args, &chosen, output)),
         Command::Proposal(args) => wait_for(proposal::run(args, &chosen, output)),
         Command::Root(args) => wait_for(root::run(args, &chosen, output)),
+        Command::BrokerKey(args) => wait_for(broker_key::run(args, &chosen, output)),
         Command::Config(args) => wait_for(config::run(&args, &chosen, output)),
         Command::Tools(args) => wait_for(tools::run(args, &chosen, output)),
         Command::Call(args) => wait_for(call::run(args, &chosen, output)),

@@ -50,6 +50,7 @@ pub(crate) fn run(
     let join = Context::load(&dir.join("join.toml"))?;
     let (key_file, context_file) = free_names(dir);
     let key = Key::generate()?;
+    recovery.check(admin, &key.public())?;
     key.save(&key_file)?;
     let id = AgentId::new(admin.clone(), org.clone());
     let context = Context {

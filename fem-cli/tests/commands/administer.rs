@@ -3,7 +3,7 @@
 use agent_sdk::Key;
 use serde_json::Value;
 
-use crate::org::{Org, mode, offline};
+use crate::org::{Org, fem, mode, offline};
 
 #[test]
 fn a_dry_run_says_what_revoking_or_quarantine_strikes_and_does_nothing() {
@@ -277,6 +277,62 @@ fn a_root_key_is_followed_by_the_next_and_its_tokens_die_when_it_retires() {
     org.run(7, &call("new.token"));
     let org = org.reconfigured("limits", "");
     assert_eq!(org.asked("root list").as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn contexts_follow_the_brokers_key_until_the_old_one_is_retired() {
+    let org = Org::new();
+    org.join("ada");
+    org.join("late");
+    let at = |name: &str| org.dir.path().join(name);
+    let named = |name: &str| {
+        let text = std::fs::read_to_string(at(name)).unwrap();
+        let line = text.lines().find(|line| line.starts_with("broker_key"));
+        line.unwrap().to_owned()
+    };
+    let first = named("acme/admin.toml");
+    org.admin(4, "broker-key activate");
+    let told = org.admin(0, "broker-key prepare");
+    let file = told
+        .split_whitespace()
+        .find(|word| word.starts_with("broker-") && word.contains(".pem"))
+        .unwrap();
+    let file = at("acme/keys").join(file.trim_end_matches(','));
+    assert_eq!(mode(&file), 0o600, "{told}");
+    org.run(0, "--context ada.toml tools");
+    assert_eq!(named("ada.toml"), first, "it signs nothing yet");
+    org.admin(0, "broker-key activate");
+    let next = named("acme/admin.toml");
+    assert_ne!(next, first, "the command that activated it follows at once");
+    assert_eq!(named("ada.toml"), first);
+    let doctor = org.run(0, "--context ada.toml doctor");
+    assert!(
+        doctor.contains("as the one in the context says"),
+        "{doctor}"
+    );
+    let words = ["--context", "ada.toml", "tools"];
+    let done = fem(org.dir.path(), &words).output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("ada.toml has it"), "{said}");
+    assert_eq!(named("ada.toml"), next);
+    // A new agent starts from what was handed out before.
+    org.join("new");
+    assert_eq!(named("new.toml"), next);
+    org.admin(0, "broker-key retire");
+    let keys = org.asked("broker-key list");
+    assert_eq!(keys.as_array().unwrap().len(), 1);
+    let done = fem(org.dir.path(), &["--context", "late.toml", "tools"])
+        .output()
+        .unwrap();
+    let said = crate::org::told(&done);
+    assert!(said.contains("get the new one from an admin"), "{said}");
+    assert_eq!(
+        named("late.toml"),
+        first,
+        "nothing is written that does not follow"
+    );
+    org.run(0, "--context ada.toml tools");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use proto_spec::identity::AgentId;
 use proto_spec::{Name, Pattern, PublicKey};
 use serde_json::json;
 
-use crate::connect::{Chosen, configure};
+use crate::connect::{Chosen, agent_of};
 use crate::context::Context;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::files::{absolute, quoted};
@@ -73,8 +73,8 @@ pub(super) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outc
         ..broker
     };
     let key = key_at(&key_file)?;
-    keep(&context, &context_file)?;
-    let agent = Agent::new(configure(&context)?)?;
+    let context = keep(context, &context_file)?;
+    let agent = agent_of(&context, &context_file)?;
     let request = request(&args)?;
     let mut answer = agent.register(request.clone()).await?;
     if args.wait && matches!(answer, Registration::Pending) {
@@ -121,13 +121,19 @@ fn key_at(path: &Path) -> Outcome<PublicKey> {
     Ok(key.public())
 }
 
-/// Writes the context, unless the very same stands there.
-fn keep(context: &Context, path: &Path) -> Outcome {
+/// Writes the context, unless it stands there. One that is there may have followed the broker's key further
+/// than what this agent starts from.
+fn keep(context: Context, path: &Path) -> Outcome<Context> {
     if !path.exists() {
-        return context.save(path);
+        return context.save(path).map(|()| context);
     }
-    if Context::load(path).is_ok_and(|there| there == *context) {
-        return Ok(());
+    let there = Context::load(path)?;
+    let expected = Context {
+        broker_key: there.broker_key,
+        ..context
+    };
+    if there == expected {
+        return Ok(there);
     }
     Err(
         Failure::fault(format!("{} exists and says something else", path.display()))

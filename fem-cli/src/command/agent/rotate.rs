@@ -6,12 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_sdk::{Agent, Error, Key, Passphrase};
+use agent_sdk::{Error, Key, Passphrase};
 use proto_spec::Code;
 use proto_spec::message::DiscoverTools;
 use serde_json::json;
 
-use crate::connect::{Chosen, configure};
+use crate::connect::{Chosen, agent_of};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::files::{absolute, quoted};
@@ -54,13 +54,18 @@ pub(super) async fn run(args: RotateKey, chosen: &Chosen, output: Output) -> Out
             quoted(&new_file)
         ));
     }
-    if !(is_resumed && is_known(&new).await?) {
-        let agent = Agent::new(configure(&old)?)?;
+    if !(is_resumed && is_known(&new, &file).await?) {
+        let agent = agent_of(&old, &file)?;
         agent
             .rotate_key(&key)
             .await
             .map_err(|error| unsettled(error, &new_file))?;
     }
+    // What was learnt meanwhile of the broker's key stands in the file.
+    let new = Context {
+        key_file: new.key_file,
+        ..Context::load(&file)?
+    };
     new.replace(&file).map_err(|failure| {
         failure.next(format!(
             "the broker has taken the new key: run this again, or set key_file = \"{}\" in {}",
@@ -117,12 +122,12 @@ fn key_at(path: &Path, passphrase: Option<&Path>) -> Outcome<Key> {
 }
 
 /// Whether the broker knows the agent by the key that this context names.
-async fn is_known(context: &Context) -> Outcome<bool> {
+async fn is_known(context: &Context, file: &Path) -> Outcome<bool> {
     let question = DiscoverTools {
         limit: Some(1),
         ..DiscoverTools::default()
     };
-    match Agent::new(configure(context)?)?.discover(question).await {
+    match agent_of(context, file)?.discover(question).await {
         Ok(_) => Ok(true),
         Err(Error::Refused {
             code: Code::NotAuthentic,

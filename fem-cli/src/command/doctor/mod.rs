@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_sdk::Agent;
-use proto_spec::message::DiscoverTools;
+use proto_spec::message::{DiscoverTools, WellKnown};
+use proto_spec::succession::successors;
 use proto_spec::{Timestamp, limits};
 
 use self::findings::{Findings, Health, told};
@@ -202,6 +203,15 @@ fn identity(found: &mut Findings, context: &Context, seen: &Seen) {
     }
     if said.key == context.broker_key {
         found.ok("broker key", said.key.fingerprint());
+    } else if leads_on(context, said) {
+        found.warn(
+            "broker key",
+            format!(
+                "now {}, as the one in the context says",
+                said.key.fingerprint()
+            ),
+            "nothing to do: the next command that speaks to the broker writes it down",
+        );
     } else {
         let next = "ask an admin, over another channel, which is right; never take it from the network alone";
         found.fail(
@@ -220,6 +230,12 @@ fn identity(found: &mut Findings, context: &Context, seen: &Seen) {
         said.now,
         Duration::from_millis(said.clock_skew_max_ms),
     );
+}
+
+/// Whether the context's key names, by way of others if need be, the one that the broker says it has.
+fn leads_on(context: &Context, said: &WellKnown) -> bool {
+    let found = successors(&context.broker_key, &said.successions, &said.org);
+    found.iter().any(|next| *next.to() == said.key)
 }
 
 fn clock(found: &mut Findings, ours: Timestamp, theirs: Timestamp, most: Duration) {
