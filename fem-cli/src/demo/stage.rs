@@ -61,6 +61,7 @@ impl Stage {
             ops: any_port,
             hosts: vec!["127.0.0.1".into()],
             broker_url: "https://127.0.0.1:0".into(),
+            endpoints: Vec::new(),
             now: time::now(),
         };
         organisation::make(&dir.join(ORG), &plan)?;
