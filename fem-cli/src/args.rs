@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use proto_spec::Digest;
 
 use crate::command::{
-    agent, call, completions, config, context, doctor, enrol, event, explain, grants, init,
+    agent, call, completions, config, context, doctor, enrol, event, explain, grants, init, peer,
     proposal, root, token, tools,
 };
 use crate::demo;
@@ -40,6 +40,7 @@ pub(crate) enum Command {
     Enrol(enrol::Enrol),
     Token(token::Token),
     Grants(grants::Grants),
+    Peer(peer::Peer),
     Proposal(proposal::Proposals),
     Root(root::Root),
     Config(config::Config),

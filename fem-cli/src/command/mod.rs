@@ -11,6 +11,7 @@ pub(crate) mod event;
 pub(crate) mod explain;
 pub(crate) mod grants;
 pub(crate) mod init;
+pub(crate) mod peer;
 pub(crate) mod proposal;
 pub(crate) mod recover;
 pub(crate) mod root;
@@ -34,6 +35,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Enrol(args) => wait_for(enrol::run(args, &chosen, output)),
         Command::Token(args) => token::run(args, &chosen, output),
         Command::Grants(args) => wait_for(grants::run(args, &chosen, output)),
+        Command::Peer(args) => wait_for(peer::run(args, &chosen, output)),
         Command::Proposal(args) => wait_for(proposal::run(args, &chosen, output)),
         Command::Root(args) => wait_for(root::run(args, &chosen, output)),
         Command::Config(args) => wait_for(config::run(&args, &chosen, output)),

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
+use crate::named_key::is_fingerprint;
 use crate::output::{Output, Table, escape};
 use crate::request::{self, unexpected};
 use crate::time;
@@ -86,11 +87,10 @@ async fn find(admin: &agent_sdk::Agent, which: &Which, state: &str) -> Outcome<P
 }
 
 fn meant(roots: &[RootRecord], named: Option<&str>, state: &str) -> Outcome<PublicKey> {
-    let plain = |text: &str| text.replace(':', "").to_ascii_lowercase();
     let is_meant = |root: &&RootRecord| match named {
         Some(text) => match text.parse::<PublicKey>() {
             Ok(key) => key == root.key,
-            Err(_) => plain(text) == plain(&root.key.fingerprint()),
+            Err(_) => is_fingerprint(text, &root.key),
         },
         None => root.state == state,
     };

@@ -72,7 +72,7 @@ async fn broker(teller: &Teller, stage: &mut Stage) -> Outcome {
     teller.step("Its broker", "fem-broker acme/broker.toml")?;
     let (process, url) = stage.start_broker().await?;
     teller.say(&format!("Process {process} listens at {url}."))?;
-    let seen = probe::look(&url, &stage.ca_file()).await;
+    let seen = probe::look(&url, probe::Trust::Authority(&stage.ca_file())).await;
     let (tls, exchange) = match &seen {
         Ok(seen) => (seen.tls.as_str(), seen.exchange.as_str()),
         Err(_) => ("no connection", ""),

@@ -6,6 +6,7 @@
 )]
 
 mod administer;
+mod federate;
 mod org;
 
 use std::time::Duration;
