@@ -7,7 +7,7 @@ use proto_spec::Digest;
 
 use crate::command::{
     agent, broker_key, call, completions, config, context, doctor, enrol, event, explain, grants,
-    init, proposal, root, token, tools,
+    init, peer, proposal, root, token, tools,
 };
 use crate::demo;
 use crate::failure::Exit;
@@ -40,6 +40,7 @@ pub(crate) enum Command {
     Enrol(enrol::Enrol),
     Token(token::Token),
     Grants(grants::Grants),
+    Peer(peer::Peer),
     Proposal(proposal::Proposals),
     Root(root::Root),
     BrokerKey(broker_key::BrokerKey),

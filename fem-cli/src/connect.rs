@@ -184,7 +184,9 @@ fn next_after(code: Code) -> &'static str {
         Code::NotHolder => {
             "a token is used with the key that holds it: see `fem-cli token inspect FILE`"
         }
-        Code::NotFound => "look at `fem-cli agent list` and `fem-cli token list`",
+        Code::NotFound => {
+            "look at `fem-cli agent list`, `fem-cli token list` and `fem-cli peer list`"
+        }
         Code::Deadline => "give the call a longer --deadline, or look at the provider",
         Code::OutcomeUnknown => "it may or may not have happened: look before you repeat it",
         _ => code.meaning(),

@@ -11,6 +11,7 @@ mod context;
 mod demo;
 mod failure;
 mod files;
+mod named_key;
 mod organisation;
 mod output;
 mod probe;

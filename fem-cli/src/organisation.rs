@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) hosts: Vec<String>,
     /// How agents reach the broker.
     pub(crate) broker_url: String,
+    /// How other organisations' brokers reach it.
+    pub(crate) endpoints: Vec<String>,
     pub(crate) now: Timestamp,
 }
 
@@ -162,6 +164,15 @@ fn configuration(plan: &Plan) -> String {
             "ops = \"127.0.0.1:7480\"",
             &format!("ops = \"{}\"", plan.ops),
         )
+        .replace("# endpoints = []", &endpoints(&plan.endpoints))
+}
+
+/// Left as the comment that it is where there are none.
+fn endpoints(all: &[String]) -> String {
+    match all {
+        [] => "# endpoints = []".into(),
+        some => format!("endpoints = {some:?}"),
+    }
 }
 
 #[cfg(test)]
@@ -176,6 +187,7 @@ mod tests {
             ops: "127.0.0.1:8480".parse().unwrap(),
             hosts: vec!["localhost".into()],
             broker_url: "https://127.0.0.1:8443".into(),
+            endpoints: vec!["broker.globex.example:8443".into()],
             now: crate::time::now(),
         }
     }
@@ -189,6 +201,7 @@ mod tests {
         assert_eq!(config.org.as_str(), "globex");
         assert_eq!(config.listen, plan().listen);
         assert_eq!(config.ops, plan().ops);
+        assert_eq!(config.federation.endpoints, plan().endpoints);
         let context = Context::load(&dir.join("admin.toml")).unwrap();
         assert_eq!(context.agent.unwrap().to_string(), "administrator@globex");
     }

@@ -1,4 +1,4 @@
-//! What `doctor` looks at from outside: one TLS 1.3 connection and `/.well-known/fem`. Nothing that is
+//! What the doctors look at from outside: one TLS 1.3 connection and `/.well-known/fem`. Nothing that is
 //! learnt here is trusted by itself; it is compared with what the context says.
 
 use std::path::Path;
@@ -10,7 +10,9 @@ use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::certificate;
 use crate::failure::Outcome;
+use crate::files::{self, Readers};
 
 /// How long the broker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,19 +42,32 @@ pub(crate) enum Trouble {
     Tls(String),
 }
 
-/// Connects to `url`, trusting `ca_file` alone.
-pub(crate) async fn look(url: &str, ca_file: &Path) -> Result<Seen, Trouble> {
+/// Whom a connection is made with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Trust<'a> {
+    /// Whoever this file's authority, and no other, vouches for.
+    Authority(&'a Path),
+    /// Anybody, as a broker connects to another's: what counts is said and compared afterwards.
+    AnyKey,
+}
+
+/// Connects to `url`.
+pub(crate) async fn look(url: &str, trust: Trust<'_>) -> Result<Seen, Trouble> {
     let (host, port) = address(url)
         .ok_or_else(|| Trouble::Address(format!("{url:?} is not https://host:port")))?;
     let name = ServerName::try_from(host.clone()).map_err(|e| Trouble::Address(e.to_string()))?;
-    let config = trusting(ca_file).map_err(Trouble::Tls)?;
+    let config = match trust {
+        Trust::Authority(ca_file) => trusting(ca_file).map(Arc::new),
+        Trust::AnyKey => as_a_broker().map_err(|failure| failure.to_string()),
+    };
+    let config = config.map_err(Trouble::Tls)?;
     let connect = TcpStream::connect((host.as_str(), port));
     let tcp = match tokio::time::timeout(PATIENCE, connect).await {
         Ok(Ok(tcp)) => tcp,
         Ok(Err(error)) => return Err(Trouble::Reach(error.to_string())),
         Err(_) => return Err(Trouble::Reach("no answer".into())),
     };
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let connector = tokio_rustls::TlsConnector::from(config);
     let mut tls = match tokio::time::timeout(PATIENCE, connector.connect(name, tcp)).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return Err(Trouble::Tls(error.to_string())),
@@ -115,6 +130,20 @@ fn trusting(ca_file: &Path) -> Result<rustls::ClientConfig, String> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| e.to_string())?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// A broker's own side of a connection to another's, with a certificate that nobody knows: enough to see
+/// which key is shown.
+fn as_a_broker() -> Outcome<Arc<rustls::ClientConfig>> {
+    let made = certificate::development("doctor", &["localhost".into()], jiff::Timestamp::now())?;
+    let folder = tempfile::tempdir()?;
+    let (chain, key) = (
+        folder.path().join("cert.pem"),
+        folder.path().join("key.pem"),
+    );
+    files::create(&chain, made.certificate.as_bytes(), Readers::All)?;
+    files::create(&key, made.key.as_bytes(), Readers::Owner)?;
+    Ok(broker::tls::read(&chain, &key)?.client)
 }
 
 async fn well_known(

@@ -89,9 +89,28 @@ fn in_words(text: &str) -> Option<String> {
         let patterns: Option<Vec<String>> = each.map(|p| serde_json::from_str(p).ok()).collect();
         return Some(format!("only {}", patterns?.join(", ")));
     }
+    if let Some(clause) = provider_clause(text) {
+        return Some(clause);
+    }
     let clause = argument_clause(text)?;
     let [again] = Check::where_clause(&clause).ok()?.try_into().ok()?;
     (again.to_string() == text).then_some(clause)
+}
+
+/// `provider is files or build-*`: whose tools a peer's agents may use.
+fn provider_clause(text: &str) -> Option<String> {
+    let each = text.strip_prefix("check if ")?.split(" or ").map(|one| {
+        let (literal, star) = match one.strip_prefix("provider($p), $p.starts_with(") {
+            Some(rest) => (rest, "*"),
+            None => (one.strip_prefix("provider(")?, ""),
+        };
+        let name: String = serde_json::from_str(literal.strip_suffix(')')?).ok()?;
+        Some(format!("{name}{star}"))
+    });
+    Some(format!(
+        "provider is {}",
+        each.collect::<Option<Vec<_>>>()?.join(" or ")
+    ))
 }
 
 /// `mode == "r"` and its like.
@@ -165,11 +184,16 @@ mod tests {
         let texts = [
             "check if time($t), $t < 2027-01-15T08:00:00Z",
             "check if covers(\"file.read.*\") or covers(\"x\")",
+            "check if provider(\"files@acme\") or provider($p), $p.starts_with(\"build-\")",
         ];
         let checks: Vec<Check> = texts.iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(
             conditions(&checks),
-            ["before 2027-01-15T08:00:00Z", "only file.read.*, x"]
+            [
+                "before 2027-01-15T08:00:00Z",
+                "only file.read.*, x",
+                "provider is files@acme or build-*"
+            ]
         );
     }
 

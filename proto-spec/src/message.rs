@@ -579,8 +579,8 @@ pub struct RevocationHead {
 /// A tool as its owner advertises it to one peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AdvertisedTool {
-    /// The tool, and its provider's certified key.
-    #[serde(flatten)]
+    /// The tool, and its provider's certified key. A member of its own: raw JSON, as a tool's schema is, does
+    /// not come through serde's flattening.
     pub tool: DiscoveredTool,
     /// Ids of the recipient's grants that permit it, best first; at most 4.
     pub grants: Vec<Digest>,
@@ -1117,10 +1117,9 @@ mod tests {
     use super::*;
     use crate::signature::SigningKey;
 
-    #[test]
-    fn a_discovered_tool_is_read_as_it_was_written() {
+    fn discovered() -> DiscoveredTool {
         let raw = |text: &str| RawValue::from_string(text.into()).ok();
-        let tool = DiscoveredTool {
+        DiscoveredTool {
             agent: "fs@acme".parse().unwrap(),
             key: SigningKey::from_seed(&[1; 32]).public(),
             tool: Tool {
@@ -1133,9 +1132,26 @@ mod tests {
             },
             checks: vec!["check if true".into()],
             via: vec!["globex".parse().unwrap()],
-        };
-        let written = serde_json::to_string(&tool).unwrap();
-        let read: DiscoveredTool = serde_json::from_str(&written).unwrap();
+        }
+    }
+
+    fn is_read_as_it_was_written<T: Serialize + serde::de::DeserializeOwned>(value: &T) {
+        let written = serde_json::to_string(value).unwrap();
+        let read: T = serde_json::from_str(&written).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), written);
+    }
+
+    #[test]
+    fn a_discovered_tool_is_read_as_it_was_written() {
+        is_read_as_it_was_written(&discovered());
+    }
+
+    #[test]
+    fn an_advertised_tool_is_read_as_it_was_written() {
+        is_read_as_it_was_written(&AdvertisedTool {
+            tool: discovered(),
+            grants: vec![Digest::of(b"grant")],
+            onward: Vec::new(),
+        });
     }
 }

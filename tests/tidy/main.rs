@@ -5,6 +5,7 @@
     reason = "a test that is surprised fails"
 )]
 
+mod compose;
 mod dependencies;
 mod documents;
 mod layers;

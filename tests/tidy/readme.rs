@@ -6,10 +6,14 @@ use std::process::{Child, Command, Stdio};
 
 use tests::binaries::{path, root};
 
-/// The fenced shell blocks of the README, in order, with the word behind `sh`.
-fn blocks() -> Vec<(String, String)> {
-    let text = std::fs::read_to_string(root().join("README.md")).unwrap();
-    text.split("```sh")
+/// The README.
+pub(crate) fn text() -> String {
+    std::fs::read_to_string(root().join("README.md")).unwrap()
+}
+
+/// The fenced shell blocks of a part of the README, in order, with the word behind `sh`.
+pub(crate) fn blocks(part: &str) -> Vec<(String, String)> {
+    part.split("```sh")
         .skip(1)
         .map(|rest| {
             let (head, rest) = rest.split_once('\n').unwrap();
@@ -90,7 +94,7 @@ fn wait_for_tool(folder: &Path) {
 fn the_readmes_steps_work_as_written() {
     let folder = tempfile::tempdir().unwrap();
     // The README listens on 7443; in a test the port is whatever is free.
-    let blocks = blocks();
+    let blocks = blocks(&text());
     let mut kept = Vec::new();
     assert!(
         blocks
@@ -118,6 +122,24 @@ fn the_readmes_steps_work_as_written() {
                     assert_eq!(status.code(), Some(6), "{line}");
                 }
             }
+            // The reader types slower than two brokers find each other.
+            "soon" => {
+                for line in script.lines() {
+                    let works = || {
+                        shell(line, folder.path())
+                            .output()
+                            .unwrap()
+                            .status
+                            .success()
+                    };
+                    assert!((0..500).any(|_| works()), "{line}");
+                }
+            }
+            "gone" => {
+                // Refused by the tool's owner, or not found any more, whichever comes first.
+                let status = shell(script, folder.path()).output().unwrap().status;
+                assert!(matches!(status.code(), Some(3 | 5)), "{script}: {status}");
+            }
             "refused" => {
                 let output = shell(script, folder.path()).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
@@ -139,7 +161,10 @@ fn the_readmes_steps_work_as_written() {
 
 #[test]
 fn the_readme_administers_with_every_act() {
-    let scripts: String = blocks().into_iter().map(|(_, script)| script).collect();
+    let scripts: String = blocks(&text())
+        .into_iter()
+        .map(|(_, script)| script)
+        .collect();
     for act in [
         "enrol issue",
         "agent approve",
@@ -154,6 +179,17 @@ fn the_readme_administers_with_every_act() {
         "root activate",
         "root retire",
     ] {
+        assert!(scripts.contains(&format!("fem-cli {act}")), "{act}");
+    }
+}
+
+#[test]
+fn the_readme_federates_with_a_yes_of_each_side() {
+    let scripts: String = blocks(&text())
+        .into_iter()
+        .map(|(_, script)| script)
+        .collect();
+    for act in ["peer invite", "peer accept", "peer grant", "peer doctor"] {
         assert!(scripts.contains(&format!("fem-cli {act}")), "{act}");
     }
 }

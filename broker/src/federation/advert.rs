@@ -129,7 +129,7 @@ impl Told {
     }
 
     /// The adverts that bring the peer from what it knows to `tools`; none where it knows that.
-    pub(super) fn next(&mut self, tools: Tools, _: Timestamp, expires: Timestamp) -> Vec<Advert> {
+    pub(super) fn next(&mut self, tools: Tools, expires: Timestamp) -> Vec<Advert> {
         let digest =
             |tool: &AdvertisedTool| Digest::of(&serde_json::to_vec(tool).unwrap_or_default());
         let gone = self

@@ -102,7 +102,7 @@ impl Attached<'_> {
                 }
                 Ok(())
             }
-            Kind::Error => self.ended(&heard, Some(self.refusal(&heard)?)),
+            Kind::Error => self.ended(&heard, Some(&self.refusal(&heard)?)),
             Kind::ToolCancel => self.ended(&heard, None),
             kind => Err(Refusal::UnknownType(kind.to_string())),
         }
@@ -164,14 +164,14 @@ impl Attached<'_> {
     }
 
     /// A call ended at the peer. One that has ended here meanwhile is no fault of anybody's.
-    fn ended(&self, heard: &Heard, why: Option<Refusal>) -> Result<(), Refusal> {
+    fn ended(&self, heard: &Heard, why: Option<&Refusal>) -> Result<(), Refusal> {
         let id = heard.envelope().re();
         let id = id.ok_or(Refusal::MissingMember("re"))?;
         let place = Place {
             core: self.core,
             now: self.core.clock.now(),
         };
-        match place.ended_by_peer(&self.link, &id, why.as_ref()) {
+        match place.ended_by_peer(&self.link, &id, why) {
             Err(Refusal::NoSuchCall) => Ok(()),
             ended => ended,
         }

@@ -101,7 +101,7 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
             }
             given = Some(body);
         }
-        for advert in told.next(tools, now, now.later(VALIDITY)) {
+        for advert in told.next(tools, now.later(VALIDITY)) {
             let said = core.voice.say(Kind::Advert, Some(&to), None, &advert, now);
             if link.send(said.bytes).is_err() {
                 return Ended::TooSlow;

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use proto_spec::peering::check_endpoint;
 use proto_spec::{Name, Org};
 
 use crate::certificate;
@@ -38,15 +39,23 @@ pub(crate) struct Init {
     /// A name or address by which agents reach the broker, besides localhost; may be repeated
     #[arg(long, value_name = "HOST")]
     host: Vec<String>,
+    /// Where other organisations' brokers reach this one; may be repeated
+    #[arg(long = "endpoint", value_name = "HOST:PORT", value_parser = endpoint)]
+    endpoints: Vec<String>,
     /// What the first admin is called
     #[arg(long, value_name = "NAME", default_value = organisation::FIRST_ADMIN)]
     admin: Name,
     /// Find the way back in when no admin is left: makes a new admin of an organisation that exists
-    #[arg(long, requires = "recovery_key", conflicts_with_all = ["listen", "ops", "host"])]
+    #[arg(long, requires = "recovery_key", conflicts_with_all = ["listen", "ops", "host", "endpoints"])]
     recover: bool,
     /// The organisation's recovery key, which is kept offline
     #[arg(long, value_name = "FILE", requires = "recover")]
     recovery_key: Option<PathBuf>,
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    let checked = check_endpoint(text).map_err(|why| why.to_string());
+    checked.map(|()| text.into())
 }
 
 pub(crate) fn run(args: &Init, output: Output) -> Outcome {
@@ -61,6 +70,7 @@ pub(crate) fn run(args: &Init, output: Output) -> Outcome {
         ops: args.ops,
         hosts: hosts(&args.host, args.listen),
         broker_url: url(&args.host, args.listen),
+        endpoints: args.endpoints.clone(),
         now: time::now(),
     };
     let made = organisation::make(&dir, &plan)?;

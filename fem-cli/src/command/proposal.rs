@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use proto_spec::message::{Ack, AgentApprove, EnrolIssue, Proposal, ProposalRecord, TokenIssue};
+use proto_spec::message::{
+    Ack, AgentApprove, EnrolIssue, PeerAdd, PeerGrant, Proposal, ProposalRecord, TokenIssue,
+};
 use proto_spec::{Digest, Kind, Timestamp};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::args;
 use crate::command::agent::decide;
-use crate::command::enrol;
 use crate::command::token::issue;
+use crate::command::{enrol, peer};
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, Table, join};
@@ -99,6 +101,8 @@ async fn approve(args: Approve, chosen: &Chosen, output: Output) -> Outcome {
         (Proposed::Approve(_), _) => decide::approved(ack, output),
         (Proposed::Issue(body), out) => issue::given(ack, &body, out.as_deref(), output),
         (Proposed::Enrol(body), Some(out)) => enrol::given(ack, &body, &out, output),
+        (Proposed::Peer(_), _) => peer::accepted(&ack, output),
+        (Proposed::PeerGrant(body), _) => peer::grant::given(&ack, &body, admin.id().org(), output),
         _ => output.give(&ack, || "Done.".into()),
     }
 }
@@ -131,6 +135,9 @@ enum Proposed {
     Approve(Box<AgentApprove>),
     Issue(TokenIssue),
     Enrol(EnrolIssue),
+    /// As the second admin reads it.
+    Peer(String),
+    PeerGrant(PeerGrant),
     /// One that this command does not know, as it was sent.
     Other(String),
 }
@@ -147,6 +154,11 @@ impl Proposed {
             read(record).map(Self::Issue)
         } else if is(Kind::AdminEnrolIssue) {
             read(record).map(Self::Enrol)
+        } else if is(Kind::AdminPeerAdd) {
+            let body: Option<PeerAdd> = read(record);
+            body.as_ref().and_then(peer::in_short).map(Self::Peer)
+        } else if is(Kind::AdminPeerGrant) {
+            read(record).map(Self::PeerGrant)
         } else {
             None
         };
@@ -157,7 +169,7 @@ impl Proposed {
         match self {
             Self::Issue(body) => !body.record,
             Self::Enrol(_) => true,
-            Self::Approve(_) | Self::Other(_) => false,
+            _ => false,
         }
     }
 
@@ -167,7 +179,8 @@ impl Proposed {
             Self::Approve(body) => approval(body),
             Self::Issue(body) => grant(body),
             Self::Enrol(body) => enrolment(body),
-            Self::Other(text) => text.clone(),
+            Self::PeerGrant(body) => peer_grant(body),
+            Self::Peer(text) | Self::Other(text) => text.clone(),
         }
     }
 }
@@ -218,6 +231,14 @@ fn enrolment(body: &EnrolIssue) -> String {
     }
     parts.extend(until(body.expires));
     parts.join("; ")
+}
+
+fn peer_grant(body: &PeerGrant) -> String {
+    let parts = std::iter::once(peer::grant::in_words(body));
+    parts
+        .chain(until(body.expires))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn until(expires: Option<Timestamp>) -> Option<String> {

@@ -1,8 +1,8 @@
 //! `tools`: which tools could be called with this context.
 
-use proto_spec::Pattern;
 use proto_spec::identity::AgentId;
 use proto_spec::message::DiscoverTools;
+use proto_spec::{Org, Pattern};
 
 use crate::connect::Chosen;
 use crate::failure::Outcome;
@@ -24,10 +24,11 @@ pub(crate) async fn run(args: Tools, chosen: &Chosen, output: Output) -> Outcome
         agent: args.agent,
         ..DiscoverTools::default()
     };
-    let tools = chosen.agent()?.discover(question).await?;
+    let agent = chosen.agent()?;
+    let tools = agent.discover(question).await?;
     output.list(&tools, || {
         let mut table = Table::new(
-            &["tool", "agent", "what it does", "only if"],
+            &["tool", "agent", "from", "what it does", "only if"],
             "No tool that may be called. Ask an admin for a capability: fem-cli token issue NAME --capability PATTERN",
         );
         for found in &tools {
@@ -35,10 +36,19 @@ pub(crate) async fn run(args: Tools, chosen: &Chosen, output: Output) -> Outcome
             table.row([
                 tool.name.as_str(),
                 &found.agent.to_string(),
+                &origin(agent.id().org(), &found.via),
                 tool.description.as_deref().unwrap_or_default(),
                 &found.checks.join("; "),
             ]);
         }
         table
     })
+}
+
+/// Whose tool it is; where the call goes through other organisations, in their order, the owner last.
+fn origin(own: &Org, via: &[Org]) -> String {
+    match via {
+        [] => own.to_string(),
+        some => some.iter().map(Org::as_str).collect::<Vec<_>>().join(" > "),
+    }
 }

@@ -1,25 +1,26 @@
 //! `demo`: the whole of FEM in one minute, for real.
 //!
-//! One organisation, its broker and two agents, each in a process of its own, in a directory that is
-//! gone afterwards. Every line with a mark is an expectation that was checked: one that fails ends the
+//! Two organisations, their brokers and three agents, each in a process of its own, in a directory that
+//! is gone afterwards. Every line with a mark is an expectation that was checked: one that fails ends the
 //! demo with an exit code of its own.
 
+mod house;
+mod peering;
 mod process;
 pub(crate) mod role;
 mod stage;
 mod tell;
 
 use proto_spec::Code;
-use proto_spec::identity::AgentId;
 
 use crate::failure::Outcome;
-use crate::probe;
+use crate::probe::{self, Trust};
 use crate::time;
 use process::{Order, Said};
-use stage::Stage;
+use stage::{ANALYST, FILES, GLOBEX, RESEARCHER, Stage};
 use tell::Teller;
 
-/// Shows what FEM does, for real: a broker, two agents, calls allowed and refused, a revocation
+/// Shows what FEM does, for real: two organisations, calls allowed and refused, revocations
 #[derive(Debug, clap::Args)]
 pub(crate) struct Demo {
     /// Keep the directory, to look at what was made
@@ -44,50 +45,65 @@ pub(crate) async fn run(args: &Demo) -> Outcome {
 async fn story(teller: &Teller, keep: bool) -> Outcome {
     let mut stage = Stage::set(keep)?;
     teller.begin(stage.dir())?;
-    organisation(teller, &stage)?;
-    broker(teller, &mut stage).await?;
+    organisations(teller, &mut stage)?;
+    brokers(teller, &mut stage).await?;
     asking(teller, &mut stage).await?;
     deciding(teller, &mut stage).await?;
     calling(teller, &mut stage).await?;
     not_granted(teller, &mut stage).await?;
-    out_of_bounds(teller, &mut stage).await?;
     revoking(teller, &mut stage).await?;
+    peering(teller, &mut stage).await?;
+    calling_across(teller, &mut stage).await?;
+    revoking_across(teller, &mut stage).await?;
     stage.end().await
 }
 
-fn organisation(teller: &Teller, stage: &Stage) -> Outcome {
-    teller.step("An organisation", "fem-cli init acme")?;
-    teller.say(
-        "Made: a root key that signs capabilities, a key for the broker, a recovery key to be",
+fn organisations(teller: &Teller, stage: &mut Stage) -> Outcome {
+    teller.step(
+        "Two organisations",
+        "fem-cli init acme; fem-cli init globex",
     )?;
-    teller.say("kept offline, a first admin, certificates, and an empty journal.")?;
+    teller.say(
+        "Made for each: a root key that signs capabilities, a key for the broker, a recovery",
+    )?;
+    teller.say("key to be kept offline, a first admin, certificates, and an empty journal.")?;
+    let mut private = true;
+    for house in stage.houses() {
+        private &= house.secrets_are_private()?;
+    }
     teller.prove(
-        stage.secrets_are_private()?,
+        private,
         "every secret file is readable by its owner alone",
         "",
     )
 }
 
-async fn broker(teller: &Teller, stage: &mut Stage) -> Outcome {
-    teller.step("Its broker", "fem-broker acme/broker.toml")?;
-    let (process, url) = stage.start_broker().await?;
-    teller.say(&format!("Process {process} listens at {url}."))?;
-    let seen = probe::look(&url, &stage.ca_file()).await;
-    let (tls, exchange) = match &seen {
-        Ok(seen) => (seen.tls.as_str(), seen.exchange.as_str()),
-        Err(_) => ("no connection", ""),
-    };
-    let hybrid = tls == "TLSv1_3" && exchange == "X25519MLKEM768";
+async fn brokers(teller: &Teller, stage: &mut Stage) -> Outcome {
+    teller.step("Their brokers", "fem-broker acme/broker.toml")?;
+    let mut shown = Vec::new();
+    for house in stage.houses() {
+        let (process, url) = house.start_broker().await?;
+        teller.say(&format!(
+            "{:<6}  process {process} listens at {url}",
+            house.org
+        ))?;
+        shown.push(
+            match probe::look(&url, Trust::Authority(&house.ca_file())).await {
+                Ok(seen) => format!("{} {}", seen.tls, seen.exchange),
+                Err(_) => "no connection".into(),
+            },
+        );
+    }
     teller.prove(
-        hybrid,
-        "it speaks TLS 1.3 with post-quantum key exchange (X25519MLKEM768)",
-        format!("{tls} {exchange}"),
+        shown.iter().all(|one| one == "TLSv1_3 X25519MLKEM768"),
+        "both speak TLS 1.3 with post-quantum key exchange (X25519MLKEM768)",
+        shown.join(", "),
     )
 }
 
 async fn asking(teller: &Teller, stage: &mut Stage) -> Outcome {
-    teller.step("Two agents ask to join", "fem-cli agent register NAME")?;
-    for name in [stage::FILES, stage::RESEARCHER] {
+    teller.step("Three agents ask to join", "fem-cli agent register NAME")?;
+    for name in [FILES, RESEARCHER, ANALYST] {
         let (process, fingerprint) = stage.start_agent(name).await?;
         teller.say(&format!("{name:<10}  process {process}, key {fingerprint}"))?;
         let said = stage.order(name, &Order::Register).await?;
@@ -100,22 +116,25 @@ async fn asking(teller: &Teller, stage: &mut Stage) -> Outcome {
     let said = stage.read(&stage.report()).await?;
     teller.refused(
         &said,
-        Code::NotAuthentic,
+        &[Code::NotAuthentic],
         "a call from an agent that nobody approved",
     )
 }
 
 async fn deciding(teller: &Teller, stage: &mut Stage) -> Outcome {
-    let bounds = format!("path under {}", stage.reports().display());
+    let bounds = stage.bounds();
     teller.step(
-        "An admin decides",
+        "Each admin decides",
         "fem-cli agent approve NAME --fingerprint …",
     )?;
-    for name in [stage::FILES, stage::RESEARCHER] {
+    for name in [FILES, RESEARCHER, ANALYST] {
         let approved = stage.approve(name).await?;
         teller.prove(
             approved,
-            &format!("{name} is approved: the fingerprint is the one that it printed"),
+            &format!(
+                "{name} is approved by {}: the fingerprint is the one that it printed",
+                stage.house_of(name).org
+            ),
             "",
         )?;
     }
@@ -140,7 +159,7 @@ async fn calling(teller: &Teller, stage: &mut Stage) -> Outcome {
         "A call",
         "fem-cli call files@acme files.read --arg path=…/reports/q3.txt",
     )?;
-    let attached = stage.order(stage::RESEARCHER, &Order::Attach).await?;
+    let attached = stage.order(RESEARCHER, &Order::Attach).await?;
     teller.prove(
         attached == Said::Done,
         "researcher has an attached session: one connection that stays open",
@@ -159,35 +178,28 @@ async fn calling(teller: &Teller, stage: &mut Stage) -> Outcome {
 
 async fn not_granted(teller: &Teller, stage: &mut Stage) -> Outcome {
     teller.step(
-        "A tool that was not granted",
+        "What was not granted",
         "fem-cli call files@acme files.delete --arg path=…/reports/q3.txt",
     )?;
-    let said = stage.call("files.delete", &stage.report()).await?;
+    let said = stage
+        .call(RESEARCHER, "files.delete", &stage.report())
+        .await?;
     teller.refused(
         &said,
-        Code::Denied,
-        "files.delete: researcher holds files.read and nothing else",
-    )?;
-    let there = std::fs::read_to_string(stage.report()).is_ok_and(|text| text == REPORT);
-    teller.prove(there, "the file is still there", "")
-}
-
-async fn out_of_bounds(teller: &Teller, stage: &mut Stage) -> Outcome {
-    teller.step(
-        "Arguments outside the grant",
-        "fem-cli call files@acme files.read --arg path=…/private/salaries.txt",
+        &[Code::Denied],
+        "another tool: researcher holds files.read and nothing else",
     )?;
     let said = stage.read(&stage.salaries()).await?;
     teller.refused(
         &said,
-        Code::Denied,
+        &[Code::Denied],
         "the same tool, another directory: private/salaries.txt",
     )?;
     let sideways = stage.reports().join("../private/salaries.txt");
     let said = stage.read(&sideways).await?;
     teller.refused(
         &said,
-        Code::Denied,
+        &[Code::Denied],
         "the long way round: reports/../private/salaries.txt",
     )?;
     let served = stage.served().await?;
@@ -206,14 +218,14 @@ async fn revoking(teller: &Teller, stage: &mut Stage) -> Outcome {
         "just before, researcher reads the report once more",
         &said,
     )?;
-    stage.revoke().await?;
+    stage.revoke(RESEARCHER).await?;
     let said = stage.read(&stage.report()).await?;
     teller.refused(
         &said,
-        Code::Denied,
+        &[Code::Denied],
         "the very next call, on the connection that was open all along",
     )?;
-    let sessions = stage.sessions(stage::RESEARCHER).await?;
+    let sessions = stage.sessions(RESEARCHER).await?;
     teller.prove(
         sessions == 1,
         "that connection is still open: what ended is the right, not the session",
@@ -221,7 +233,59 @@ async fn revoking(teller: &Teller, stage: &mut Stage) -> Outcome {
     )
 }
 
-/// `name@acme`.
-fn agent(name: &str) -> Result<AgentId, proto_spec::identity::BadName> {
-    format!("{name}@{}", stage::ORG).parse()
+async fn peering(teller: &Teller, stage: &mut Stage) -> Outcome {
+    teller.step(
+        "The two accept each other",
+        "fem-cli peer accept globex.peer --fingerprint …",
+    )?;
+    teller.say("Each admin takes the other organisation's signed file, having compared its")?;
+    teller.say("fingerprint. Neither broker takes the other's word for what may be done.")?;
+    let compared = stage.peer().await?;
+    teller.prove(
+        compared,
+        "each file's key is the one that the other admin names; the brokers are connected",
+        "",
+    )?;
+    let said = stage.call(ANALYST, "files.read", &stage.report()).await?;
+    teller.refused(
+        &said,
+        &[Code::Denied],
+        "analyst@globex calls files@acme: being peers permits nothing",
+    )
+}
+
+async fn calling_across(teller: &Teller, stage: &mut Stage) -> Outcome {
+    teller.step(
+        "A call across",
+        "fem-cli peer grant globex files.read --agents files --where 'path under …'",
+    )?;
+    teller.command("fem-cli token issue analyst --capability peer.acme.files.read")?;
+    teller.say("Two yeses: acme's, who owns the tool, and globex's, whose agent calls it.")?;
+    let bounds = stage.bounds();
+    stage.grant_across(&bounds).await?;
+    let said = stage.call(ANALYST, "files.read", &stage.report()).await?;
+    teller.prove(
+        said == Said::Answer(REPORT.into()),
+        &format!("analyst got the file: “{REPORT}”"),
+        &said,
+    )?;
+    let said = stage.call(ANALYST, "files.read", &stage.salaries()).await?;
+    teller.refused(
+        &said,
+        &[Code::Denied],
+        "acme's bounds hold for globex: private/salaries.txt",
+    )
+}
+
+async fn revoking_across(teller: &Teller, stage: &mut Stage) -> Outcome {
+    teller.step("A revocation across", "fem-cli token revoke ID")?;
+    stage.revoke(GLOBEX).await?;
+    teller.say("acme took its grant to globex back, and asked nobody.")?;
+    let said = stage.call(ANALYST, "files.read", &stage.report()).await?;
+    // Refused by acme, or by globex, where acme's word is quicker than the call.
+    teller.refused(
+        &said,
+        &[Code::TokenRevoked, Code::Denied, Code::Unavailable],
+        "the very next call of analyst",
+    )
 }

@@ -3,6 +3,7 @@
 //! Each says on its standard output what came of what it was told, and ends when its standard input
 //! closes.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::process::{Order, Said};
-use super::stage::FILES;
+use super::stage::{ACME, FILES};
 use crate::connect::configure;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
@@ -28,20 +29,30 @@ pub(crate) struct Internal {
 #[derive(Debug, clap::Subcommand)]
 enum Role {
     /// A broker, until standard input closes
-    Broker { file: PathBuf },
+    Broker {
+        file: PathBuf,
+        /// Name where it listens as the endpoint at which other brokers dial it
+        #[arg(long)]
+        dialled: bool,
+    },
     /// An agent that does what it is told by lines of JSON
     Agent { file: PathBuf },
 }
 
 pub(crate) async fn run(args: Internal) -> Outcome {
     match args.role {
-        Role::Broker { file } => broker(&file).await,
+        Role::Broker { file, dialled } => broker(&file, dialled).await,
         Role::Agent { file } => agent(&file).await,
     }
 }
 
-async fn broker(config: &Path) -> Outcome {
-    let config = broker::Config::load(config).map_err(|e| Failure::fault(e.to_string()))?;
+async fn broker(config: &Path, is_dialled: bool) -> Outcome {
+    let mut config = broker::Config::load(config).map_err(|e| Failure::fault(e.to_string()))?;
+    if is_dialled {
+        // Peers are told the port, so it has to be known before the broker listens there.
+        config.listen = TcpListener::bind(config.listen)?.local_addr()?;
+        config.federation.endpoints = vec![config.listen.to_string()];
+    }
     let broker = broker::Broker::start(config).await?;
     print(&format!(
         "ready {} {}",
@@ -101,7 +112,7 @@ async fn obey(agent: &Agent, order: Order) -> agent_sdk::Result<Said> {
             agent.attach().await.map(|()| Said::Done)
         }
         Order::Call { tool, path } => {
-            let to = format!("{FILES}@{}", agent.id().org());
+            let to = format!("{FILES}@{ACME}");
             agent
                 .call(to, &tool, &serde_json::json!({"path": path}))
                 .await

@@ -8,7 +8,7 @@ use proto_spec::Code;
 
 use super::process::Said;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Paint, escape, print};
+use crate::output::{Paint, escape, join, print};
 use crate::programs;
 
 /// Tells the story, and counts what was proven.
@@ -29,11 +29,11 @@ impl Teller {
 
     pub(super) fn begin(&self, dir: &Path) -> Outcome {
         print(&format!(
-            "{}\n\nEverything below happens now, on this machine: a broker and two agents in processes of\n\
-             their own, TLS between them, real files in {}.\n\
+            "{}\n\nEverything below happens now, on this machine: two brokers and three agents in processes\n\
+             of their own, TLS between them, real files in {}.\n\
              {} marks what was checked, {} what was refused as it should be.",
             self.paint
-                .strong("FEM: two agents, one broker, and who may do what"),
+                .strong("FEM: two organisations, three agents, and who may do what"),
             dir.display(),
             self.paint.good("✓"),
             self.paint.warn("⛔"),
@@ -68,10 +68,10 @@ impl Teller {
         self.broken(claim, &seen.to_string())
     }
 
-    /// Something that has to be refused, with this code.
-    pub(super) fn refused(&self, said: &Said, code: Code, claim: &str) -> Outcome {
+    /// Something that has to be refused, with one of these codes.
+    pub(super) fn refused(&self, said: &Said, codes: &[Code], claim: &str) -> Outcome {
         match said {
-            Said::Refused { code: got, .. } if *got == code.as_str() => {
+            Said::Refused { code: got, .. } if codes.iter().any(|code| code.as_str() == got) => {
                 self.proven.set(self.proven.get() + 1);
                 print(&format!(
                     "   {} {}  {claim}",
@@ -79,7 +79,13 @@ impl Teller {
                     self.paint.strong(got)
                 ))
             }
-            other => self.broken(&format!("{code} was expected: {claim}"), &other.to_string()),
+            other => {
+                let codes = join(codes);
+                self.broken(
+                    &format!("{codes} was expected: {claim}"),
+                    &other.to_string(),
+                )
+            }
         }
     }
 

@@ -391,6 +391,8 @@ fn completions_know_the_nouns() {
         "config",
         "quarantine",
         "rotate-key",
+        "peer",
+        "invite",
     ] {
         assert!(script.contains(noun), "{noun}");
     }

@@ -6,6 +6,7 @@
 )]
 
 mod administer;
+mod federate;
 mod org;
 
 use std::time::Duration;
@@ -27,7 +28,14 @@ fn the_demo_keeps_its_promises_and_leaves_nothing_behind() {
         .unwrap();
     let text = told(&shown);
     assert!(shown.status.success(), "{text}");
-    for claim in ["NOT_AUTHENTIC", "DENIED", "Q3 revenue", "expectations held"] {
+    for claim in [
+        "NOT_AUTHENTIC",
+        "DENIED",
+        "researcher got the file: “Q3 revenue",
+        "analyst got the file: “Q3 revenue",
+        "the very next call of analyst",
+        "expectations held",
+    ] {
         assert!(text.contains(claim), "{claim} in {text}");
     }
     assert!(

@@ -10,6 +10,7 @@ use serde_json::Value;
 /// One organisation in a directory, and its broker.
 pub(crate) struct Org {
     pub(crate) dir: tempfile::TempDir,
+    name: &'static str,
     _broker: Process,
 }
 
@@ -69,24 +70,33 @@ pub(crate) fn fem(dir: &Path, arguments: &[&str]) -> Command {
 
 impl Org {
     pub(crate) fn new() -> Self {
+        Self::of("acme")
+    }
+
+    pub(crate) fn of(name: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let any = "127.0.0.1:0";
-        let made = fem(dir.path(), &["init", "acme", "--listen", any, "--ops", any])
+        let made = fem(dir.path(), &["init", name, "--listen", any, "--ops", any])
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", told(&made));
-        let mut broker = Process::start(dir.path(), &["internal", "broker", "acme/broker.toml"]);
-        let ready = broker.line();
+        let (broker, ready) = start(dir.path(), name);
         let address = ready.split(' ').nth(1).unwrap();
-        for name in ["admin", "join"] {
-            let path = dir.path().join(format!("acme/{name}.toml"));
+        for file in ["admin", "join"] {
+            let path = dir.path().join(format!("{name}/{file}.toml"));
             let text = std::fs::read_to_string(&path).unwrap();
             std::fs::write(path, text.replace("127.0.0.1:0", address)).unwrap();
         }
         Self {
             dir,
+            name,
             _broker: broker,
         }
+    }
+
+    /// Where its broker listens.
+    pub(crate) fn address(&self) -> String {
+        address_in(&self.dir.path().join(self.name).join("admin.toml"))
     }
 
     /// Runs one command line; words are split at spaces, `·` in a word stands for a space.
@@ -99,6 +109,13 @@ impl Org {
         String::from_utf8(done.stdout).unwrap()
     }
 
+    /// With which code a command line ends.
+    pub(crate) fn run_any(&self, line: &str) -> i32 {
+        let words: Vec<&str> = line.split(' ').collect();
+        let done = fem(self.dir.path(), &words).output().unwrap();
+        done.status.code().unwrap()
+    }
+
     #[track_caller]
     pub(crate) fn json(&self, line: &str) -> Value {
         serde_json::from_str(&self.run(0, &format!("{line} --json"))).unwrap()
@@ -106,21 +123,19 @@ impl Org {
 
     /// Repeats a call until somebody serves its tool: the offer is on its way.
     pub(crate) fn wait_for_provider(&self, call: &str) {
-        let words: Vec<&str> = call.split(' ').collect();
-        let is_missing = || fem(self.dir.path(), &words).output().unwrap().status.code() == Some(5);
-        assert!((0..500).any(|_| !is_missing()), "nobody serves: {call}");
+        assert!(
+            (0..500).any(|_| self.run_any(call) != 5),
+            "nobody serves: {call}"
+        );
     }
 
     /// Registers and approves an agent.
     pub(crate) fn join(&self, name: &str) {
         self.run(
             6,
-            &format!("agent register {name} --context acme/join.toml"),
+            &format!("agent register {name} --context {}/join.toml", self.name),
         );
-        self.run(
-            0,
-            &format!("--context acme/admin.toml agent approve {name}"),
-        );
+        self.admin(0, &format!("agent approve {name}"));
     }
 
     /// An agent process that serves `files.read` and `files.delete` below a directory.
@@ -134,6 +149,14 @@ impl Org {
     }
 }
 
+/// Starts an organisation's broker; with what it says when it is ready.
+fn start(dir: &Path, name: &str) -> (Process, String) {
+    let config = format!("{name}/broker.toml");
+    let mut broker = Process::start(dir, &["internal", "broker", &config]);
+    let ready = broker.line();
+    (broker, ready)
+}
+
 pub(crate) fn told(output: &Output) -> String {
     format!(
         "{}{}",
@@ -144,23 +167,24 @@ pub(crate) fn told(output: &Output) -> String {
 
 impl Org {
     pub(crate) fn admin(&self, exit: i32, line: &str) -> String {
-        self.run(exit, &format!("--context acme/admin.toml {line}"))
+        self.run(exit, &format!("--context {}/admin.toml {line}", self.name))
     }
 
     /// What the admin's `--json` answer says.
     pub(crate) fn asked(&self, line: &str) -> Value {
-        self.json(&format!("--context acme/admin.toml {line}"))
+        self.json(&format!("--context {}/admin.toml {line}", self.name))
     }
 
     /// The same organisation with more in its broker's configuration, after a restart.
     pub(crate) fn reconfigured(self, section: &str, lines: &str) -> Self {
+        let address = self.address();
         let Self {
             dir,
+            name,
             _broker: broker,
         } = self;
-        let address = address_in(&dir.path().join("acme/admin.toml"));
         drop(broker);
-        let path = dir.path().join("acme/broker.toml");
+        let path = dir.path().join(name).join("broker.toml");
         let text = std::fs::read_to_string(&path).unwrap();
         let text = text
             .replace(
@@ -169,16 +193,17 @@ impl Org {
             )
             .replace(&format!("[{section}]"), &format!("[{section}]\n{lines}"));
         std::fs::write(path, text).unwrap();
-        let mut broker = Process::start(dir.path(), &["internal", "broker", "acme/broker.toml"]);
-        assert!(broker.line().starts_with("ready"));
+        let (broker, ready) = start(dir.path(), name);
+        assert!(ready.starts_with("ready"));
         Self {
             dir,
+            name,
             _broker: broker,
         }
     }
 }
 
-pub(crate) fn address_in(context: &Path) -> String {
+fn address_in(context: &Path) -> String {
     let text = std::fs::read_to_string(context).unwrap();
     let after = text.split("https://").nth(1).unwrap();
     after.split('"').next().unwrap().into()

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{fetch, in_words};
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
+use crate::named_key::Which;
 use crate::output::Output;
 use crate::request::{self, unexpected};
 use crate::struck;
@@ -91,31 +92,13 @@ pub(crate) fn everything() -> Outcome<Vec<Pattern>> {
         .map_err(|_| Failure::fault("a reserved segment is no pattern"))
 }
 
-/// Which key is meant, where several wait under one name. Compare it with what the agent's developer
-/// tells you, not with what the request says.
-#[derive(Debug, clap::Args)]
-#[group(multiple = false)]
-pub(super) struct Which {
-    /// The key's fingerprint, as `agent register` printed it for the developer
-    #[arg(long, value_name = "HEX")]
-    fingerprint: Option<String>,
-    /// The key itself: base64 or did:key
-    #[arg(long)]
-    key: Option<PublicKey>,
-}
-
 /// The one request that is meant. A key is never picked for the admin where there are several.
 fn chosen_request<'a>(
     pending: &'a [PendingRecord],
     which: &Which,
     name: &Name,
 ) -> Outcome<&'a PendingRecord> {
-    let plain = |text: &str| text.replace(':', "").to_ascii_lowercase();
-    let meant = |request: &&PendingRecord| match (&which.fingerprint, &which.key) {
-        (Some(fingerprint), _) => plain(fingerprint) == plain(&request.key.fingerprint()),
-        (_, Some(key)) => request.key == *key,
-        _ => true,
-    };
+    let meant = |request: &&PendingRecord| which.may_be(&request.key);
     let found: Vec<_> = pending.iter().filter(meant).collect();
     match (found.as_slice(), pending.len()) {
         ([one], _) => Ok(one),
@@ -170,13 +153,7 @@ pub(crate) fn approved(ack: Ack, output: Output) -> Outcome {
 
 /// Approving an agent anew replaces what its approval grants; its key stays.
 fn known_key(agent: &AgentRecord, which: &Which) -> Outcome<PublicKey> {
-    let plain = |text: &str| text.replace(':', "").to_ascii_lowercase();
-    let fits = which.key.is_none_or(|key| key == agent.key)
-        && which
-            .fingerprint
-            .as_ref()
-            .is_none_or(|f| plain(f) == plain(&agent.key.fingerprint()));
-    if fits {
+    if which.may_be(&agent.key) {
         return Ok(agent.key);
     }
     Err(Failure::not_found(format!(

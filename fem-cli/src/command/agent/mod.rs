@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
+use crate::named_key::Which;
 use crate::output::{Output, Table, escape, join};
 use crate::request::{self, unexpected};
 use crate::time;
@@ -37,7 +38,7 @@ enum Act {
         /// Whom
         name: Name,
         #[command(flatten)]
-        which: decide::Which,
+        which: Which,
         /// What the agent is told
         #[arg(long)]
         reason: Option<String>,

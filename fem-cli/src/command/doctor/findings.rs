@@ -2,12 +2,13 @@
 
 use serde::Serialize;
 
-use crate::output::{Paint, escape};
+use crate::failure::{Failure, Outcome};
+use crate::output::{Output, Paint, escape};
 
 /// How a look at one thing went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Health {
+pub(crate) enum Health {
     Ok,
     Warn,
     Fail,
@@ -15,7 +16,7 @@ pub(super) enum Health {
 
 /// One line.
 #[derive(Debug, Serialize)]
-pub(super) struct Finding {
+pub(crate) struct Finding {
     pub(super) health: Health,
     what: &'static str,
     seen: String,
@@ -25,13 +26,13 @@ pub(super) struct Finding {
 
 /// All lines so far.
 #[derive(Default)]
-pub(super) struct Findings(pub(super) Vec<Finding>);
+pub(crate) struct Findings(pub(crate) Vec<Finding>);
 
 impl Findings {
-    pub(super) fn ok(&mut self, what: &'static str, seen: impl Into<String>) {
+    pub(crate) fn ok(&mut self, what: &'static str, seen: impl Into<String>) {
         self.add(Health::Ok, what, seen, "");
     }
-    pub(super) fn warn(
+    pub(crate) fn warn(
         &mut self,
         what: &'static str,
         seen: impl Into<String>,
@@ -39,7 +40,7 @@ impl Findings {
     ) {
         self.add(Health::Warn, what, seen, next);
     }
-    pub(super) fn fail(
+    pub(crate) fn fail(
         &mut self,
         what: &'static str,
         seen: impl Into<String>,
@@ -47,6 +48,19 @@ impl Findings {
     ) {
         self.add(Health::Fail, what, seen, next);
     }
+    /// Shows all lines. A failed one makes the command fail.
+    pub(crate) fn give(&self, output: Output) -> Outcome {
+        output.give(&self.0, || told(&self.0))?;
+        let failed = self.0.iter().filter(|line| line.health == Health::Fail);
+        match failed.count() {
+            0 => Ok(()),
+            n => Err(Failure::fault(format!(
+                "{n} of {} checks failed",
+                self.0.len()
+            ))),
+        }
+    }
+
     fn add(
         &mut self,
         health: Health,
@@ -64,7 +78,7 @@ impl Findings {
 }
 
 /// The lines as people read them.
-pub(super) fn told(lines: &[Finding]) -> String {
+pub(crate) fn told(lines: &[Finding]) -> String {
     let paint = Paint::stdout();
     let mut text = String::new();
     for line in lines {

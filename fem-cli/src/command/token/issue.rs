@@ -53,17 +53,17 @@ pub(crate) struct Issue {
 
 /// The checks that one `--where` stands for.
 #[derive(Debug, Clone)]
-pub(super) struct Conditions(Vec<Check>);
+pub(crate) struct Conditions(Vec<Check>);
 
 /// Reads one `--where`.
-pub(super) fn condition(clause: &str) -> Result<Conditions, String> {
+pub(crate) fn condition(clause: &str) -> Result<Conditions, String> {
     Check::where_clause(clause)
         .map(Conditions)
         .map_err(|e| e.to_string())
 }
 
 /// All checks, in the order in which they were given.
-pub(super) fn checks(conditions: Vec<Conditions>) -> Vec<Check> {
+pub(crate) fn checks(conditions: Vec<Conditions>) -> Vec<Check> {
     conditions
         .into_iter()
         .flat_map(|conditions| conditions.0)
