@@ -700,7 +700,7 @@ impl Core {
             Order::Register(..) => Kind::RegisterAgent,
             Order::Act(act) => act.envelope().kind(),
             Order::Reserve(..) => Kind::ToolCall,
-            Order::Rekey { .. } => Kind::LinkAttach,
+            Order::Rekey(_) => Kind::LinkAttach,
         };
         match self.registrar.order(order).await {
             Ok(ack) => {

@@ -22,6 +22,7 @@ use crate::calls::Place;
 use crate::conversation::{Ended, Stream, close, converse, next, send, turn_away};
 use crate::phase::Phase;
 use crate::pipeline::Core;
+use crate::registrar::Rekey;
 use crate::state::links::Link;
 use crate::state::outbox::Outbox;
 use crate::state::peers::Peer;
@@ -166,7 +167,12 @@ async fn greet<S: Stream>(
 /// Puts on record that a peer's broker goes on under another key: what it was granted is issued to that one.
 async fn settle(core: &Core, peer: &Peer, key: PublicKey) -> anyhow::Result<()> {
     if key != peer.key {
-        core.registrar.rekey(&peer.org, peer.key, key).await?;
+        let rekey = Rekey {
+            org: peer.org.clone(),
+            from: peer.key,
+            to: key,
+        };
+        core.registrar.rekey(rekey).await?;
         tracing::warn!(peer = %peer.org, key = %key.fingerprint(), "a peer's broker goes on under another key");
     }
     Ok(())

@@ -46,7 +46,7 @@ pub(super) fn upgrade(
 ) -> Reply {
     let (reply, upgrading) = match handshake(&mut request) {
         Ok(accepted) => accepted,
-        Err(reply) => return reply,
+        Err(reply) => return *reply,
     };
     tokio::spawn(async move {
         let limit = core.config.limits.envelope_bytes_max;
@@ -74,7 +74,7 @@ pub(super) fn upgrade_link(
     };
     let (reply, upgrading) = match handshake(&mut request) {
         Ok(accepted) => accepted,
-        Err(reply) => return reply,
+        Err(reply) => return *reply,
     };
     tokio::spawn(async move {
         let bounds = link_bounds(core.config.limits.envelope_bytes_max);
@@ -93,7 +93,7 @@ pub(super) fn upgrade_link(
 }
 
 /// The answer that accepts a WebSocket, or says what is wrong with the request.
-fn handshake(request: &mut Request<Incoming>) -> Result<(Reply, OnUpgrade), Reply> {
+fn handshake(request: &mut Request<Incoming>) -> Result<(Reply, OnUpgrade), Box<Reply>> {
     let headers = request.headers();
     let says = |name, value: &str| {
         headers
@@ -121,7 +121,7 @@ fn handshake(request: &mut Request<Incoming>) -> Result<(Reply, OnUpgrade), Repl
         reply
             .headers_mut()
             .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        return Err(reply);
+        return Err(Box::new(reply));
     };
     let accept = derive_accept_key(key.as_bytes());
     let upgrading = hyper::upgrade::on(request);

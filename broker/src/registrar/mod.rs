@@ -63,14 +63,18 @@ pub enum Order {
     /// A call draws on a budget whose reserve is used up.
     Reserve(Need, Name),
     /// A peer's broker goes on under another key, which it proved.
-    Rekey {
-        /// Which peer.
-        org: Org,
-        /// Its key as it is on record.
-        from: PublicKey,
-        /// Its next key.
-        to: PublicKey,
-    },
+    Rekey(Box<Rekey>),
+}
+
+/// How a peer's broker goes on.
+#[derive(Debug)]
+pub struct Rekey {
+    /// Which peer.
+    pub org: Org,
+    /// Its key as it is on record.
+    pub from: PublicKey,
+    /// Its next key.
+    pub to: PublicKey,
 }
 
 /// Where a newcomer asked from.
@@ -86,7 +90,7 @@ impl Order {
     /// Whether what it comes to is the same before and after the changes that wait with it.
     fn commutes(&self) -> bool {
         match self {
-            Self::Register(..) | Self::Reserve(..) | Self::Rekey { .. } => false,
+            Self::Register(..) | Self::Reserve(..) | Self::Rekey(_) => false,
             Self::Act(act) => matches!(
                 act.envelope().kind(),
                 Kind::AdminTokenIssue | Kind::AdminEnrolIssue
@@ -169,9 +173,8 @@ impl Registrar {
     ///
     /// [`Refusal::Conflict`] where the peer is not on record under `from`, [`Refusal::Busy`],
     /// [`Refusal::StorageFull`].
-    pub async fn rekey(&self, org: &Org, from: PublicKey, to: PublicKey) -> Result<(), Refusal> {
-        let org = org.clone();
-        self.have(Order::Rekey { org, from, to }).await.map(drop)
+    pub async fn rekey(&self, rekey: Rekey) -> Result<(), Refusal> {
+        self.have(Order::Rekey(Box::new(rekey))).await.map(drop)
     }
 
     async fn have(&self, order: Order) -> Result<Option<Ack>, Refusal> {
@@ -267,7 +270,7 @@ impl Desk {
             Order::Register(newcomer, from) => self.register(&newcomer, &from),
             Order::Act(act) => self.act(&act),
             Order::Reserve(need, caller) => self.reserve(need, &caller),
-            Order::Rekey { org, from, to } => self.rekey_peer(&org, from, to),
+            Order::Rekey(rekey) => self.rekey_peer(&rekey),
         }
     }
 

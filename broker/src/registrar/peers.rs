@@ -10,7 +10,7 @@ use super::admin::{Nothing, read};
 use super::scope::By;
 use super::showing::token_record;
 use super::tokens::{bad_terms, entropy, parse_checks};
-use super::{Decision, Desk, answer, change};
+use super::{Decision, Desk, Rekey, answer, change};
 use crate::change::Change;
 use crate::state::State;
 use crate::state::peers::{PEERS_MAX, Peer};
@@ -156,20 +156,16 @@ impl Desk {
     }
 
     /// A peer's broker has another key: the token that it delegates from has to name that one.
-    pub(super) fn rekey_peer(
-        &self,
-        org: &Org,
-        from: PublicKey,
-        to: PublicKey,
-    ) -> Result<Decision, Refusal> {
+    pub(super) fn rekey_peer(&self, rekey: &Rekey) -> Result<Decision, Refusal> {
+        let Rekey { org, from, to } = rekey;
         let peer = self.peer(org)?;
-        if peer.key == to {
+        if peer.key == *to {
             return Ok(Decision::Nothing);
         }
-        if peer.key != from {
+        if peer.key != *from {
             return Err(Refusal::Conflict(format!("{org} has another key by now")));
         }
-        let changes = self.reissue_peer(&peer, to)?;
+        let changes = self.reissue_peer(&peer, *to)?;
         Ok(Decision::Change(changes, Box::new(|_| None)))
     }
 
