@@ -413,7 +413,7 @@ async fn calls(pair: &Pair, caller: &Actor, fs: &Actor, serving: &mut Socket) {
         .call("fs@globex", "fs.read", &json!({}), pair.acme.now())
         .unwrap();
     calling.send(call.bytes).await.unwrap();
-    let delivered = serving.hear().await.unwrap().delivered().unwrap();
+    let delivered = serving.delivery().await.unwrap();
     let result = pair.globex.result(fs, &delivered, &json!(1)).unwrap();
     serving.send(result.bytes).await.unwrap();
     calling.hear().await.unwrap().delivered().unwrap();

@@ -78,11 +78,7 @@ impl Scene {
         let call = self.call(&caller);
         link.relay(&call.bytes, vec![token]).await.unwrap();
         // What the link before left in flight is cancelled.
-        let delivered = loop {
-            if let Ok(delivered) = self.serving.hear().await.unwrap().delivered() {
-                break delivered;
-            }
-        };
+        let delivered = self.serving.delivery().await.unwrap();
         let result = self.acme.result(&self.fs, &delivered, &json!(1)).unwrap();
         self.serving.send(result.bytes.clone()).await.unwrap();
         let frame = link.frame().await.unwrap().unwrap();

@@ -255,6 +255,21 @@ impl Socket {
         Ok(timeout(PATIENCE, self.wire.0.flush()).await??)
     }
 
+    /// The next thing that is delivered; the broker's own words are passed over.
+    ///
+    /// # Errors
+    ///
+    /// When nothing comes, or the connection ends.
+    pub async fn delivery(&mut self) -> Result<Envelope> {
+        loop {
+            match self.hear().await? {
+                Heard::Delivered { envelope, .. } => return Ok(envelope),
+                Heard::Said(_) => {}
+                Heard::Closed => bail!("the connection ended"),
+            }
+        }
+    }
+
     /// The next thing that the broker says or delivers.
     ///
     /// # Errors
