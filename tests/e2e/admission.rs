@@ -580,7 +580,7 @@ async fn refusals_change_nothing() {
         let registry = &lab.broker.core().state.registry;
         let mut all = Vec::new();
         for agent in registry.agents_after(None) {
-            let (key, grants) = (agent.key, agent.grants.records());
+            let (key, grants) = (agent.key.key(), agent.grants.records());
             all.push(format!(
                 "{} {key} {:?} {grants:?}",
                 agent.name, agent.prefixes

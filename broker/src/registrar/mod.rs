@@ -106,12 +106,12 @@ impl Registrar {
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let mut desk = Desk {
+            snapshots,
             state,
             journal,
             root,
             clock,
             config,
-            snapshots,
             own_acts: HashMap::new(),
             reserves: HashMap::new(),
         };
@@ -179,12 +179,13 @@ fn change(change: Change, report: impl FnOnce(&State) -> Ack + Send + 'static) -
 type Waiting = (Vec<Change>, Report, Asker);
 
 struct Desk {
+    /// First, so that none is being written any more when the journal is another's to open.
+    snapshots: Snapshots,
     state: Arc<State>,
     journal: Box<dyn Journal>,
     root: SigningKey,
     clock: Arc<Clock>,
     config: Config,
-    snapshots: Snapshots,
     /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
     own_acts: HashMap<Name, (Timestamp, u32)>,
     /// And how often calls were reserved for them.
