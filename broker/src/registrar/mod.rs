@@ -179,10 +179,11 @@ fn change(change: Change, report: impl FnOnce(&State) -> Ack + Send + 'static) -
 type Waiting = (Vec<Change>, Report, Asker);
 
 struct Desk {
-    /// First, so that none is being written any more when the journal is another's to open.
+    // Dropped in this order: none is being written any more when the journal is another's to open, and
+    // nobody waits for it while a large state is taken down.
     snapshots: Snapshots,
-    state: Arc<State>,
     journal: Box<dyn Journal>,
+    state: Arc<State>,
     root: SigningKey,
     clock: Arc<Clock>,
     config: Config,
