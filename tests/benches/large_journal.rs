@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use broker::change::Change;
 use broker::clock::Clock;
 use broker::journal::{Embedded, Journal as _};
@@ -70,10 +70,11 @@ fn main() -> Result<()> {
         runtime.block_on(broker.stop());
         if is_large {
             // In a process of its own: what the first start took is not counted with it.
-            Command::new(std::env::current_exe()?)
+            let status = Command::new(std::env::current_exe()?)
                 .arg(FROM_SNAPSHOT)
                 .arg(folder.path())
                 .status()?;
+            ensure!(status.success(), "the start from the snapshot failed");
         }
     }
     println!(

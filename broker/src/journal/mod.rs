@@ -110,9 +110,9 @@ impl Summary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     /// The number that the next record will have.
-    pub next: u64,
+    pub(crate) next: u64,
     /// The hash of the last record, which stands for all before it too.
-    pub last: Digest,
+    pub(crate) last: Digest,
 }
 
 impl Head {

@@ -126,13 +126,13 @@ impl Registrar {
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let mut desk = Desk {
+            snapshots,
             state,
             journal,
             root,
             voice,
             clock,
             config,
-            snapshots,
             own_acts: HashMap::new(),
             reserves: HashMap::new(),
         };
@@ -224,13 +224,15 @@ fn change(change: Change, report: impl FnOnce(&State) -> Ack + Send + 'static) -
 type Waiting = (Vec<Change>, Report, Asker);
 
 struct Desk {
-    state: Arc<State>,
+    // Dropped in this order: none is being written any more when the journal is another's to open, and
+    // nobody waits for it while a large state is taken down.
+    snapshots: Snapshots,
     journal: Box<dyn Journal>,
+    state: Arc<State>,
     root: SigningKey,
     voice: Arc<Voice>,
     clock: Arc<Clock>,
     config: Config,
-    snapshots: Snapshots,
     /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
     own_acts: HashMap<Name, (Timestamp, u32)>,
     /// And how often calls were reserved for them.
