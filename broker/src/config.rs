@@ -234,7 +234,7 @@ impl Limits {
         bound(
             "calls_per_peer_max",
             self.calls_per_peer_max as u64,
-            1..=self.calls_max as u64,
+            1..=10_000_000,
         );
         bound(
             "nonces_per_peer_max",

@@ -122,7 +122,9 @@ impl End {
             }
             Self::Failed(error) => {
                 eprintln!("fem-broker: {error:#}");
-                let damaged = matches!(error.downcast_ref(), Some(JournalError::Damaged { .. }));
+                let damaged = error
+                    .chain()
+                    .any(|one| matches!(one.downcast_ref(), Some(JournalError::Damaged { .. })));
                 ExitCode::from(if damaged { DAMAGED } else { 1 })
             }
         }

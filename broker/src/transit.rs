@@ -58,13 +58,7 @@ pub fn pass_call(
     call: &Authorized,
     carried: &Carried,
 ) -> Result<Bytes, Refusal> {
-    let visited = &carried.visited;
-    let is_circle = visited.contains(me) || visited.contains(&link.org);
-    if is_circle || call.agent().org() == &link.org || visited.len() >= HOPS_MAX {
-        return Err(Refusal::Denied("a call that goes in a circle".into()));
-    }
-    let mut visited = visited.clone();
-    visited.push(me.clone());
+    let visited = one_more(me, &link.org, call.agent().org(), &carried.visited)?;
     let relay = Relay {
         tokens: carried.onward.clone(),
         onward: Vec::new(),
@@ -72,4 +66,41 @@ pub fn pass_call(
         envelope: call.envelope().bytes().clone(),
     };
     Ok(relay.encode())
+}
+
+/// Where a call has been once it is passed on to `next`.
+fn one_more(me: &Org, next: &Org, home: &Org, visited: &[Org]) -> Result<Vec<Org>, Refusal> {
+    let is_circle = [me, next].iter().any(|org| visited.contains(org)) || home == next;
+    if is_circle || visited.len() >= HOPS_MAX {
+        return Err(Refusal::Denied("a call that goes in a circle".into()));
+    }
+    Ok(visited.iter().chain([me]).cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_never_goes_in_a_circle() {
+        let org = |text: &str| text.parse::<Org>().unwrap();
+        let all = |texts: &[&str]| texts.iter().map(|text| org(text)).collect::<Vec<_>>();
+        let goes = |next: &str, home: &str, visited: &[&str]| {
+            one_more(&org("globex"), &org(next), &org(home), &all(visited))
+        };
+        let on = goes("initech", "acme", &["acme"]);
+        assert_eq!(on.unwrap(), all(&["acme", "globex"]));
+        for (next, home, visited) in [
+            // Back to where it began, by what the path says or by whose call it is.
+            ("acme", "acme", &["acme"][..]),
+            ("acme", "acme", &[]),
+            ("hooli", "acme", &["hooli"]),
+            // Through here before.
+            ("initech", "acme", &["acme", "globex"]),
+            // Too far.
+            ("initech", "acme", &["acme", "hooli"]),
+        ] {
+            assert!(goes(next, home, visited).is_err(), "{next} {visited:?}");
+        }
+    }
 }

@@ -188,6 +188,9 @@ fn next_after(code: Code) -> &'static str {
             "look at `fem-cli agent list`, `fem-cli token list` and `fem-cli peer list`"
         }
         Code::Deadline => "give the call a longer --deadline, or look at the provider",
+        Code::RevocationsStale => {
+            "try again a little later; `fem-cli peer doctor ORG` says how the link is"
+        }
         Code::OutcomeUnknown => "it may or may not have happened: look before you repeat it",
         _ => code.meaning(),
     }

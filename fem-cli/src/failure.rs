@@ -52,7 +52,7 @@ Exit codes:
             Code::Unavailable => Self::Unreachable,
             Code::Deadline | Code::OutcomeUnknown => Self::Unknown,
             Code::Busy | Code::TokenUndecided | Code::Clock | Code::StorageFull => Self::TryAgain,
-            Code::Stale | Code::Internal => Self::TryAgain,
+            Code::Stale | Code::RevocationsStale | Code::Internal => Self::TryAgain,
             _ => Self::Refused,
         }
     }

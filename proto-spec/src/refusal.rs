@@ -635,6 +635,7 @@ UNAVAILABLE         503 retry=true
 DEADLINE            504 retry=true
 CANCELLED           409 retry=false
 OUTCOME_UNKNOWN     502 retry=false
+REVOCATIONS_STALE   503 retry=true
 NOT_FOUND           404 retry=false
 CONFLICT            409 retry=false
 CLOCK               503 retry=true
@@ -683,6 +684,8 @@ Unavailable         UNAVAILABLE
 Deadline            DEADLINE
 Cancelled           CANCELLED
 OutcomeUnknown      OUTCOME_UNKNOWN
+RevocationsStale    REVOCATIONS_STALE
+ByPeer              BUSY
 NotFound            NOT_FOUND
 Conflict            CONFLICT
 Clock               CLOCK

@@ -10,20 +10,19 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
-use proto_spec::frame::Frame;
-use proto_spec::message::{OfferTools, RegisterAgent};
-use proto_spec::{Digest, Envelope, Kind};
-use serde_json::{Value, json};
-use tests::lab::{Actor, Extra, nonce, to_broker, tool, wall_clock as now};
+use proto_spec::{Audience, Digest, Envelope, Kind};
+use serde_json::json;
+use tests::lab::{Actor, Extra, wall_clock as now};
+use tests::load::{agent, call as call_all, padding, provide, serve, take};
 use tests::measure::{cpu, median};
 use tests::site::Site;
-use tests::wire::{Line, Socket};
+use tests::wire::Line;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::{WebSocketStream, client_async};
@@ -51,17 +50,8 @@ async fn run() -> Result<()> {
     let echo_line = Line::new(echo.address, &site.authority()?)?;
     let fs = agent(&line, admin, "fs", 2, &[]).await?;
     let caller = Arc::new(agent(&line, admin, "caller", 3, &["fs.*"]).await?);
-    let mut provider = fs.attach(&line, now()).await?;
-    let offer = OfferTools {
-        tools: vec![tool("fs.read")?],
-    };
-    provider
-        .send(
-            fs.seal(Kind::OfferTools, &to_broker()?, now(), &offer)?
-                .bytes,
-        )
-        .await?;
-    provider.hear().await?.said()?;
+    let to: Audience = "fs@acme".parse()?;
+    let provider = provide(&line, &fs).await?;
     let (call, result) = (sample_call(&caller)?, sample_result(&fs)?);
     println!(
         "call {} bytes, result {} bytes, {CALLS} calls, {ROUNDS} rounds\n",
@@ -92,7 +82,13 @@ async fn run() -> Result<()> {
                 &result,
             )
             .await?;
-            let brokered = calls(&line, broker.id(), &caller, connections, each).await?;
+            let before = (cpu(broker.id())?, Instant::now());
+            call_all(&line, &caller, &to, (connections, each), CALLS).await?;
+            let brokered = (cpu(broker.id())? - before.0).as_secs_f64() / CALLS as f64;
+            println!(
+                "  {:.0} calls a second, clients on the same two cores",
+                CALLS as f64 / before.1.elapsed().as_secs_f64()
+            );
             let floor = 2.0 * verify + outer + inner;
             println!(
                 "  callers {connections} × {each}: broker {:.1} µs; echoes {:.1} + {:.1} µs; floor {:.1} µs; ratio {:.2}",
@@ -115,10 +111,6 @@ async fn run() -> Result<()> {
     }
     serving.abort();
     Ok(())
-}
-
-fn padding() -> Value {
-    json!({"path": "/srv/reports/q3.txt", "text": "x".repeat(680)})
 }
 
 fn sample_call(caller: &Actor) -> Result<Bytes> {
@@ -157,144 +149,6 @@ fn verify_cost(caller: &Actor, call: &Bytes) -> Result<f64> {
         costs.push((cpu(me)? - before).as_secs_f64() / 20_000.0);
     }
     Ok(median(costs))
-}
-
-async fn agent(
-    line: &Line,
-    admin: &Actor,
-    name: &str,
-    seed: u8,
-    capabilities: &[&str],
-) -> Result<Actor> {
-    let actor = Actor::new(name, seed)?;
-    let request = RegisterAgent {
-        pubkey: actor.key.public(),
-        capabilities: Vec::new(),
-        prefixes: Vec::new(),
-        enrolment: None,
-        note: None,
-    };
-    line.post(
-        "/fem",
-        actor
-            .seal(Kind::RegisterAgent, &to_broker()?, now(), &request)?
-            .bytes,
-    )
-    .await?;
-    let approval = json!({"name": name, "key": actor.key.public(), "capabilities": capabilities});
-    let reply = line
-        .post(
-            "/fem",
-            admin
-                .seal(Kind::AdminAgentApprove, &to_broker()?, now(), &approval)?
-                .bytes,
-        )
-        .await?;
-    if reply.status != 200 {
-        bail!("{:?}", reply.body);
-    }
-    Ok(actor)
-}
-
-/// The provider: answers every call; answers that are ready together go out together.
-async fn serve(provider: Socket, fs: Actor) -> Result<()> {
-    let mut socket = provider.into_inner();
-    let text = padding();
-    while let Some(message) = socket.next().await {
-        let mut message = Some(message);
-        while let Some(next) = message.take() {
-            let bytes = next?.into_data();
-            if bytes.first() == Some(&proto_spec::frame::FRAME) {
-                let call = Envelope::parse(Frame::decode(bytes)?.envelope, 1 << 20)?;
-                let extra = Extra {
-                    re: Some(Digest::of(&call.signed_bytes())),
-                    ..Extra::default()
-                };
-                let to = call.speaker().clone().into();
-                let result = fs.seal_with(
-                    Kind::ToolResult,
-                    &to,
-                    now(),
-                    &json!({"result": text}),
-                    &extra,
-                )?;
-                socket.feed(Message::Binary(result.bytes)).await?;
-            }
-            message = socket.next().now_or_never().flatten();
-        }
-        socket.flush().await?;
-    }
-    Ok(())
-}
-
-/// Broker CPU seconds a call.
-async fn calls(
-    line: &Line,
-    pid: u32,
-    caller: &Arc<Actor>,
-    connections: usize,
-    each: usize,
-) -> Result<f64> {
-    let left = Arc::new(AtomicUsize::new(CALLS));
-    let mut sockets = Vec::new();
-    for _ in 0..connections {
-        sockets.push(caller.attach(line, now()).await?.into_inner());
-    }
-    let (before, begun) = (cpu(pid)?, Instant::now());
-    let arguments = padding();
-    let mut tasks = Vec::new();
-    for mut socket in sockets {
-        let (left, caller, arguments) = (Arc::clone(&left), Arc::clone(caller), arguments.clone());
-        tasks.push(tokio::spawn(async move {
-            let mut in_flight = 0;
-            loop {
-                while in_flight < each && take(&left) {
-                    let to = "fs@acme".parse()?;
-                    let body = json!({"tool": "fs.read", "arguments": arguments});
-                    let extra = Extra {
-                        nonce: Some(nonce()),
-                        ..Extra::default()
-                    };
-                    socket
-                        .feed(Message::Binary(
-                            caller
-                                .seal_with(Kind::ToolCall, &to, now(), &body, &extra)?
-                                .bytes,
-                        ))
-                        .await?;
-                    in_flight += 1;
-                }
-                if in_flight == 0 {
-                    return Ok::<(), anyhow::Error>(());
-                }
-                socket.flush().await?;
-                let mut next = Some(socket.next().await.context("closed")?);
-                while let Some(message) = next {
-                    let bytes = message?.into_data();
-                    match bytes.first() {
-                        Some(&proto_spec::frame::FRAME) => in_flight -= 1,
-                        Some(_) => bail!("refused: {}", String::from_utf8_lossy(&bytes)),
-                        None => {}
-                    }
-                    next = socket.next().now_or_never().flatten();
-                }
-            }
-        }));
-    }
-    for task in tasks {
-        task.await??;
-    }
-    let used = (cpu(pid)? - before).as_secs_f64() / CALLS as f64;
-    println!(
-        "  {:.0} calls a second, clients on the same two cores",
-        CALLS as f64 / begun.elapsed().as_secs_f64()
-    );
-    Ok(used)
-}
-
-fn take(left: &AtomicUsize) -> bool {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-        .is_ok()
 }
 
 /// Echo server CPU seconds an echo: half of them of the call's bytes, half of the result's.

@@ -374,6 +374,72 @@ async fn a_head_that_lies_ends_the_link_and_dead_keys_that_are_not_its_own_strik
 }
 
 #[tokio::test]
+async fn an_answer_is_taken_only_over_the_link_to_which_the_call_was_given() {
+    let scene = Scene::begin().await;
+    let now = scene.acme.now();
+    let provider = scene.agent("x", "globex", 0x71);
+    let root = SigningKey::from_seed(&[0x55; 32]);
+    let terms = proto_spec::capability::PeerTerms {
+        peer: "acme".parse().unwrap(),
+        holder: scene.acme.broker_key(),
+        ..issue_terms(&scene)
+    };
+    let granted = issue::peer(&root, &scene.globex.org, &terms, [3; 32]).unwrap();
+    let said = proto_spec::capability::Claims::read(&granted).unwrap();
+    let mut tool = advertised(&provider, "x.a");
+    tool.grants = vec![said.blocks()[0].id().0];
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let tokens = json!({"tokens": [encode_text(&granted)]});
+    link.say(Kind::PeerTokens, None, &tokens).await.unwrap();
+    let advert = Advert {
+        seq: 1,
+        tools: vec![tool],
+        gone: Vec::new(),
+        expires: now.later(Duration::from_secs(300)),
+    };
+    link.say(Kind::Advert, None, &advert).await.unwrap();
+    let known = || {
+        let links = &scene.acme.broker.core().state.links;
+        links
+            .of(&scene.globex.org)
+            .is_some_and(|link| link.tool_count() == 1)
+    };
+    while !known() {
+        tokio::task::yield_now().await;
+    }
+    let own = ["peer.globex.x.a"];
+    let own = scene.acme.agent("own", 5, &own).await.unwrap();
+    let mut calling = scene.acme.attach(&own).await.unwrap();
+    let call = own.call("x@globex", "x.a", &json!({}), now).unwrap();
+    calling.send(call.bytes.clone()).await.unwrap();
+    let frame = link.frame().await.unwrap().unwrap();
+    assert_eq!((frame.envelope, frame.tokens.len()), (call.bytes, 1));
+    let extra = tests::lab::Extra {
+        re: Some(call.id),
+        ..tests::lab::Extra::default()
+    };
+    let to = own.id.clone().into();
+    let body = json!({"result": 1});
+    let result = |by: &Actor| {
+        let made = by.seal_with(Kind::ToolResult, &to, now, &body, &extra);
+        made.unwrap()
+    };
+    // By another peer, in the provider's own words; by this peer, in another agent's.
+    let initech = Hand::new("initech", 0x62).unwrap();
+    add(&scene.acme, &initech).await;
+    let mut other = initech.link(&scene.acme).await.unwrap();
+    let true_one = result(&provider);
+    other.relay(&true_one.bytes, Vec::new()).await.unwrap();
+    assert_eq!(refusal(&mut other, true_one.id).await, Code::NotAuthentic);
+    let another = result(&scene.agent("y", "globex", 0x72));
+    link.relay(&another.bytes, Vec::new()).await.unwrap();
+    assert_eq!(refusal(&mut link, another.id).await, Code::NotAuthentic);
+    link.relay(&true_one.bytes, Vec::new()).await.unwrap();
+    let heard = calling.delivery().await.unwrap();
+    assert_eq!(heard.bytes(), &true_one.bytes);
+}
+
+#[tokio::test]
 async fn a_word_that_is_another_brokers_or_no_brokers_ends_the_link() {
     let mut scene = Scene::begin().await;
     let now = scene.acme.now();

@@ -4,6 +4,7 @@
 pub mod binaries;
 pub mod certs;
 pub mod lab;
+pub mod load;
 pub mod measure;
 pub mod peer;
 pub mod site;

@@ -27,10 +27,33 @@ impl Site {
     ///
     /// When the files cannot be written.
     pub fn new(limits: &str) -> Result<Self> {
+        Self::of("acme", limits)
+    }
+
+    /// As [`Site::new`], of another organisation than `acme`.
+    ///
+    /// # Errors
+    ///
+    /// When the name is not one, or the files cannot be written.
+    pub fn of(org: &str, limits: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let admin = Actor::new("root-admin", 1)?;
+        let admin = Actor::of(&org.parse()?, "root-admin", 1)?;
         organisation(folder.path(), &admin, limits)?;
         Ok(Self { folder, admin })
+    }
+
+    /// Has its broker listen where other organisations' brokers dial: at a port that is free now.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written.
+    pub fn reachable(self) -> Result<Self> {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let text = std::fs::read_to_string(self.at("broker.toml"))?;
+        let text = text.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{free}\""));
+        let text = format!("{text}[federation]\nendpoints = [\"{free}\"]\n");
+        std::fs::write(self.at("broker.toml"), text)?;
+        Ok(self)
     }
 
     /// A site whose replay window is as large as a long run needs.
@@ -39,7 +62,16 @@ impl Site {
     ///
     /// When the files cannot be written.
     pub fn with_nonces(limits: &str, nonces_max: usize, per_sender_max: usize) -> Result<Self> {
-        let site = Self::new(limits)?;
+        Self::new(limits)?.nonces(nonces_max, per_sender_max)
+    }
+
+    /// Gives it a replay window of this size.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written.
+    pub fn nonces(self, nonces_max: usize, per_sender_max: usize) -> Result<Self> {
+        let site = self;
         let text = std::fs::read_to_string(site.at("broker.toml"))?;
         let text = text
             .replace(

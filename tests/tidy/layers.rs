@@ -18,8 +18,8 @@ const PROTO_SPEC: &[&[&str]] = &[
     ],
     &["envelope", "replay"],
     &["message"],
-    &["admission", "trust"],
-    &["peering", "succession"],
+    &["admission", "succession", "trust"],
+    &["peering"],
 ];
 
 /// Lowest first.

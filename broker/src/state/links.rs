@@ -452,3 +452,59 @@ impl Links {
         self.changed.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_ages_from_the_time_that_the_peer_echoes() {
+        let at = |seconds| Timestamp::from_ms(1_000_000 + seconds * 1_000);
+        let mut view = View::at(at(0));
+        let head = |seq, echo: Option<u64>| RevocationHead {
+            seq,
+            dead: Vec::new(),
+            tick: at(500),
+            echo: echo.map(at),
+        };
+        // What is said and echoes nothing newer makes nothing younger, however often it comes.
+        view.take(head(1, None), at(5)).unwrap();
+        view.take(head(2, Some(4)), at(6)).unwrap();
+        view.take(head(3, Some(2)), at(30)).unwrap();
+        assert_eq!((view.fresh, view.tick), (at(4), Some(at(500))));
+        assert!(view.take(head(3, Some(30)), at(31)).is_err(), "twice");
+        assert!(view.take(head(4, Some(32)), at(31)).is_err(), "ahead");
+        assert_eq!(view.fresh, at(4));
+    }
+
+    #[test]
+    fn of_two_links_that_were_dialled_at_once_both_sides_keep_the_same() {
+        let org = |text: &str| text.parse::<Org>().unwrap();
+        let key = proto_spec::SigningKey::from_seed(&[1; 32]).public();
+        let link = |peer: &str, role, seconds: u64| {
+            let (queue, _) = tokio::sync::mpsc::channel(1);
+            let since = Timestamp::from_ms(seconds * 1_000);
+            let outbox = Outbox::new(queue, 1);
+            Arc::new(Link::new(outbox, org(peer), key, role, since))
+        };
+        // What acme dialled stays, at acme, where globex listens, and at globex, where acme dials.
+        for (me, peer, kept, other) in [
+            ("acme", "globex", LinkRole::Listens, LinkRole::Dials),
+            ("globex", "acme", LinkRole::Dials, LinkRole::Listens),
+        ] {
+            for order in [[kept, other], [other, kept]] {
+                let links = Links::default();
+                for role in order {
+                    let _ = links.attach(&org(me), link(peer, role, 100));
+                }
+                let stays = links.of(&org(peer)).unwrap();
+                assert_eq!(stays.role, kept, "{me} {order:?}");
+            }
+            // A peer that comes again after a while has lost the one before.
+            let links = Links::default();
+            links.attach(&org(me), link(peer, kept, 100)).unwrap();
+            links.attach(&org(me), link(peer, other, 200)).unwrap();
+            assert_eq!(links.of(&org(peer)).unwrap().role, other);
+        }
+    }
+}

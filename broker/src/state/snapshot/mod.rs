@@ -223,7 +223,7 @@ fn take(state: &State, change: &Change, fits: &mut std::result::Result<(), Misfi
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     /// Its journal.
-    #[error(transparent)]
+    #[error("{0}")]
     Journal(#[from] JournalError),
     /// Something that its journal says.
     #[error(transparent)]

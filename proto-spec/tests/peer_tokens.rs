@@ -1,0 +1,123 @@
+//! What a peer's token promises: whom it speaks for, and how far it may be passed on. What our own issuer
+//! would not make is made with the engine's builder.
+
+#![expect(clippy::unwrap_used, reason = "a failing test panics")]
+
+use proto_spec::capability::issue::{delegate, peer, seal};
+use proto_spec::capability::{Narrowing, PeerTerms};
+use proto_spec::{AgentId, Code, Org};
+
+mod fixture;
+use fixture::*;
+
+/// The key of globex's broker, of initech's, and of an agent.
+const GLOBEX: [u8; 32] = HOLDER;
+const INITECH: [u8; 32] = ALICE;
+const AGENT: [u8; 32] = BOB;
+
+fn granted(depth: u32) -> Vec<u8> {
+    let terms = PeerTerms {
+        peer: globex(),
+        holder: key(GLOBEX).public(),
+        capabilities: patterns(&["fs.*"]),
+        issued: at(ISSUED),
+        expires: at(EXPIRES),
+        checks: Vec::new(),
+        depth,
+    };
+    peer(&key(ROOT), &org(), &terms, [3; 32]).unwrap()
+}
+
+fn globex() -> Org {
+    "globex".parse().unwrap()
+}
+
+/// A delegation by hand from one key to another, with whatever else.
+fn passed(token: &[u8], from: [u8; 32], to: [u8; 32], more: &str) -> Vec<u8> {
+    third_party(token, from, &format!("{} {more}", holder_fact(to)))
+}
+
+fn introduced(token: &[u8]) -> Result<Option<AgentId>, Code> {
+    let token = open(&sealed_by_hand(token)).map_err(|refusal| refusal.code())?;
+    let agent = token.introduces(&globex(), &key(GLOBEX).public());
+    agent
+        .map(|agent| Some(agent.clone()))
+        .or_else(|refusal| match token.introduced() {
+            None => Ok(None),
+            Some(_) => Err(refusal.code()),
+        })
+}
+
+#[test]
+fn a_peers_broker_introduces_agents_of_its_own_organisation() {
+    let agent: AgentId = "x@globex".parse().unwrap();
+    let narrowing = Narrowing {
+        agent: Some(agent.clone()),
+        ..Narrowing::default()
+    };
+    let next = key(AGENT).public();
+    let made = delegate(&granted(0), &key(GLOBEX), &next, &narrowing, [4; 32]).unwrap();
+    let token = open(&seal(&made).unwrap()).unwrap();
+    assert_eq!(token.introduced(), Some(&agent));
+    assert_eq!(token.holder(), Some(&next));
+    // Another peer's link is another door, and so is the same peer under another key.
+    let initech: Org = "initech".parse().unwrap();
+    for (org, seed) in [(&initech, GLOBEX), (&globex(), INITECH)] {
+        let refused = token.introduces(org, &key(seed).public());
+        assert_eq!(refused.expect_err("another's").code(), Code::NotHolder);
+    }
+}
+
+#[test]
+fn an_agent_is_introduced_once_in_the_last_block_and_by_its_own_organisations_broker() {
+    let grant = granted(0);
+    for agent in ["x@acme", "x@initech"] {
+        let forged = passed(&grant, GLOBEX, AGENT, &format!("agent(\"{agent}\");"));
+        assert_eq!(introduced(&forged), Err(Code::NotHolder), "{agent}");
+    }
+    let broker = passed(&grant, GLOBEX, AGENT, "agent(\"broker@globex\");");
+    assert_eq!(introduced(&broker), Err(Code::TokenMalformed));
+    let two = passed(
+        &grant,
+        GLOBEX,
+        AGENT,
+        "agent(\"x@globex\"); agent(\"y@globex\");",
+    );
+    assert_eq!(introduced(&two), Err(Code::TokenMalformed));
+    let named = passed(&grant, GLOBEX, AGENT, "agent(\"x@globex\");");
+    assert_eq!(introduced(&named), Ok("x@globex".parse().ok()));
+    // The agent passes it on, or something is appended behind it.
+    for longer in [
+        passed(&named, AGENT, INITECH, "agent(\"y@globex\");"),
+        passed(&named, AGENT, INITECH, ""),
+        first_party(&named, "check if true;"),
+    ] {
+        assert_eq!(introduced(&longer), Err(Code::NotHolder));
+    }
+    assert_eq!(introduced(&grant), Ok(None));
+}
+
+#[test]
+fn a_peers_token_goes_through_no_more_organisations_than_its_owner_allows() {
+    for (depth, comes_through) in [(0, false), (1, true)] {
+        let through = passed(&granted(depth), GLOBEX, INITECH, "");
+        let named = passed(&through, INITECH, AGENT, "agent(\"x@initech\");");
+        assert_eq!(introduced(&named).is_ok(), comes_through, "{depth}");
+    }
+    // The one between does not name its own neighbour's agents, nor the owner's.
+    let through = passed(&granted(1), GLOBEX, INITECH, "");
+    for agent in ["x@globex", "x@acme"] {
+        let forged = passed(&through, INITECH, AGENT, &format!("agent(\"{agent}\");"));
+        assert_eq!(introduced(&forged), Err(Code::NotHolder), "{agent}");
+    }
+    let further = passed(&through, INITECH, [14; 32], "");
+    let named = passed(&further, [14; 32], AGENT, "agent(\"x@hooli\");");
+    assert_eq!(introduced(&named), Err(Code::NotHolder));
+}
+
+#[test]
+fn no_agent_is_introduced_by_any_other_kind_of_token() {
+    let grant = mint(&terms(&["fs.*"]));
+    let forged = passed(&grant, HOLDER, AGENT, "agent(\"x@acme\");");
+    assert_eq!(introduced(&forged), Err(Code::TokenMalformed));
+}
