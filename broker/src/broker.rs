@@ -55,7 +55,7 @@ pub struct Broker {
     room: Arc<Room>,
     tasks: JoinSet<()>,
     registrar: std::thread::JoinHandle<()>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What an organisation begins with.
@@ -305,12 +305,22 @@ async fn bind(address: SocketAddr, name: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("{name}: {address} cannot be listened on"))
 }
 
-/// Keeps two brokers from one data directory. The lock ends with the file, also when this is killed.
-fn lock(data: &Path) -> anyhow::Result<File> {
+/// Keeps two brokers from one data directory. Ends also when this is killed.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that was just forked has the file for a moment longer.
+        let _ = self.0.unlock();
+    }
+}
+
+fn lock(data: &Path) -> anyhow::Result<Lock> {
     let path = data.join("lock");
     let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => bail!("another broker runs on {}", data.display()),
         Err(TryLockError::Error(error)) => Err(error).context("locking the data directory"),
     }
