@@ -152,7 +152,8 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// Those of [`View::take`].
+    /// [`Refusal::InvalidBody`] where it does not follow the one before it or echoes a time that we never
+    /// said; [`Refusal::Busy`] beyond 65,536 keys.
     pub fn see(&self, head: RevocationHead, now: Timestamp) -> Result<Vec<PublicKey>, Refusal> {
         lock(&self.view).take(head, now)
     }
@@ -179,7 +180,9 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// Those of [`Directory::take`]; then nothing of it is taken.
+    /// [`Refusal::InvalidBody`] where it does not follow the one before it, holds for longer than an hour,
+    /// tells of what does not lie behind the peer or gives one agent two keys; [`Refusal::Busy`] beyond
+    /// `tools_max` tools. Then nothing of it is taken.
     pub fn learn(
         &self,
         me: &Org,
