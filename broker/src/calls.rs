@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use crate::delivery::{about_call, about_sender, deliver, permit_of, relay, vouch};
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Standing, Step};
-use crate::routing::{self, Route};
+use crate::routing::{self, Route, Way};
 use crate::state::budgets::{Need, Spent};
 use crate::state::calls::{Answer, InFlight, Party, Reply};
 use crate::state::links::Link;
@@ -57,7 +57,8 @@ impl Place<'_> {
         let core = self.core;
         let limits = &core.config.limits;
         let route = routing::choose(call, &core.state, self.now)?;
-        if route.party.outstanding().load(Ordering::Relaxed) >= route.party.calls_max(limits) {
+        let party = route.way.party();
+        if party.outstanding().load(Ordering::Relaxed) >= party.calls_max(limits) {
             return Err(Refusal::Busy("the provider's share of calls"));
         }
         let (reply, waiting) = match door.party() {
@@ -97,7 +98,7 @@ impl Place<'_> {
             caller: call.agent().clone(),
             reply,
             provider: route.provider.clone(),
-            at: route.party.clone(),
+            at: party,
             received: self.now,
             deadline: self.now.later(patience),
             progress: route.progress,
@@ -134,15 +135,15 @@ impl Place<'_> {
     fn deliver_call(&self, call: &Authorized, route: &Route, door: &Door) -> Result<(), Refusal> {
         let core = self.core;
         let bytes = call.envelope().bytes();
-        match &route.party {
-            Party::Session(session) => {
-                let permit = || permit_of(call, route, &core.state);
-                let about = about_call(call, route);
+        match &route.way {
+            Way::Session(session, tool) => {
+                let permit = || permit_of(call, &route.provider, tool, &core.state);
+                let about = about_call(call, tool);
                 deliver(&core.voice, session, about, permit, bytes, self.now)
             }
-            Party::Link(link) => link.send(match door {
+            Way::Link(link, tool) => link.send(match door {
                 Door::Link(_, carried) => pass_call(&core.state.org, link, call, carried)?,
-                _ => relay_call(&core.voice, &core.state.org, link, call, route, self.now)?,
+                _ => relay_call(&core.voice, &core.state.org, link, call, tool, self.now)?,
             }),
         }
     }

@@ -4,10 +4,9 @@ use bytes::Bytes;
 use proto_spec::admission::Permit;
 use proto_spec::frame::{Frame, Relay, Vouching};
 use proto_spec::limits::CREDENTIAL_VALIDITY;
-use proto_spec::message::{Basis, Credential, CredentialPermit};
-use proto_spec::{Audience, Authorized, Kind, Refusal, Sealed, Timestamp};
+use proto_spec::message::{Basis, Credential, CredentialPermit, Tool};
+use proto_spec::{AgentId, Audience, Authorized, Kind, Refusal, Sealed, Timestamp};
 
-use crate::routing::Route;
 use crate::state::State;
 use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, trim};
@@ -86,7 +85,7 @@ pub fn vouch(
 
 /// What a credential for a call is about.
 #[must_use]
-pub fn about_call(call: &Authorized, route: &Route) -> CredentialKey {
+pub fn about_call(call: &Authorized, tool: &Tool) -> CredentialKey {
     let (basis, grant) = match call.permit() {
         Permit::Held { token, basis, .. } => (*basis, token.as_deref().map(grant_id)),
         _ => (Basis::Record, None),
@@ -94,12 +93,7 @@ pub fn about_call(call: &Authorized, route: &Route) -> CredentialKey {
     CredentialKey {
         subject: call.agent().clone(),
         key: *call.key(),
-        call: Some((
-            route.tool.name.clone(),
-            route.tool.required().clone(),
-            basis,
-            grant,
-        )),
+        call: Some((tool.name.clone(), tool.required().clone(), basis, grant)),
     }
 }
 
@@ -115,7 +109,12 @@ pub fn about_sender(sender: &Authorized) -> CredentialKey {
 
 /// What permitted a call, as its provider is told.
 #[must_use]
-pub fn permit_of(call: &Authorized, route: &Route, state: &State) -> Option<CredentialPermit> {
+pub fn permit_of(
+    call: &Authorized,
+    provider: &AgentId,
+    tool: &Tool,
+    state: &State,
+) -> Option<CredentialPermit> {
     let Permit::Held {
         token,
         basis,
@@ -132,9 +131,9 @@ pub fn permit_of(call: &Authorized, route: &Route, state: &State) -> Option<Cred
         Basis::Peer => relayed.clone(),
     };
     Some(CredentialPermit {
-        provider: route.provider.clone(),
-        tool: route.tool.name.clone(),
-        capability: route.tool.required().clone(),
+        provider: provider.clone(),
+        tool: tool.name.clone(),
+        capability: tool.required().clone(),
         basis: *basis,
         grant: grant.map(|text| text.to_string()),
         sandbox: token.and_then(|token| token.sandbox().map(str::to_owned)),

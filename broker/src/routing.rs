@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use proto_spec::admission::Permit;
 use proto_spec::message::{AdvertisedTool, Tool, ToolCall};
-use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Org, Pattern, Refusal, Timestamp,
-};
+use proto_spec::{AgentId, Audience, Authorized, Capability, Org, Pattern, Refusal, Timestamp};
 
 use crate::state::State;
 use crate::state::calls::Party;
@@ -19,16 +17,30 @@ use crate::state::sessions::Session;
 pub struct Route {
     /// Whose tool.
     pub provider: AgentId,
-    /// Which of its sessions, or which link.
-    pub party: Party,
-    /// Which tool.
-    pub tool: Arc<Tool>,
-    /// Of a tool behind a peer: which of its grants permit it, best first.
-    pub grants: Vec<Digest>,
-    /// And which of its owner's, where that is not the peer.
-    pub onward: Vec<Digest>,
+    /// By which connection.
+    pub way: Way,
     /// Whether the caller wants progress.
     pub progress: bool,
+}
+
+/// By which connection a provider is reached, and its tool as it is offered there.
+#[derive(Debug)]
+pub enum Way {
+    /// One of its sessions.
+    Session(Arc<Session>, Arc<Tool>),
+    /// The link of a peer.
+    Link(Arc<Link>, Arc<AdvertisedTool>),
+}
+
+impl Way {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        match self {
+            Self::Session(session, _) => Party::Session(Arc::clone(session)),
+            Self::Link(link, _) => Party::Link(Arc::clone(link)),
+        }
+    }
 }
 
 /// Picks the session, or the peer's link, by which an authorised `toolCall` reaches its provider.
@@ -57,10 +69,7 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
         }
         return Ok(Route {
             provider: to.clone(),
-            party: Party::Link(link),
-            tool: Arc::new(tool.tool.tool.clone()),
-            grants: tool.grants.clone(),
-            onward: tool.onward.clone(),
+            way: Way::Link(link, tool),
             progress: body.progress,
         });
     }
@@ -80,10 +89,7 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
         .ok_or_else(|| Refusal::Unavailable(name.to_string()))?;
     Ok(Route {
         provider: to.clone(),
-        party: Party::Session(session),
-        tool,
-        grants: Vec::new(),
-        onward: Vec::new(),
+        way: Way::Session(session, tool),
         progress: body.progress,
     })
 }

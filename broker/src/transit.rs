@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proto_spec::frame::Relay;
 use proto_spec::limits::{HOPS_MAX, INTRODUCTION_VALIDITY};
+use proto_spec::message::AdvertisedTool;
 use proto_spec::{Authorized, Digest, Org, Refusal, Timestamp};
 
 use crate::pipeline::Carried;
-use crate::routing::Route;
 use crate::state::links::{Held, Link};
 use crate::voice::Voice;
 
@@ -23,7 +23,7 @@ pub fn relay_call(
     me: &Org,
     link: &Link,
     call: &Authorized,
-    route: &Route,
+    tool: &AdvertisedTool,
     now: Timestamp,
 ) -> Result<Bytes, Refusal> {
     let fresh = now.later(INTRODUCTION_VALIDITY / 2);
@@ -35,8 +35,8 @@ pub fn relay_call(
         Ok(made.iter().map(copied).collect())
     };
     let relay = Relay {
-        tokens: tokens(&route.grants)?,
-        onward: match &route.onward[..] {
+        tokens: tokens(&tool.grants)?,
+        onward: match &tool.onward[..] {
             [] => Vec::new(),
             onward => tokens(onward)?,
         },
