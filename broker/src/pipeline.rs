@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use proto_spec::admission::{Authority, Judge, KeyBook, Me, Neighbour, Permit, Presented};
+use proto_spec::admission::{Authority, Judge, KeyBook, Me, Permit, Presented};
 use proto_spec::capability::Token;
 use proto_spec::frame::Relay;
 use proto_spec::limits::{CAPABILITIES_MAX, SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
@@ -386,11 +386,7 @@ impl Core {
         let standing = self.standing(door);
         let authorized = match door {
             Door::Link(link, carried) => {
-                let neighbour = Neighbour {
-                    org: &link.org,
-                    key: &link.key,
-                };
-                fresh.authorize_relayed(&neighbour, &carried.tokens, &standing, &judge)
+                fresh.authorize_relayed(&link.neighbour(), &carried.tokens, &standing, &judge)
             }
             _ => fresh.authorize(&standing, &judge),
         };

@@ -338,24 +338,7 @@ impl Fresh {
         authority: &impl Authority,
         judge: &Judge<'_>,
     ) -> Result<Authorized, Refusal> {
-        let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
-            return Err(Refusal::Denied("a broker's word".into()));
-        };
-        let permit = Asked {
-            fresh: &self,
-            agent: &agent,
-            authority,
-            now: judge.now,
-            relayed: None,
-        }
-        .permit()?;
-        Ok(Authorized {
-            envelope: self.envelope,
-            key: self.key,
-            id: self.id,
-            agent,
-            permit,
-        })
+        self.permitted(authority, judge, None)
     }
 
     /// As [`Fresh::authorize`], for what came in a frame of `neighbour`'s link. A call is permitted by one of
@@ -372,10 +355,19 @@ impl Fresh {
         authority: &impl Authority,
         judge: &Judge<'_>,
     ) -> Result<Authorized, Refusal> {
+        self.permitted(authority, judge, Some((*neighbour, tokens)))
+    }
+
+    fn permitted(
+        self,
+        authority: &impl Authority,
+        judge: &Judge<'_>,
+        relayed: Option<(Neighbour<'_>, &[Presented])>,
+    ) -> Result<Authorized, Refusal> {
         let Speaker::Agent(agent) = self.envelope.speaker().clone() else {
             return Err(Refusal::Denied("a broker's word".into()));
         };
-        if !self.envelope.kind().travels() {
+        if relayed.is_some() && !self.envelope.kind().travels() {
             return Err(Refusal::UnknownType(self.envelope.kind().to_string()));
         }
         let permit = Asked {
@@ -383,7 +375,7 @@ impl Fresh {
             agent: &agent,
             authority,
             now: judge.now,
-            relayed: Some((*neighbour, tokens)),
+            relayed,
         }
         .permit()?;
         Ok(Authorized {
@@ -786,6 +778,13 @@ pub struct Neighbour<'a> {
     pub org: &'a Org,
     /// Its broker's key.
     pub key: &'a PublicKey,
+}
+
+/// The key of its broker, and no other.
+impl KeyBook for Neighbour<'_> {
+    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
+        (*speaker == Speaker::Broker(self.org.clone())).then_some(*self.key)
+    }
 }
 
 /// A token that a frame carries, opened by our own roots, and its text.

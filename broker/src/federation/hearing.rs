@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto_spec::admission::{Heard, KeyBook, Neighbour};
+use proto_spec::admission::Heard;
 use proto_spec::capability::{Claims, TokenKind, decode_text};
 use proto_spec::frame::{RELAY, Relay};
 use proto_spec::limits::PEER_GRANTS_MAX;
 use proto_spec::message::{Advert, PeerTokens, RevocationHead};
 use proto_spec::refusal::ErrorBody;
-use proto_spec::{Code, Kind, PublicKey, Received, Refusal, Speaker};
+use proto_spec::{Code, Kind, Received, Refusal, Speaker};
 
 use crate::calls::Place;
 use crate::conversation::Hears;
@@ -46,15 +46,6 @@ impl Hears for Attached<'_> {
     }
 }
 
-/// The key of the link's own broker, and no other.
-struct Own<'a>(&'a Link);
-
-impl KeyBook for Own<'_> {
-    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
-        (*speaker == Speaker::Broker(self.0.org.clone())).then_some(self.0.key)
-    }
-}
-
 impl Attached<'_> {
     async fn relayed(&self, message: Bytes) -> Option<Bytes> {
         let answer = match Relay::decode(message) {
@@ -76,12 +67,9 @@ impl Attached<'_> {
         let now = core.clock.now();
         let judge = core.judge(now);
         let received = Received::parse(message, core.config.limits.envelope_bytes_max)?;
-        let neighbour = Neighbour {
-            org: &self.link.org,
-            key: &self.link.key,
-        };
+        let neighbour = self.link.neighbour();
         let heard = received
-            .verify(&Own(&self.link))?
+            .verify(&neighbour)?
             .heard_from(&neighbour, &judge)?;
         match heard.envelope().kind() {
             Kind::PeerTokens => self.tokens(&heard),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use lru::LruCache;
+use proto_spec::admission::Neighbour;
 use proto_spec::limits::RELAY_TOKENS_MAX;
 use proto_spec::message::{Advert, AdvertisedTool, DiscoveredTool, LinkRole, RevocationHead};
 use proto_spec::{AgentId, Capability, Digest, Org, PublicKey, Refusal, Timestamp};
@@ -86,6 +87,15 @@ impl Link {
             directory: RwLock::default(),
             introductions: Mutex::new(LruCache::new(INTRODUCED)),
             view: Mutex::new(View::at(since)),
+        }
+    }
+
+    /// The peer, as what it says is judged.
+    #[must_use]
+    pub fn neighbour(&self) -> Neighbour<'_> {
+        Neighbour {
+            org: &self.org,
+            key: &self.key,
         }
     }
 
