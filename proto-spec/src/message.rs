@@ -530,6 +530,17 @@ pub enum LinkRole {
     Listens,
 }
 
+impl LinkRole {
+    /// The role of the other end.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Dials => Self::Listens,
+            Self::Listens => Self::Dials,
+        }
+    }
+}
+
 /// `peerTokens`: replaces what was said before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

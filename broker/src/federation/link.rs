@@ -148,10 +148,7 @@ async fn greet<S: Stream>(
     let expected = Expected {
         org: &peer.org,
         key: &peer.key,
-        role: match binding.role {
-            LinkRole::Dials => LinkRole::Listens,
-            LinkRole::Listens => LinkRole::Dials,
-        },
+        role: binding.role.other(),
         exporter: &binding.exporter,
         channel: &binding.theirs,
     };
@@ -207,10 +204,7 @@ fn attach(
     let limits = &core.config.limits;
     let (queue, waiting) = mpsc::channel(limits.calls_per_peer_max.max(limits.outbox_max));
     let outbox = Outbox::new(queue, limits.outbox_bytes_max);
-    let role = match binding.role {
-        LinkRole::Dials => LinkRole::Listens,
-        LinkRole::Listens => LinkRole::Dials,
-    };
+    let role = binding.role.other();
     let link = Link::new(outbox, org.clone(), key, role, core.clock.now());
     let link = Arc::new(link);
     core.state

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proto_spec::limits::PEER_GRANTS_MAX;
 use proto_spec::message::{PeerTokens, RevocationHead};
 use proto_spec::{Audience, Digest, Kind, Timestamp};
+use serde::Serialize;
 use tokio::sync::watch;
 
 use super::advert::{Told, tools_for};
@@ -49,12 +50,8 @@ async fn tell_heads(core: &Core, link: &Link) -> Ended {
             tick: now,
             echo: link.tick(),
         };
-        let to = Audience::Broker(link.org.clone());
-        let said = core
-            .voice
-            .say(Kind::RevocationHead, Some(&to), None, &head, now);
-        if link.send(said.bytes).is_err() {
-            return Ended::TooSlow;
+        if let Err(ended) = say(core, link, Kind::RevocationHead, &head) {
+            return ended;
         }
         tokio::select! {
             () = changed(&mut died) => {}
@@ -79,7 +76,6 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
             return Ended::Closed;
         };
         let now = core.clock.now();
-        let to = Audience::Broker(link.org.clone());
         let tools = tools_for(&peer, &core.state, now);
         let tokens: Vec<String> = peer.grants.iter().map(|grant| grant.text.clone()).collect();
         passed.renew(
@@ -93,18 +89,14 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
             onward: passed.texts(),
         };
         if given.as_ref() != Some(&body) {
-            let said = core
-                .voice
-                .say(Kind::PeerTokens, Some(&to), None, &body, now);
-            if link.send(said.bytes).is_err() {
-                return Ended::TooSlow;
+            if let Err(ended) = say(core, link, Kind::PeerTokens, &body) {
+                return ended;
             }
             given = Some(body);
         }
         for advert in told.next(tools, now.later(VALIDITY)) {
-            let said = core.voice.say(Kind::Advert, Some(&to), None, &advert, now);
-            if link.send(said.bytes).is_err() {
-                return Ended::TooSlow;
+            if let Err(ended) = say(core, link, Kind::Advert, &advert) {
+                return ended;
             }
         }
         tokio::time::sleep(PAUSE).await;
@@ -114,6 +106,14 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
             () = tokio::time::sleep(REFRESH) => told.refresh(),
         }
     }
+}
+
+/// Says something to the peer's broker. A word that finds no room ends the link: what comes after depends on it.
+fn say(core: &Core, link: &Link, kind: Kind, body: &impl Serialize) -> Result<(), Ended> {
+    let to = Audience::Broker(link.org.clone());
+    let now = core.clock.now();
+    let said = core.voice.say(kind, Some(&to), None, body, now);
+    link.send(said.bytes).map_err(|_| Ended::TooSlow)
 }
 
 /// What others granted us and we pass on to one peer: each made anew before it ends.
