@@ -7,7 +7,7 @@ use proto_spec::capability::{Token, decode_text};
 use proto_spec::{Digest, Org, Pattern, PublicKey, Timestamp};
 use tokio::sync::watch;
 
-use super::snapshot::stored;
+use super::snapshot::{Sink, Source, Stored, stored};
 use crate::change::Change;
 use crate::locks::{read, write};
 
@@ -32,6 +32,15 @@ pub struct Peer {
     /// What its agents may do here, oldest first.
     pub grants: Vec<Arc<PeerGrant>>,
 }
+stored!(Peer {
+    org,
+    key,
+    endpoints,
+    asks,
+    is_paused,
+    since,
+    grants
+});
 
 /// One grant of a peer.
 #[derive(Debug)]
@@ -68,74 +77,21 @@ impl PeerGrant {
     }
 }
 
-/// A peer as a snapshot holds it.
-#[derive(Debug)]
-pub(super) struct Written {
-    org: Org,
-    key: PublicKey,
-    endpoints: Vec<String>,
-    asks: Vec<Pattern>,
-    is_paused: bool,
-    since: Timestamp,
-    grants: Vec<(Digest, String)>,
-}
-stored!(Written {
-    org,
-    key,
-    endpoints,
-    asks,
-    is_paused,
-    since,
-    grants
-});
-
-impl From<&Peer> for Written {
-    fn from(peer: &Peer) -> Self {
-        let Peer {
-            org,
-            key,
-            endpoints,
-            asks,
-            is_paused,
-            since,
-            grants,
-        } = peer.clone();
-        let grants = grants.iter().map(|grant| (grant.id, grant.text.clone()));
-        Self {
-            org,
-            key,
-            endpoints,
-            asks,
-            is_paused,
-            since,
-            grants: grants.collect(),
-        }
+impl Stored for Arc<PeerGrant> {
+    fn put(&self, to: &mut Sink) {
+        let PeerGrant {
+            id,
+            text,
+            // Opened again when it is asked for.
+            opened: _,
+        } = &**self;
+        id.put(to);
+        text.put(to);
     }
-}
 
-impl From<Written> for Peer {
-    fn from(written: Written) -> Self {
-        let Written {
-            org,
-            key,
-            endpoints,
-            asks,
-            is_paused,
-            since,
-            grants,
-        } = written;
-        let grants = grants.into_iter();
-        Self {
-            org,
-            key,
-            endpoints,
-            asks,
-            is_paused,
-            since,
-            grants: grants
-                .map(|(id, text)| Arc::new(PeerGrant::new(id, text)))
-                .collect(),
-        }
+    fn take(from: &mut Source) -> std::io::Result<Self> {
+        let (id, text) = Stored::take(from)?;
+        Ok(Self::new(PeerGrant::new(id, text)))
     }
 }
 
@@ -185,13 +141,13 @@ impl Peers {
         self.changed.send_replace(());
     }
 
-    pub(super) fn image(&self) -> Vec<Written> {
+    pub(super) fn image(&self) -> Vec<Peer> {
         let Self { all, changed: _ } = self;
-        read(all).values().map(|peer| (&**peer).into()).collect()
+        read(all).values().map(|peer| Peer::clone(peer)).collect()
     }
 
-    pub(super) fn load(&self, written: Vec<Written>) {
-        let peers = written.into_iter().map(Peer::from);
+    pub(super) fn load(&self, peers: Vec<Peer>) {
+        let peers = peers.into_iter();
         *write(&self.all) = peers
             .map(|peer| (peer.org.clone(), Arc::new(peer)))
             .collect();

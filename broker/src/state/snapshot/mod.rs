@@ -22,11 +22,10 @@ use proto_spec::signature::Signature;
 use proto_spec::{Digest, PublicKey, SigningKey};
 
 use super::keys::Held;
+use super::peers::Peer;
 use super::pending::Denied;
 use super::proposals::Waiting;
-use super::{
-    Misfit, State, Taking, broker_keys, charter, peers, recoveries, registry, revocations,
-};
+use super::{Misfit, State, Taking, broker_keys, charter, recoveries, registry, revocations};
 use crate::change::Change;
 use crate::journal::{Embedded, Head, JournalError};
 pub(in crate::state) use codec::{Sink, Source, Stored, put_named, stored, take_named, torn};
@@ -48,7 +47,7 @@ pub struct Image {
     pub(super) roots: Vec<Held>,
     pub(super) registry: registry::Image,
     pub(super) revocations: revocations::Image,
-    pub(super) peers: Vec<peers::Written>,
+    pub(super) peers: Vec<Peer>,
     pub(super) budgets: Vec<(Digest, u32)>,
     pub(super) proposals: Vec<Waiting>,
     pub(super) denied: Vec<Denied>,
