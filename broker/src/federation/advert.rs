@@ -31,7 +31,8 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
         .collect();
     // What a table answers is the cheapest to use.
     grants.sort_by_key(|token| !token.is_standard());
-    let permitting = |required: &Pattern, tool: &Tool, provider: &AgentId| -> Vec<Arc<Token>> {
+    // The grants that permit a tool, and what the best of them says about arguments.
+    let permitting = |required: &Pattern, tool: &Tool, provider: &AgentId| {
         let question = Question {
             required,
             tool: Some(tool.name.as_str()),
@@ -47,71 +48,78 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
             !state.revocations.is_barred(token.issued(), required)
                 && token.permits(&question).is_ok()
         };
-        let all = grants.iter().filter(permits).take(RELAY_TOKENS_MAX);
-        all.cloned().collect()
+        let all: Vec<_> = grants
+            .iter()
+            .filter(permits)
+            .take(RELAY_TOKENS_MAX)
+            .collect();
+        let checks = argument_checks(all.first()?);
+        let ids: Vec<Digest> = all.iter().map(|token| grant_id(token)).collect();
+        Some((ids, checks))
     };
     let mut tools = Tools::new();
     for offer in offers(&DiscoverTools::default(), "", state).into_values() {
         let required = Pattern::from(offer.required);
-        let permitting = permitting(&required, &offer.tool, &offer.provider);
-        let Some(first) = permitting.first() else {
+        let Some((grants, checks)) = permitting(&required, &offer.tool, &offer.provider) else {
             continue;
         };
+        let place = (offer.provider.clone(), offer.tool.name.clone());
         let tool = DiscoveredTool {
             agent: offer.provider,
             key: offer.key,
             tool: (*offer.tool).clone(),
-            checks: argument_checks(first),
+            checks,
             via: Vec::new(),
         };
+        let onward = Vec::new();
         tools.insert(
-            (tool.agent.clone(), tool.tool.name.clone()),
+            place,
             AdvertisedTool {
                 tool,
-                grants: permitting.iter().map(|token| grant_id(token)).collect(),
-                onward: Vec::new(),
+                grants,
+                onward,
             },
         );
     }
     for link in state.links.all() {
         for known in link.tools(now) {
-            if let Some(behind) = behind(&link, &known, peer)
-                && let Ok(required) = under_peer(&link.org, known.tool.tool.required())
-            {
-                let place = (known.tool.agent.clone(), known.tool.tool.name.clone());
-                let pattern = Pattern::from(required.clone());
-                let permitting = permitting(&pattern, &known.tool.tool, &known.tool.agent);
-                let Some(first) = permitting.first() else {
-                    continue;
-                };
-                let mut tool = known.tool.clone();
-                tool.tool.capability = Some(required);
-                tool.checks.extend(argument_checks(first));
-                tool.via = vec![link.org.clone()];
-                let grants = permitting.iter().map(|token| grant_id(token)).collect();
-                let onward = behind;
-                tools.entry(place).or_insert(AdvertisedTool {
-                    tool,
-                    grants,
-                    onward,
-                });
+            let (agent, tool) = (&known.tool.agent, &known.tool.tool);
+            let onward = behind(&link, &known, peer);
+            let Ok(required) = under_peer(&link.org, tool.required()) else {
+                continue;
+            };
+            if onward.is_empty() {
+                continue;
             }
+            let pattern = Pattern::from(required.clone());
+            let Some((grants, checks)) = permitting(&pattern, tool, agent) else {
+                continue;
+            };
+            let place = (agent.clone(), tool.name.clone());
+            let mut tool = known.tool.clone();
+            tool.tool.capability = Some(required);
+            tool.checks.extend(checks);
+            tool.via = vec![link.org.clone()];
+            tools.entry(place).or_insert(AdvertisedTool {
+                tool,
+                grants,
+                onward,
+            });
         }
     }
     tools
 }
 
-/// Which of our own grants at the owner of a tool may be passed on to `peer`; nothing where none may, or
+/// Which of our own grants at the owner of a tool may be passed on to `peer`; none where none may, or
 /// where the tool lies behind the owner of the link itself, or is the peer's own.
-fn behind(link: &Link, known: &AdvertisedTool, peer: &Peer) -> Option<Vec<Digest>> {
+fn behind(link: &Link, known: &AdvertisedTool, peer: &Peer) -> Vec<Digest> {
     let is_own = known.tool.via.is_empty();
     if !is_own || link.org == peer.org {
-        return None;
+        return Vec::new();
     }
     let held = link.held();
     let goes_on = |id: &&Digest| held.iter().any(|one| one.id == **id && one.depth > 0);
-    let ids: Vec<Digest> = known.grants.iter().filter(goes_on).copied().collect();
-    (!ids.is_empty()).then_some(ids)
+    known.grants.iter().filter(goes_on).copied().collect()
 }
 
 /// What one peer has been told on one link.
