@@ -1,6 +1,7 @@
 //! The durable facts: what the journal holds, and the only things that change a broker's state.
 
-use proto_spec::message::AdminScope;
+use proto_spec::message::{AdminScope, Trust, TrustNews};
+use proto_spec::trust::Decision;
 use proto_spec::{
     Capability, Digest, Name, NamePattern, Org, Pattern, PublicKey, Signature, Timestamp,
 };
@@ -221,6 +222,30 @@ pub enum Change {
         by: Name,
         at: Timestamp,
     },
+    /// This organisation states how far it trusts another, under this number.
+    TrustStated {
+        trustee: Org,
+        trust: Trust,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        capabilities: Vec<Pattern>,
+        seq: u64,
+        expires: Timestamp,
+        by: Name,
+        at: Timestamp,
+    },
+    /// Where another organisation stands, whatever is said of it; without a decision, as is said.
+    TrustDecided {
+        org: Org,
+        decision: Option<Decision>,
+        by: Name,
+        at: Timestamp,
+    },
+    /// A peer told news of trust: whom it vouches for, and statements as their makers signed them.
+    TrustHeard {
+        from: Org,
+        news: TrustNews,
+        at: Timestamp,
+    },
     /// The broker's next key exists; the active one named it in `succession`, an envelope as text.
     BrokerKeyPrepared {
         key: PublicKey,
@@ -302,6 +327,9 @@ impl Change {
             | Self::PeerRemoved { at, .. }
             | Self::PeerReissued { at, .. }
             | Self::PeerGranted { at, .. }
+            | Self::TrustStated { at, .. }
+            | Self::TrustDecided { at, .. }
+            | Self::TrustHeard { at, .. }
             | Self::BrokerKeyPrepared { at, .. }
             | Self::BrokerKeyActivated { at, .. }
             | Self::BrokerKeyRetired { at, .. }

@@ -86,14 +86,25 @@ pub fn vouch(
 /// What a credential for a call is about.
 #[must_use]
 pub fn about_call(call: &Authorized, tool: &Tool) -> CredentialKey {
-    let (basis, grant) = match call.permit() {
-        Permit::Held { token, basis, .. } => (*basis, token.as_deref().map(grant_id)),
-        _ => (Basis::Record, None),
+    let (basis, grant, trust) = match call.permit() {
+        Permit::Held {
+            token,
+            basis,
+            trust,
+            ..
+        } => (*basis, token.as_deref().map(grant_id), *trust),
+        _ => (Basis::Record, None, None),
     };
     CredentialKey {
         subject: call.agent().clone(),
         key: *call.key(),
-        call: Some((tool.name.clone(), tool.required().clone(), basis, grant)),
+        call: Some((
+            tool.name.clone(),
+            tool.required().clone(),
+            basis,
+            grant,
+            trust,
+        )),
     }
 }
 
@@ -119,6 +130,7 @@ pub fn permit_of(
         token,
         basis,
         relayed,
+        trust,
         ..
     } = call.permit()
     else {
@@ -135,6 +147,7 @@ pub fn permit_of(
         tool: tool.name.clone(),
         capability: tool.required().clone(),
         basis: *basis,
+        trust: *trust,
         grant: grant.map(|text| text.to_string()),
         sandbox: token.and_then(|token| token.sandbox().map(str::to_owned)),
     })

@@ -54,6 +54,7 @@ pub fn discover(
             tool: Some(offer.tool.name.as_str()),
             provider: Some(&offer.provider),
             arguments: Arguments::Unknown,
+            trust: standing.trust(asker.agent().org(), &required),
             ..Question::plain(&required, asker.agent(), now)
         };
         let permits = |token: &&Arc<Token>| {

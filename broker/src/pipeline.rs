@@ -208,6 +208,9 @@ impl Authority for Standing<'_> {
     fn is_spent(&self, grant: &Token) -> bool {
         self.state.budgets.is_spent(grant)
     }
+    fn trust(&self, org: &Org, required: &Pattern) -> Option<u8> {
+        self.state.trust.score(org, required, self.now)
+    }
     fn required_for(&self, provider: &AgentId, tool: &Capability) -> Result<Capability, Refusal> {
         if *provider.org() != self.state.org {
             return match by_peer(provider, tool, self.state, self.now) {
@@ -345,6 +348,15 @@ impl Core {
                     org: link.org.clone(),
                     age,
                 };
+                return Err(Box::new(Refused { refusal, ..stopped }));
+            }
+            let home = received.envelope().speaker().org();
+            let revoked = [&link.org, home].into_iter();
+            if let Some(org) = revoked
+                .into_iter()
+                .find(|org| self.state.trust.is_revoked(org))
+            {
+                let refusal = Refusal::Denied(format!("a call of {org}, which is revoked,"));
                 return Err(Box::new(Refused { refusal, ..stopped }));
             }
         }
@@ -697,6 +709,7 @@ impl Core {
             Order::Act(act) => act.envelope().kind(),
             Order::Reserve(..) => Kind::ToolCall,
             Order::Rekey(_) => Kind::LinkAttach,
+            Order::Hear(..) => Kind::TrustNews,
         };
         match self.registrar.order(order).await {
             Ok(ack) => {

@@ -7,7 +7,7 @@ use proto_spec::Digest;
 
 use crate::command::{
     agent, broker_key, call, completions, config, context, doctor, enrol, event, explain, grants,
-    init, peer, proposal, root, token, tools,
+    init, peer, proposal, root, token, tools, trust,
 };
 use crate::demo;
 use crate::failure::Exit;
@@ -41,6 +41,7 @@ pub(crate) enum Command {
     Token(token::Token),
     Grants(grants::Grants),
     Peer(peer::Peer),
+    Trust(trust::Trust),
     Proposal(proposal::Proposals),
     Root(root::Root),
     BrokerKey(broker_key::BrokerKey),

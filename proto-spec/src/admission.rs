@@ -80,6 +80,12 @@ pub trait Authority {
         false
     }
 
+    /// How far the home organisation trusts another for what `required` permits, 1 to 100; nothing where it
+    /// does not. Asked only where a condition does.
+    fn trust(&self, _org: &Org, _required: &Pattern) -> Option<u8> {
+        None
+    }
+
     /// The capability that calling `tool` of `provider` requires here: for a tool behind a peer, that which
     /// the peer requires, under `peer.` and the peer's name.
     ///
@@ -429,6 +435,7 @@ impl Fresh {
         }
         let capability = Pattern::from(permit.capability.clone());
         let mut question = call.question(&capability, &agent, me, judge.now);
+        question.trust = permit.trust;
         let mut via = None;
         let token = match (permit.basis, self.envelope.token(), &permit.grant) {
             (Basis::Token, Some(text), _) => {
@@ -463,6 +470,7 @@ impl Fresh {
             token: token.map(Arc::new),
             basis: permit.basis,
             relayed: None,
+            trust: permit.trust,
         };
         Ok(Authorized {
             envelope: self.envelope,
@@ -669,6 +677,22 @@ impl<A: Authority> Asked<'_, A> {
         self.holds(&required)
     }
 
+    /// Whether a token permits it, and by which trust score, if a condition of its asks for one.
+    fn permits(&self, token: &Token, question: &Question<'_>) -> Result<Option<u8>, Refusal> {
+        let score = || self.authority.trust(self.agent.org(), question.required);
+        // Who came through a neighbour has whatever key that one says, so it counts for no more.
+        let trust = match question.via {
+            _ if !token.names_trust() => None,
+            Some(neighbour) => self
+                .authority
+                .trust(neighbour, question.required)
+                .min(score()),
+            None => score(),
+        };
+        token.permits(&Question { trust, ..*question })?;
+        Ok(trust)
+    }
+
     fn holds(&self, required: &Pattern) -> Result<Permit, Refusal> {
         self.ask(&Question::plain(required, self.agent, self.now))
     }
@@ -686,12 +710,13 @@ impl<A: Authority> Asked<'_, A> {
             if self.authority.barred(&token, question.required) {
                 return Err(Refusal::TokenRevoked(format!("all of {capability}")));
             }
-            token.permits(question)?;
+            let trust = self.permits(&token, question)?;
             return Ok(Permit::Held {
                 capability,
                 token: Some(token),
                 basis: Basis::Token,
                 relayed: None,
+                trust,
             });
         }
         let mut refusal = Refusal::Denied(capability.to_string());
@@ -702,13 +727,14 @@ impl<A: Authority> Asked<'_, A> {
             {
                 continue;
             }
-            match token.permits(question) {
-                Ok(()) => {
+            match self.permits(token, question) {
+                Ok(trust) => {
                     let held = Permit::Held {
                         capability: capability.clone(),
                         token: Some(Arc::clone(token)),
                         basis: Basis::Record,
                         relayed: None,
+                        trust,
                     };
                     if !self.authority.is_spent(token) {
                         return Ok(held);
@@ -748,15 +774,16 @@ impl<A: Authority> Asked<'_, A> {
                         question.required
                     )));
                 }
-                token.permits(question)
+                self.permits(token, question)
             })();
             match permitted {
-                Ok(()) => {
+                Ok(trust) => {
                     return Ok(Permit::Held {
                         capability: question.required.clone(),
                         token: Some(Arc::clone(token)),
                         basis: Basis::Peer,
                         relayed: Some(Arc::clone(text)),
+                        trust,
                     });
                 }
                 Err(Refusal::Denied(_)) => {}
@@ -819,6 +846,8 @@ pub enum Permit {
         basis: Basis,
         /// Of what came over a peer's link: the token's text, base64url.
         relayed: Option<Arc<str>>,
+        /// How far the caller's organisation is trusted, where a condition asked.
+        trust: Option<u8>,
     },
     /// It answers or concerns a call of this session.
     Delivered,

@@ -131,6 +131,14 @@ kinds! {
     AdminBrokerActivate = "admin.broker.activate",
     /// Nobody is led from this key to the next any more.
     AdminBrokerRetire = "admin.broker.retire",
+    /// States how far this organisation trusts another, for everybody to read.
+    AdminTrustState = "admin.trust.state",
+    /// Decides where an organisation stands, whatever is said of it.
+    AdminTrustDecide = "admin.trust.decide",
+    /// Lists what this organisation states, and what its admins decided.
+    AdminTrustList = "admin.trust.list",
+    /// Shows how far one organisation trusts another, and why.
+    AdminTrustShow = "admin.trust.show",
     /// Shows what the broker runs with.
     AdminConfigRead = "admin.config.read",
     /// Broker: answer this before you attach.
@@ -159,6 +167,8 @@ kinds! {
     RevocationHead = "revocationHead",
     /// Broker: how far its organisation trusts another, for everybody to read.
     TrustStatement = "trustStatement",
+    /// Broker to broker: statements of trust, and the keys of those whom I introduce.
+    TrustNews = "trustNews",
     /// Broker: another key follows the one that signs this.
     Succession = "succession",
 }
@@ -182,6 +192,7 @@ impl Kind {
                 | Self::Advert
                 | Self::RevocationHead
                 | Self::TrustStatement
+                | Self::TrustNews
                 | Self::Succession
         )
     }

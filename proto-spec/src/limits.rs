@@ -91,7 +91,7 @@ pub const TRUST_STATEMENTS_PER_MAKER_MAX: usize = 256;
 /// signatures.
 pub const TRUST_STATEMENTS_MAX: usize = 10_000;
 /// Organisations that an admin may add as peers.
-pub const TRUST_PEERS_MAX: usize = 256;
+pub const TRUST_PEERS_MAX: usize = 1_024;
 /// Organisations that one peer may introduce.
 pub const TRUST_INTRODUCTIONS_MAX: usize = 256;
 /// Organisations about which an admin may have decided.

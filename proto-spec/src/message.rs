@@ -12,6 +12,7 @@ use crate::capability::{Capability, Pattern};
 use crate::identity::{AgentId, Name, NamePattern, Org};
 use crate::signature::{Digest, PublicKey};
 use crate::time::Timestamp;
+use crate::trust::{Decision, Level, Picture, Score};
 
 /// `registerAgent`: what the agent asks for is a request, never a grant.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -758,6 +759,30 @@ pub enum Ack {
         /// Sorted by organisation; the one that the act was about, where it was about one.
         peers: Vec<PeerRecord>,
     },
+    /// To `admin.trust.state`, `admin.trust.decide` and `admin.trust.list`.
+    TrustSaid {
+        /// What this organisation states and has not taken back, by whom it is about.
+        statements: Vec<TrustRecord>,
+        /// What admins decided.
+        decisions: Vec<TrustDecided>,
+    },
+    /// To `admin.trust.show`.
+    Trust {
+        /// Who trusts.
+        from: Org,
+        /// Whom.
+        to: Org,
+        /// For what; in general without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        capability: Option<Pattern>,
+        /// Where that one stands: by that score, and by what was decided here.
+        level: Level,
+        /// How far, and why; not at all where there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        score: Option<Score>,
+        /// What surrounds them.
+        picture: Picture,
+    },
     /// To `admin.config.read`.
     Config {
         /// As `broker.toml` has it, defaults filled in; no secrets.
@@ -1020,6 +1045,9 @@ pub struct CredentialPermit {
     pub capability: Capability,
     /// `record`: a grant on record. `token`: the one in the caller's envelope, which the provider checks itself.
     pub basis: Basis,
+    /// The trust score of the caller's organisation by which it was permitted, where a condition asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<u8>,
     /// The sealed token that is the grant on record or came over a peer's link, base64url.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<String>,
@@ -1096,6 +1124,95 @@ pub struct TrustStatement {
     pub seq: u64,
     /// Counts until just before; at most 90 days after the envelope's `ts`.
     pub expires: Timestamp,
+}
+
+/// `trustNews`: what a peer's broker knows of trust and tells: what its own organisation states and what
+/// its own peers do. The first on a link says all; each after it says what changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustNews {
+    /// Whom it vouches for, and under which key: its own peers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub introduced: Vec<Introduced>,
+    /// For whom no longer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withdrawn: Vec<Org>,
+    /// `trustStatement` envelopes as text: as their makers signed them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub statements: Vec<String>,
+}
+
+/// An organisation that a peer vouches for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Introduced {
+    /// Which.
+    pub org: Org,
+    /// The key of its broker, as the peer knows it.
+    pub key: PublicKey,
+}
+
+/// `admin.trust.state`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustState {
+    /// Of whom.
+    pub trustee: Org,
+    /// How far; 0 takes back what was stated before.
+    pub trust: Trust,
+    /// For what; for everything when there is none. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Pattern>,
+    /// Until when; 90 days from now where it does not say, and at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+/// `admin.trust.decide`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustDecide {
+    /// About whom.
+    pub org: Org,
+    /// What; without it, it is left to what is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+}
+
+/// `admin.trust.show`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustShow {
+    /// Who trusts.
+    pub from: Org,
+    /// Whom.
+    pub to: Org,
+    /// For what; without it, in general.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<Pattern>,
+}
+
+/// What this organisation states of another, as admins see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrustRecord {
+    /// Of whom.
+    pub trustee: Org,
+    /// How far.
+    pub trust: Trust,
+    /// For what; for everything when there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Pattern>,
+    /// Until when.
+    pub expires: Timestamp,
+}
+
+/// What an admin decided about another organisation, as admins see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrustDecided {
+    /// About whom.
+    pub org: Org,
+    /// What.
+    pub decision: Decision,
 }
 
 /// `/.well-known/fem`: for people and for set-up; nothing in it is to be trusted by itself.

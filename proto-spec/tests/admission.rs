@@ -295,6 +295,7 @@ fn honest() -> Delivery {
                 tool: capability("fs.read_file"),
                 capability: capability("fs.read"),
                 basis: Basis::Record,
+                trust: None,
                 grant: None,
                 sandbox: None,
             }),
@@ -402,6 +403,22 @@ fn a_provider_takes_what_an_honest_broker_delivers() {
         let taken = delivery.is_taken_by_fs(&Remembered::default()).unwrap();
         assert_eq!(*taken.agent(), researcher());
         assert_eq!(*taken.key(), key(HOLDER).public());
+    }
+}
+
+#[test]
+fn a_provider_checks_a_condition_on_trust_by_its_brokers_word() {
+    let asks = Check::where_clause("check if trust($s), $s >= 60").unwrap();
+    let grant = sealed(&mint(&Terms {
+        checks: asks,
+        ..terms(&["fs.*"])
+    }));
+    for (trust, is_taken) in [(Some(60), true), (Some(59), false), (None, false)] {
+        let mut delivery = honest();
+        delivery.permit().grant = Some(encode_text(&grant));
+        delivery.permit().trust = trust;
+        let taken = delivery.is_taken_by_fs(&Remembered::default());
+        assert_eq!(taken.is_ok(), is_taken, "{trust:?}");
     }
 }
 

@@ -3,9 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing test panics")]
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto_spec::admission::{Authority, Judge, KeyBook, Me, Neighbour, Nonces};
 use proto_spec::capability::issue::{delegate, peer, seal};
-use proto_spec::capability::{Narrowing, PeerTerms};
-use proto_spec::{AgentId, Code, Org};
+use proto_spec::capability::{Check, Narrowing, Pattern, PeerTerms, Token};
+use proto_spec::limits::ENVELOPE_BYTES;
+use proto_spec::{
+    AgentId, Audience, Capability, Code, Digest, Draft, Kind, Org, PublicKey, Received, Refusal,
+    Speaker, Timestamp,
+};
+use serde_json::json;
 
 mod fixture;
 use fixture::*;
@@ -120,4 +129,124 @@ fn no_agent_is_introduced_by_any_other_kind_of_token() {
     let grant = mint(&terms(&["fs.*"]));
     let forged = passed(&grant, HOLDER, AGENT, "agent(\"x@acme\");");
     assert_eq!(introduced(&forged), Err(Code::TokenMalformed));
+}
+
+/// An owner that trusts its neighbour and the caller's home by these scores, and grants nothing on record.
+struct Owner {
+    globex: u8,
+    initech: u8,
+}
+
+impl Authority for Owner {
+    fn granted(&self, _: &AgentId) -> Arc<[Arc<Token>]> {
+        Arc::default()
+    }
+    fn open(&self, _: &str) -> Result<Arc<Token>, Refusal> {
+        Err(Refusal::Internal)
+    }
+    fn alive(&self, _: &Token) -> Result<(), Refusal> {
+        Ok(())
+    }
+    fn barred(&self, _: &Token, _: &Pattern) -> bool {
+        false
+    }
+    fn trust(&self, org: &Org, _: &Pattern) -> Option<u8> {
+        match org.as_str() {
+            "globex" => Some(self.globex),
+            "initech" => Some(self.initech),
+            _ => None,
+        }
+    }
+    fn required_for(&self, _: &AgentId, tool: &Capability) -> Result<Capability, Refusal> {
+        Ok(tool.clone())
+    }
+    fn was_delivered_here(&self, _: &Digest, _: &Audience) -> bool {
+        false
+    }
+    fn was_called_from_here(&self, _: &Digest, _: &AgentId, _: &Audience) -> bool {
+        false
+    }
+}
+
+impl KeyBook for Owner {
+    fn key_of(&self, _: &Speaker) -> Option<PublicKey> {
+        Some(key(AGENT).public())
+    }
+}
+
+impl Nonces for Owner {
+    fn remember(&self, _: &PublicKey, _: &str, _: Timestamp, _: Timestamp) -> Result<(), Refusal> {
+        Ok(())
+    }
+}
+
+#[test]
+fn who_came_through_a_neighbour_counts_for_no_more_than_the_neighbour() {
+    let terms = PeerTerms {
+        peer: globex(),
+        holder: key(GLOBEX).public(),
+        capabilities: patterns(&["fs.*"]),
+        issued: at(ISSUED),
+        expires: at(EXPIRES),
+        checks: Check::where_clause("check if trust($s), $s >= 60").unwrap(),
+        depth: 1,
+    };
+    let grant = peer(&key(ROOT), &org(), &terms, [3; 32]).unwrap();
+    let caller: AgentId = "x@initech".parse().unwrap();
+    let onward = delegate(
+        &grant,
+        &key(GLOBEX),
+        &key(INITECH).public(),
+        &Narrowing::default(),
+        [4; 32],
+    );
+    let narrowing = Narrowing {
+        agent: Some(caller.clone()),
+        ..Narrowing::default()
+    };
+    let next = key(AGENT).public();
+    let made = delegate(&onward.unwrap(), &key(INITECH), &next, &narrowing, [5; 32]).unwrap();
+    let token = Arc::new(open(&seal(&made).unwrap()).unwrap());
+    for (globex_has, initech_has, is_permitted) in [
+        (60, 60, true),
+        (100, 60, true),
+        (59, 100, false),
+        (100, 59, false),
+    ] {
+        let owner = Owner {
+            globex: globex_has,
+            initech: initech_has,
+        };
+        let call = Draft {
+            kind: Kind::ToolCall,
+            agent: &Speaker::Agent(caller.clone()),
+            to: Some(&"fs@acme".parse().unwrap()),
+            ts: at(ISSUED),
+            nonce: "0123456789abcdef",
+            re: None,
+            token: None,
+            deadline: None,
+            body: &json!({"tool": "fs.read", "arguments": {}}),
+        };
+        let call = call.seal(&key(AGENT)).unwrap().bytes;
+        let (me, peer) = (org(), globex());
+        let judge = Judge {
+            me: Me::Broker(&me),
+            skew: Duration::from_secs(300),
+            now: at(ISSUED),
+        };
+        let neighbour = Neighbour {
+            org: &peer,
+            key: &key(GLOBEX).public(),
+        };
+        let presented = [(Arc::clone(&token), Arc::from(""))];
+        let decided = Received::parse(call, ENVELOPE_BYTES)
+            .unwrap()
+            .verify(&owner)
+            .unwrap()
+            .admit(&judge, &owner)
+            .unwrap()
+            .authorize_relayed(&neighbour, &presented, &owner, &judge);
+        assert_eq!(decided.is_ok(), is_permitted, "{globex_has} {initech_has}");
+    }
 }

@@ -7,13 +7,13 @@ use tests::lab::{Actor, Extra, Lab, hears_refusal};
 use tests::wire::{PATIENCE, Socket};
 
 /// Two organisations whose brokers are peers of each other, linked.
-struct Pair {
-    acme: Lab,
-    globex: Lab,
+pub(super) struct Pair {
+    pub(super) acme: Lab,
+    pub(super) globex: Lab,
 }
 
 /// Has `lab`'s admin sign its descriptor.
-async fn invite(lab: &Lab) -> String {
+pub(super) async fn invite(lab: &Lab) -> String {
     let invited = lab.ask(&lab.admin, Kind::AdminPeerInvite, &json!({})).await;
     match invited.unwrap() {
         Ack::PeerInvited { descriptor } => descriptor,
@@ -22,7 +22,7 @@ async fn invite(lab: &Lab) -> String {
 }
 
 /// Has `lab`'s admin take the organisation of this descriptor as a peer.
-async fn accept(lab: &Lab, other: &Lab, descriptor: &str) -> Vec<PeerRecord> {
+pub(super) async fn accept(lab: &Lab, other: &Lab, descriptor: &str) -> Vec<PeerRecord> {
     let said = proto_spec::peering::Descriptor::read(descriptor).unwrap();
     let body = json!({
         "descriptor": descriptor,
@@ -44,7 +44,7 @@ fn peers(ack: Ack) -> Vec<PeerRecord> {
 }
 
 /// Waits until what another task brings about is so.
-async fn until(what: &str, is: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, is: impl Fn() -> bool) {
     let waiting = async {
         while !is() {
             tokio::task::yield_now().await;
@@ -56,7 +56,7 @@ async fn until(what: &str, is: impl Fn() -> bool) {
 }
 
 impl Pair {
-    async fn linked() -> Self {
+    pub(super) async fn linked() -> Self {
         let globex = Lab::of("globex", "").await.unwrap();
         // Only one side needs to be reachable.
         let acme = Lab::start().await.unwrap();
@@ -69,7 +69,7 @@ impl Pair {
         pair
     }
 
-    async fn until_linked(&self) {
+    pub(super) async fn until_linked(&self) {
         let has = |lab: &Lab, org: &Org| lab.broker.core().state.links.of(org).is_some();
         until("both links are up", || {
             has(&self.acme, self.globex.org()) && has(&self.globex, self.acme.org())
@@ -78,7 +78,7 @@ impl Pair {
     }
 
     /// Grants acme's agents something at globex.
-    async fn grant(&self, more: serde_json::Value) -> Digest {
+    pub(super) async fn grant(&self, more: serde_json::Value) -> Digest {
         let mut body = json!({"org": "acme", "capabilities": ["fs.*"]});
         body.as_object_mut()
             .unwrap()
@@ -94,7 +94,7 @@ impl Pair {
     }
 
     /// Waits until acme has heard of so many tools of globex.
-    async fn until_advertised(&self, tools: usize) {
+    pub(super) async fn until_advertised(&self, tools: usize) {
         let link = || self.acme.broker.core().state.links.of(self.globex.org());
         let now = self.acme.now();
         until("adverts", || {
@@ -105,7 +105,7 @@ impl Pair {
 }
 
 /// globex's `fs`, serving `fs.read`.
-async fn provider(pair: &Pair) -> (Actor, Socket) {
+pub(super) async fn provider(pair: &Pair) -> (Actor, Socket) {
     let actor = pair.globex.agent("fs", 2, &[]).await.unwrap();
     let socket = pair.globex.provide(&actor, &["fs.read"]).await.unwrap();
     (actor, socket)
@@ -345,7 +345,7 @@ async fn a_paused_peer_is_not_linked_and_a_removed_one_holds_nothing_when_it_is_
 }
 
 /// acme, globex between, and initech, whose `fs` serves `fs.read`.
-async fn chain(depth: u32) -> (Pair, Lab, Actor, Socket) {
+pub(super) async fn chain(depth: u32) -> (Pair, Lab, Actor, Socket) {
     let pair = Pair::linked().await;
     let initech = Lab::of("initech", "").await.unwrap();
     let (theirs, ours) = (invite(&pair.globex).await, invite(&initech).await);
@@ -407,7 +407,7 @@ async fn what_its_owner_does_not_let_be_passed_on_is_not_advertised_behind_a_pee
 }
 
 /// What a call of acme's `x` comes to, through whatever link there is by then.
-async fn calls(pair: &Pair, caller: &Actor, fs: &Actor, serving: &mut Socket) {
+pub(super) async fn calls(pair: &Pair, caller: &Actor, fs: &Actor, serving: &mut Socket) {
     let mut calling = pair.acme.attach(caller).await.unwrap();
     let call = caller
         .call("fs@globex", "fs.read", &json!({}), pair.acme.now())

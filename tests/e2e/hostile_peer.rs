@@ -19,7 +19,7 @@ struct Scene {
     globex: Hand,
 }
 
-async fn add(lab: &Lab, hand: &Hand) {
+pub(super) async fn add(lab: &Lab, hand: &Hand) {
     let body = json!({
         "descriptor": hand.descriptor(lab.now()).unwrap(),
         "key": hand.key.public(),

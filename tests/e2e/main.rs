@@ -21,6 +21,7 @@ mod registration;
 mod restart;
 mod storage;
 mod transport;
+mod trust;
 
 use proto_spec::{Code, Envelope};
 use tests::lab::code_of;

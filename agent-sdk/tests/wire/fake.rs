@@ -301,6 +301,7 @@ pub(crate) fn permit_for(subject: &Person, provider: &AgentId, tool: &str) -> Cr
         tool: tool.parse().unwrap(),
         capability: tool.parse().unwrap(),
         basis: Basis::Record,
+        trust: None,
         grant: None,
         sandbox: None,
     };

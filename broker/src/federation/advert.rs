@@ -24,6 +24,9 @@ type Tools = BTreeMap<Place, AdvertisedTool>;
 /// The tools that a peer's agents may call here: what is offered and some grant of the peer permits. What
 /// only a call can tell, who calls and with which arguments, counts as satisfied.
 pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
+    if state.trust.is_revoked(&peer.org) {
+        return Tools::new();
+    }
     let roots = state.roots.keys();
     let grants = peer.grants.iter().filter_map(|grant| grant.token(&roots));
     let mut grants: Vec<Arc<Token>> = grants
@@ -31,6 +34,7 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
         .collect();
     // What a table answers is the cheapest to use.
     grants.sort_by_key(|token| !token.is_standard());
+    let asks_trust = grants.iter().any(|token| token.names_trust());
     // The grants that permit a tool, and what the best of them says about arguments.
     let permitting = |required: &Pattern, tool: &Tool, provider: &AgentId| {
         let question = Question {
@@ -40,7 +44,10 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
             via: None,
             provider: Some(provider),
             now,
-            trust: None,
+            trust: state
+                .trust
+                .score(&peer.org, required, now)
+                .filter(|_| asks_trust),
             proof: Proof::Key,
             arguments: Arguments::Unknown,
         };

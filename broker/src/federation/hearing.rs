@@ -7,10 +7,11 @@ use proto_spec::admission::Heard;
 use proto_spec::capability::{Claims, TokenKind, decode_text};
 use proto_spec::frame::{RELAY, Relay};
 use proto_spec::limits::PEER_GRANTS_MAX;
-use proto_spec::message::{Advert, PeerTokens, RevocationHead};
+use proto_spec::message::{Advert, PeerTokens, RevocationHead, TrustNews};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{Code, Kind, Received, Refusal, Speaker};
 
+use super::trust::believed;
 use crate::calls::Place;
 use crate::conversation::Hears;
 use crate::pipeline::{Core, Step};
@@ -35,7 +36,7 @@ impl Hears for Attached<'_> {
         if message.first() == Some(&RELAY) {
             return self.relayed(message).await;
         }
-        if let Err(refusal) = self.word(message) {
+        if let Err(refusal) = self.word(message).await {
             let code = refusal.code();
             self.core.metrics.refused(code);
             tracing::warn!(peer = %self.link.org, code = code.as_str(), reason = ?refusal.to_string(), "a peer's word is not believed");
@@ -62,7 +63,7 @@ impl Attached<'_> {
         }
     }
 
-    fn word(&self, message: Bytes) -> Result<(), Refusal> {
+    async fn word(&self, message: Bytes) -> Result<(), Refusal> {
         let core = self.core;
         let now = core.clock.now();
         let judge = core.judge(now);
@@ -89,6 +90,14 @@ impl Attached<'_> {
                     core.state.revocations.pass_on(&dead, now);
                 }
                 Ok(())
+            }
+            Kind::TrustNews => {
+                let news: TrustNews = heard.envelope().read_body()?;
+                let news = believed(news, &self.link, &core.state)?;
+                match news == TrustNews::default() {
+                    true => Ok(()),
+                    false => core.registrar.hear(&self.link.org, news).await,
+                }
             }
             Kind::Error => self.ended(&heard, Some(&self.refusal(&heard)?)),
             Kind::ToolCancel => self.ended(&heard, None),

@@ -6,3 +6,4 @@ pub mod dial;
 mod hearing;
 pub mod link;
 mod telling;
+mod trust;

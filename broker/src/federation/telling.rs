@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::advert::{Told, tools_for};
+use super::trust::tell_trust;
 use crate::conversation::Ended;
 use crate::pipeline::Core;
 use crate::state::links::Link;
@@ -31,6 +32,7 @@ pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
     tokio::select! {
         ended = tell_tools(core, link) => ended,
         ended = tell_heads(core, link) => ended,
+        ended = tell_trust(core, link) => ended,
     }
 }
 
@@ -64,6 +66,7 @@ async fn tell_heads(core: &Core, link: &Link) -> Ended {
 async fn tell_tools(core: &Core, link: &Link) -> Ended {
     let mut peers = core.state.peers.changes();
     let mut offers = core.state.sessions.offers();
+    let mut trust = core.state.trust.changes();
     let mut told = Told::default();
     let mut given = None;
     let mut passed = PassedOn::default();
@@ -71,6 +74,7 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
         // What changes from here on is looked at in the next round.
         peers.borrow_and_update();
         offers.borrow_and_update();
+        trust.borrow_and_update();
         let peer = core.state.peers.find(&link.org);
         let Some(peer) = peer.filter(|peer| !peer.is_paused && peer.key == link.key) else {
             return Ended::Closed;
@@ -103,13 +107,19 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
         tokio::select! {
             () = changed(&mut peers) => {}
             () = changed(&mut offers) => {}
+            () = changed(&mut trust) => {}
             () = tokio::time::sleep(REFRESH) => told.refresh(),
         }
     }
 }
 
 /// Says something to the peer's broker. A word that finds no room ends the link: what comes after depends on it.
-fn say(core: &Core, link: &Link, kind: Kind, body: &impl Serialize) -> Result<(), Ended> {
+pub(super) fn say(
+    core: &Core,
+    link: &Link,
+    kind: Kind,
+    body: &impl Serialize,
+) -> Result<(), Ended> {
     let to = Audience::Broker(link.org.clone());
     let now = core.clock.now();
     let said = core.voice.say(kind, Some(&to), None, body, now);
@@ -156,7 +166,7 @@ impl PassedOn {
 }
 
 /// Returns at the next change; never once nobody can change it any more.
-async fn changed(what: &mut watch::Receiver<()>) {
+pub(super) async fn changed(what: &mut watch::Receiver<()>) {
     if what.changed().await.is_err() {
         std::future::pending::<()>().await;
     }

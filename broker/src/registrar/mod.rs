@@ -14,14 +14,16 @@ mod roots;
 mod scope;
 mod showing;
 mod tokens;
+mod trust;
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto_spec::admission::Permit;
 use proto_spec::limits::CAPABILITIES_MAX;
-use proto_spec::message::Ack;
+use proto_spec::message::{Ack, TrustNews};
 use proto_spec::{
     Authorized, Kind, Name, Newcomer, Org, Pattern, PublicKey, Refusal, SigningKey, Timestamp,
 };
@@ -46,10 +48,14 @@ const APPROVAL_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Changes that one sync makes durable.
 const GROUP_MAX: usize = 256;
 /// What an agent may do of its own right within a minute: revocations, key rotations.
-const OWN_ACTS_MAX: u32 = 60;
+const OWN_ACTS_MAX: usize = 60;
 /// How often calls of budgets may be reserved for it within a minute.
-const RESERVES_MAX: u32 = 1_200;
-const OWN_ACTS_WINDOW: Duration = Duration::from_secs(60);
+const RESERVES_MAX: usize = 1_200;
+/// Statements and introductions of one peer that change what is on record, within an hour: each is a
+/// record for ever.
+const TRUST_NEWS_MAX: usize = 1_024;
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
 /// Characters of a note or a reason.
 const NOTE_CHARS_MAX: usize = 256;
 
@@ -64,6 +70,8 @@ pub enum Order {
     Reserve(Need, Name),
     /// A peer's broker goes on under another key, which it proved.
     Rekey(Box<Rekey>),
+    /// A peer told news of trust; the statements were verified.
+    Hear(Org, Box<TrustNews>),
 }
 
 /// How a peer's broker goes on.
@@ -90,7 +98,7 @@ impl Order {
     /// Whether what it comes to is the same before and after the changes that wait with it.
     fn commutes(&self) -> bool {
         match self {
-            Self::Register(..) | Self::Reserve(..) | Self::Rekey(_) => false,
+            Self::Register(..) | Self::Reserve(..) | Self::Rekey(_) | Self::Hear(..) => false,
             Self::Act(act) => matches!(
                 act.envelope().kind(),
                 Kind::AdminTokenIssue | Kind::AdminEnrolIssue
@@ -133,8 +141,9 @@ impl Registrar {
             voice,
             clock,
             config,
-            own_acts: HashMap::new(),
-            reserves: HashMap::new(),
+            own_acts: Shares::new(OWN_ACTS_MAX, MINUTE),
+            reserves: Shares::new(RESERVES_MAX, MINUTE),
+            news: Shares::new(TRUST_NEWS_MAX, HOUR),
         };
         let thread = std::thread::Builder::new()
             .name("registrar".into())
@@ -175,6 +184,16 @@ impl Registrar {
     /// [`Refusal::StorageFull`].
     pub async fn rekey(&self, rekey: Rekey) -> Result<(), Refusal> {
         self.have(Order::Rekey(Box::new(rekey))).await.map(drop)
+    }
+
+    /// Has a peer's news of trust put on record, as far as they change anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] beyond the peer's share or when too many wait, [`Refusal::StorageFull`].
+    pub async fn hear(&self, from: &Org, news: TrustNews) -> Result<(), Refusal> {
+        let order = Order::Hear(from.clone(), Box::new(news));
+        self.have(order).await.map(drop)
     }
 
     async fn have(&self, order: Order) -> Result<Option<Ack>, Refusal> {
@@ -233,10 +252,12 @@ struct Desk {
     voice: Arc<Voice>,
     clock: Arc<Clock>,
     config: Config,
-    /// What agents did of their own right within the last [`OWN_ACTS_WINDOW`].
-    own_acts: HashMap<Name, (Timestamp, u32)>,
-    /// And how often calls were reserved for them.
-    reserves: HashMap<Name, (Timestamp, u32)>,
+    /// Revocations and rotations of agents, of their own right.
+    own_acts: Shares<Name>,
+    /// How often calls were reserved for them.
+    reserves: Shares<Name>,
+    /// What peers told of trust.
+    news: Shares<Org>,
 }
 
 impl Desk {
@@ -273,6 +294,7 @@ impl Desk {
             Order::Act(act) => self.act(&act),
             Order::Reserve(need, caller) => self.reserve(need, &caller),
             Order::Rekey(rekey) => self.rekey_peer(&rekey),
+            Order::Hear(from, news) => self.hear_trust(from, *news),
         }
     }
 
@@ -302,7 +324,7 @@ impl Desk {
             return Err(Refusal::TokenRevoked(format!("block {}", need.block)));
         }
         let now = self.clock.now();
-        if !count(&mut self.reserves, caller, now, RESERVES_MAX) {
+        if !self.reserves.take(caller, 1, now) {
             return Err(Refusal::Busy("the agent's share of reservations"));
         }
         let Some(calls) = self.state.budgets.to_reserve(need)? else {
@@ -318,7 +340,7 @@ impl Desk {
 
     /// What needs no admin costs a sync and a record for ever all the same: so many, and no more.
     fn count_own_act(&mut self, name: &Name) -> Result<(), Refusal> {
-        if count(&mut self.own_acts, name, self.clock.now(), OWN_ACTS_MAX) {
+        if self.own_acts.take(name, 1, self.clock.now()) {
             Ok(())
         } else {
             Err(Refusal::Busy(
@@ -391,18 +413,32 @@ impl Desk {
     }
 }
 
-/// Counts one more within the window, unless `max` are counted.
-fn count(
-    counts: &mut HashMap<Name, (Timestamp, u32)>,
-    name: &Name,
-    now: Timestamp,
-    max: u32,
-) -> bool {
-    counts.retain(|_, (begun, _)| now.distance(*begun) < OWN_ACTS_WINDOW);
-    let (_, count) = counts.entry(name.clone()).or_insert((now, 0));
-    let is_within = *count < max;
-    *count += u32::from(is_within);
-    is_within
+/// What each did of its own right within a window of time: so much, and no more.
+struct Shares<K> {
+    window: Duration,
+    max: usize,
+    used: HashMap<K, (Timestamp, usize)>,
+}
+
+impl<K: Hash + Eq + Clone> Shares<K> {
+    fn new(max: usize, window: Duration) -> Self {
+        Self {
+            window,
+            max,
+            used: HashMap::new(),
+        }
+    }
+
+    /// Counts so many more of `who`, unless they are too many.
+    fn take(&mut self, who: &K, count: usize, now: Timestamp) -> bool {
+        let window = self.window;
+        self.used
+            .retain(|_, (begun, _)| now.distance(*begun) < window);
+        let (_, used) = self.used.entry(who.clone()).or_insert((now, 0));
+        let is_within = *used + count <= self.max;
+        *used += if is_within { count } else { 0 };
+        is_within
+    }
 }
 
 fn bound(what: &str, text: Option<&str>) -> Result<(), Refusal> {

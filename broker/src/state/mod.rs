@@ -21,6 +21,7 @@ pub mod roots;
 pub mod sessions;
 pub mod snapshot;
 pub mod tokens;
+pub mod trust;
 
 use std::sync::Arc;
 
@@ -47,6 +48,7 @@ use roots::Roots;
 use sessions::Sessions;
 use snapshot::Image;
 use tokens::Tokens;
+use trust::TrustBook;
 
 /// All that a broker knows. Durable parts are written by [`State::apply`] only, save at a start.
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub struct State {
     pub revocations: Revocations,
     /// Durable: which organisations are peers.
     pub peers: Peers,
+    /// Durable: what is said and decided about trust.
+    pub trust: TrustBook,
     /// Durable: how many calls are left.
     pub budgets: Budgets,
     /// Durable: acts that wait for a second admin.
@@ -106,7 +110,6 @@ impl State {
     #[must_use]
     pub fn new(org: Org, limits: &Limits, replay: Replay) -> Self {
         Self {
-            org,
             charter: Charter::default(),
             broker_keys: BrokerKeys::default(),
             roots: Roots::default(),
@@ -114,6 +117,8 @@ impl State {
             recoveries: Recoveries::default(),
             revocations: Revocations::default(),
             peers: Peers::default(),
+            trust: TrustBook::new(org.clone()),
+            org,
             budgets: Budgets::default(),
             proposals: Proposals::default(),
             tokens: Tokens::default(),
@@ -159,6 +164,7 @@ impl State {
             recoveries,
             revocations,
             peers,
+            trust,
             budgets,
             proposals,
             pending,
@@ -179,6 +185,7 @@ impl State {
             registry: registry.image(),
             revocations: revocations.image(),
             peers: peers.image(),
+            trust: trust.image(),
             budgets: budgets.image(),
             proposals: proposals.image(),
             denied: pending.image(),
@@ -195,6 +202,7 @@ impl State {
             recoveries,
             revocations,
             peers,
+            trust,
             budgets,
             proposals,
             denied,
@@ -205,6 +213,8 @@ impl State {
         self.roots.load(roots);
         self.registry.load(registry);
         self.revocations.load(revocations);
+        self.trust
+            .load(trust, peers.iter().map(|peer| (peer.org.clone(), peer.key)));
         self.peers.load(peers);
         self.budgets.load(budgets);
         self.proposals.load(proposals);
@@ -269,6 +279,7 @@ impl State {
             _ => {}
         }
         self.peers.apply(change);
+        self.trust.apply(change);
         self.charter.apply(change);
         self.pending.apply(change);
         self.proposals.apply(change);

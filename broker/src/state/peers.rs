@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, RwLock};
 
 use proto_spec::capability::{Token, decode_text};
+use proto_spec::limits::TRUST_PEERS_MAX;
 use proto_spec::{Digest, Org, Pattern, PublicKey, Timestamp};
 use tokio::sync::watch;
 
@@ -12,7 +13,7 @@ use crate::change::Change;
 use crate::locks::{read, write};
 
 /// Peers that one broker has.
-pub const PEERS_MAX: usize = 1_024;
+pub const PEERS_MAX: usize = TRUST_PEERS_MAX;
 
 /// Another organisation, as an admin took it.
 #[derive(Debug, Clone)]

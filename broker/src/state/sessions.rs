@@ -25,8 +25,8 @@ pub struct CredentialKey {
     pub subject: AgentId,
     /// Under which key.
     pub key: PublicKey,
-    /// For a call: the tool, the capability it requires, and what permitted it.
-    pub call: Option<(Capability, Capability, Basis, Option<Digest>)>,
+    /// For a call: the tool, the capability it requires, and what permitted it, by which trust score.
+    pub call: Option<(Capability, Capability, Basis, Option<Digest>, Option<u8>)>,
 }
 
 /// Credentials that one connection has carried: identity and expiry.

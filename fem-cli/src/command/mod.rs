@@ -19,6 +19,7 @@ pub(crate) mod recover;
 pub(crate) mod root;
 pub(crate) mod token;
 pub(crate) mod tools;
+pub(crate) mod trust;
 
 use crate::args::{Cli, Command};
 use crate::connect::Chosen;
@@ -38,6 +39,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Token(args) => token::run(args, &chosen, output),
         Command::Grants(args) => wait_for(grants::run(args, &chosen, output)),
         Command::Peer(args) => wait_for(peer::run(args, &chosen, output)),
+        Command::Trust(args) => wait_for(trust::run(args, &chosen, output)),
         Command::Proposal(args) => wait_for(proposal::run(args, &chosen, output)),
         Command::Root(args) => wait_for(root::run(args, &chosen, output)),
         Command::BrokerKey(args) => wait_for(broker_key::run(args, &chosen, output)),

@@ -214,6 +214,12 @@ impl Token {
         self.biscuit.is_none()
     }
 
+    /// Whether a condition of it asks how far the caller's organisation is trusted.
+    #[must_use]
+    pub fn names_trust(&self) -> bool {
+        !self.is_standard() && self.checks().any(Check::names_trust)
+    }
+
     /// Whether it permits what is asked, now. Revocation and presenter are the caller's to look up.
     ///
     /// # Errors

@@ -132,6 +132,12 @@ impl TrustGraph {
         }
     }
 
+    /// Whose graph it is.
+    #[must_use]
+    pub fn home(&self) -> &Org {
+        &self.home
+    }
+
     /// An admin added `org` as a peer: its key is known, whoever else introduced it.
     ///
     /// # Errors
@@ -249,6 +255,34 @@ impl TrustGraph {
             Some(Decision::System) if self.peers.contains_key(org) => Level::System,
             _ => Level::of(score),
         }
+    }
+
+    /// Puts back what [`Self::statements`] gave, when it is asked for nothing else yet: what was on record
+    /// needs neither room nor an introduction.
+    pub fn put_back(&mut self, statement: Statement) {
+        let of_maker = self.said.entry(statement.trustor().clone()).or_default();
+        of_maker.insert(statement.trustee().clone(), statement);
+    }
+
+    /// Whether an admin decided that nothing of `org` counts.
+    #[must_use]
+    pub fn is_revoked(&self, org: &Org) -> bool {
+        self.decisions.get(org) == Some(&Decision::Revoked)
+    }
+
+    /// What admins decided, by organisation.
+    pub fn decisions(&self) -> impl Iterator<Item = (&Org, Decision)> {
+        self.decisions
+            .iter()
+            .map(|(org, decision)| (org, *decision))
+    }
+
+    /// When the next statement ends that still counts: until then, and while nothing is put in, every
+    /// score stays what it is.
+    #[must_use]
+    pub fn next_end(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = self.statements().map(|statement| statement.said().expires);
+        ends.filter(|end| *end > now).min()
     }
 
     /// Every statement on record, whether it counts or not: by who says it, then of whom.

@@ -1,5 +1,7 @@
 //! What one organisation says of another.
 
+use serde::{Deserialize, Serialize};
+
 use crate::capability::Pattern;
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{Org, Speaker};
@@ -14,8 +16,9 @@ use crate::time::Timestamp;
 
 use super::Heard;
 
-/// A [`TrustStatement`] within its bounds, and whose it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A [`TrustStatement`] within its bounds, and whose it is. What is serialised of it is for whoever keeps it
+/// between two starts; what comes off the wire goes through [`Self::open`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
     trustor: Org,
     at: Timestamp,

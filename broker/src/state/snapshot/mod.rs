@@ -25,14 +25,16 @@ use super::keys::Held;
 use super::peers::Peer;
 use super::pending::Denied;
 use super::proposals::Waiting;
-use super::{Misfit, State, Taking, broker_keys, charter, recoveries, registry, revocations};
+use super::{
+    Misfit, State, Taking, broker_keys, charter, recoveries, registry, revocations, trust,
+};
 use crate::change::Change;
 use crate::journal::{Embedded, Head, JournalError};
 pub(in crate::state) use codec::{Sink, Source, Stored, put_named, stored, take_named, torn};
 pub use keep::Snapshots;
 
 /// The last byte is the format's number.
-const MAGIC: &[u8; 8] = b"FEMSNAP\x01";
+const MAGIC: &[u8; 8] = b"FEMSNAP\x02";
 const FILE_NAME: &str = "snapshot";
 const UNFINISHED: &str = "snapshot.new";
 /// Behind everything else: the broker's signature over [`signed`].
@@ -48,6 +50,7 @@ pub struct Image {
     pub(super) registry: registry::Image,
     pub(super) revocations: revocations::Image,
     pub(super) peers: Vec<Peer>,
+    pub(super) trust: trust::Image,
     pub(super) budgets: Vec<(Digest, u32)>,
     pub(super) proposals: Vec<Waiting>,
     pub(super) denied: Vec<Denied>,
@@ -60,6 +63,7 @@ stored!(Image {
     registry,
     revocations,
     peers,
+    trust,
     budgets,
     proposals,
     denied,

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use proto_spec::message::AdminScope;
-use proto_spec::{Name, Org, Timestamp};
+use proto_spec::message::{AdminScope, Introduced, Trust, TrustNews, TrustStatement};
+use proto_spec::trust::Decision;
+use proto_spec::{Kind, Name, Org, Timestamp};
 
 use super::*;
 use crate::change::{Change, Reissued, recovery_statement};
@@ -17,7 +18,7 @@ use crate::voice::Voice;
 const HISTORIES: u64 = 12;
 const RECORDS: usize = 250;
 /// How many sorts of changes there are.
-const SORTS: u64 = 28;
+const SORTS: u64 = 31;
 
 /// Choices that a seed repeats (xorshift64*).
 struct Dice(u64);
@@ -88,6 +89,9 @@ fn sort(change: &Change) -> u64 {
         Change::PeerRemoved { .. } => 25,
         Change::PeerReissued { .. } => 26,
         Change::PeerGranted { .. } => 27,
+        Change::TrustStated { .. } => 28,
+        Change::TrustDecided { .. } => 29,
+        Change::TrustHeard { .. } => 30,
     }
 }
 
@@ -333,6 +337,49 @@ fn any(dice: &mut Dice, n: usize, live: &State, issued: &mut Vec<Digest>) -> Cha
             by,
             at,
         },
+        28 => Change::TrustStated {
+            trustee: peer,
+            trust: Trust::try_from(dice.below(101) as u8).unwrap(),
+            capabilities: patterns,
+            seq: n as u64 - dice.below(2),
+            expires,
+            by,
+            at,
+        },
+        29 => Change::TrustDecided {
+            org: peer,
+            decision: [
+                None,
+                Some(Decision::System),
+                Some(Decision::AtMost(Trust::FULL)),
+                Some(Decision::Revoked),
+            ][dice.below(4) as usize],
+            by,
+            at,
+        },
+        30 => {
+            let maker: Org = format!("org-{}", dice.below(5)).parse().unwrap();
+            let said = TrustStatement {
+                trustee: "acme".parse().unwrap(),
+                trust: Trust::try_from(dice.below(101) as u8).unwrap(),
+                capabilities: Vec::new(),
+                seq: dice.below(10),
+                expires,
+            };
+            let voice = Voice::new(secret(n), maker.clone(), n as u64);
+            let said = voice.say(Kind::TrustStatement, None, None, &said, at);
+            let other = Introduced { org: maker, key };
+            let news = TrustNews {
+                introduced: dice.maybe(|_| other).into_iter().collect(),
+                withdrawn: dice.maybe(|_| peer.clone()).into_iter().collect(),
+                statements: vec![String::from_utf8(said.bytes.to_vec()).unwrap()],
+            };
+            Change::TrustHeard {
+                from: format!("org-{}", dice.below(3)).parse().unwrap(),
+                news,
+                at,
+            }
+        }
         sort => unreachable!("no change is of sort {sort}"),
     }
 }
