@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto_spec::message::ToolProgress;
-use proto_spec::{AgentId, Audience, Capability, Digest, Kind};
+use proto_spec::{Audience, Caller, Capability, Digest, Kind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
@@ -17,7 +17,7 @@ use crate::voice::Header;
 /// capability was granted.
 pub struct Call {
     pub(crate) id: Digest,
-    pub(crate) caller: AgentId,
+    pub(crate) caller: Caller,
     pub(crate) tool: Capability,
     pub(crate) capability: String,
     pub(crate) deadline: Option<Duration>,
@@ -33,9 +33,10 @@ impl Call {
         self.id
     }
 
-    /// Who calls.
+    /// Who calls, and through which organisation, if that is another than its own: whoever decides by the
+    /// name decides by both.
     #[must_use]
-    pub fn caller(&self) -> &AgentId {
+    pub fn caller(&self) -> &Caller {
         &self.caller
     }
 

@@ -44,7 +44,7 @@ pub use link::backoff::Backoff;
 pub use proto_spec;
 pub use proto_spec::message::{Ack, DiscoverTools, DiscoveredTool};
 pub use proto_spec::{
-    AgentId, Audience, Capability, Code, Digest, Kind, Pattern, PublicKey, Timestamp,
+    AgentId, Audience, Caller, Capability, Code, Digest, Kind, Pattern, PublicKey, Timestamp,
 };
 pub use tool::{
     INVALID_ARGUMENTS, RESULT_TOO_LARGE, SANDBOX_REQUIRED, TOOL_FAILED, TOOL_PANICKED,

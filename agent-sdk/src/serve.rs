@@ -229,7 +229,7 @@ impl Provider {
         let caller = authorized.agent().clone();
         let call = Call {
             id: authorized.id(),
-            caller: caller.clone(),
+            caller: authorized.caller().clone(),
             tool: name,
             capability: capability(authorized),
             deadline: envelope.deadline(),

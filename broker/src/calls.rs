@@ -141,10 +141,17 @@ impl Place<'_> {
                 let about = about_call(call, tool);
                 deliver(&core.voice, session, about, permit, bytes, self.now)
             }
-            Way::Link(link, tool) => link.send(match door {
-                Door::Link(_, carried) => pass_call(&core.state.org, link, call, carried)?,
-                _ => relay_call(&core.voice, &core.state.org, link, call, tool, self.now)?,
-            }),
+            Way::Link(link, tool) => {
+                // Its heads are the probes: no call has to find out whether it is there again.
+                if link.age(self.now) > core.config.federation.stale_after() {
+                    let org = &link.org;
+                    return Err(Refusal::Unavailable(format!("{org}, which is silent,")));
+                }
+                link.send(match door {
+                    Door::Link(_, carried) => pass_call(&core.state.org, link, call, carried)?,
+                    _ => relay_call(&core.voice, &core.state.org, link, call, tool, self.now)?,
+                })
+            }
         }
     }
 

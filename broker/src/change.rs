@@ -209,9 +209,12 @@ pub enum Change {
         ids: Vec<Digest>,
         at: Timestamp,
     },
-    /// A peer's agents may do this here. The token is unsealed: its broker delegates from it.
+    /// A peer's agents may do this here. The token is unsealed: its broker delegates from it. `follows` is
+    /// the id of the grant that it was before it was issued anew.
     PeerGranted {
         id: Digest,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<Digest>,
         org: Org,
         holder: PublicKey,
         capabilities: Vec<Pattern>,

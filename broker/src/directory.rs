@@ -1,17 +1,17 @@
 //! Who offers what: pure; answers discovery with exactly what the asker could call.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use proto_spec::admission::Authority as _;
 use proto_spec::capability::{Arguments, Pattern, Question, Token};
-use proto_spec::message::{DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered};
+use proto_spec::message::{AdvertisedTool, DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered};
 use proto_spec::{AgentId, Authorized, Capability, Org, PublicKey, Refusal, Timestamp};
 
 use crate::pipeline::Standing;
-use crate::routing::{may_offer, under_peer};
+use crate::routing::{may_offer, under_peer, ways};
 use crate::state::State;
+use crate::state::links::Link;
 
 /// Tools on one page unless fewer are asked for, and at most.
 const PAGE: usize = 1_000;
@@ -43,25 +43,34 @@ pub fn discover(
     let after = query.after.as_deref().unwrap_or_default();
     let limit = query.limit.map_or(PAGE, usize::from).clamp(1, PAGE);
     let mut page = Page::default();
-    let mut all = offers(&query, after, standing.state());
-    beyond(&query, after, standing.state(), now, &mut all);
-    for (position, offer) in all {
+    let own = offers(&query, after, standing.state());
+    let own = own
+        .into_iter()
+        .map(|(position, offer)| (position, Place::Here(offer)));
+    let mut all = beyond(&query, after, standing.state(), now);
+    all.extend(own);
+    for (position, place) in all {
         if page.asked >= PAGE_ASKED {
             return Ok(page.followed());
         }
-        let required = Pattern::from(offer.required);
-        let question = Question {
-            tool: Some(offer.tool.name.as_str()),
-            provider: Some(&offer.provider),
-            arguments: Arguments::Unknown,
-            trust: standing.trust(asker.agent().org(), &required),
-            ..Question::plain(&required, asker.agent(), now)
-        };
-        let permits = |token: &&Arc<Token>| {
-            page.asked += usize::from(!token.is_standard());
-            !standing.barred(token, &required) && token.permits(&question).is_ok()
-        };
-        if let Some(token) = held.iter().find(permits) {
+        let ways = place.ways(standing.state(), now);
+        let permitted = ways.into_iter().find_map(|offer| {
+            let required = Pattern::from(offer.required.clone());
+            let question = Question {
+                tool: Some(offer.tool.name.as_str()),
+                provider: Some(&offer.provider),
+                arguments: Arguments::Unknown,
+                trust: standing.trust(asker.agent().org(), &required),
+                ..Question::plain(&required, asker.agent(), now)
+            };
+            let permits = |token: &&Arc<Token>| {
+                page.asked += usize::from(!token.is_standard());
+                !standing.barred(token, &required) && token.permits(&question).is_ok()
+            };
+            let token = held.iter().find(permits)?;
+            Some((offer, token))
+        });
+        if let Some((offer, token)) = permitted {
             if page.tools.len() >= limit || page.bytes >= PAGE_BYTES {
                 return Ok(page.followed());
             }
@@ -129,53 +138,69 @@ pub(crate) fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTree
     found
 }
 
-/// Adds what peers advertise. That their side permits it is in the advert; whether ours does is asked as for
-/// any tool.
+/// Where a tool is.
+enum Place {
+    Here(Offer),
+    /// Somewhere behind peers.
+    Beyond(AgentId, Capability),
+}
+
+impl Place {
+    /// The tool by every way that leads there, the best first.
+    fn ways(self, state: &State, now: Timestamp) -> Vec<Offer> {
+        match self {
+            Self::Here(offer) => vec![offer],
+            Self::Beyond(agent, tool) => {
+                let ways = ways(&agent, &tool, state, now);
+                let offers = ways.iter().filter_map(|(link, tool)| by_way(link, tool));
+                offers.collect()
+            }
+        }
+    }
+}
+
+/// What peers advertise and is asked about. That their side permits it is in the advert; whether ours does is
+/// asked as for any tool.
 fn beyond(
     query: &DiscoverTools,
     after: &str,
     state: &State,
     now: Timestamp,
-    found: &mut BTreeMap<String, Offer>,
-) {
+) -> BTreeMap<String, Place> {
+    let mut found = BTreeMap::new();
     for link in state.links.all() {
         for advertised in link.tools(now) {
-            let DiscoveredTool {
-                agent,
-                key,
-                tool,
-                checks,
-                via: behind,
-            } = &advertised.tool;
+            let DiscoveredTool { agent, tool, .. } = &advertised.tool;
             let name = Pattern::from(tool.name.clone());
             let is_asked = query.agent.as_ref().is_none_or(|only| only == agent)
                 && query.tools.as_ref().is_none_or(|only| only.covers(&name));
             let position = format!("{} {agent}", tool.name);
-            let Ok(required) = under_peer(&link.org, tool.required()) else {
-                continue;
-            };
             if is_asked && *position > *after {
-                let mut via = vec![link.org.clone()];
-                via.extend(behind.iter().cloned());
-                let offer = Offer {
-                    provider: agent.clone(),
-                    key: *key,
-                    tool: Arc::new(tool.clone()),
-                    required,
-                    checks: checks.clone(),
-                    via,
-                };
-                // By its owner's own link, where there are two ways.
-                match found.entry(position) {
-                    Entry::Vacant(slot) => drop(slot.insert(offer)),
-                    Entry::Occupied(mut slot) if offer.via.len() < slot.get().via.len() => {
-                        slot.insert(offer);
-                    }
-                    Entry::Occupied(_) => {}
-                }
+                found.insert(position, Place::Beyond(agent.clone(), tool.name.clone()));
             }
         }
     }
+    found
+}
+
+/// What a peer advertises, as it is offered here.
+fn by_way(link: &Link, advertised: &AdvertisedTool) -> Option<Offer> {
+    let DiscoveredTool {
+        agent,
+        key,
+        tool,
+        checks,
+        via: behind,
+    } = &advertised.tool;
+    let via = std::iter::once(&link.org).chain(behind);
+    Some(Offer {
+        provider: agent.clone(),
+        key: *key,
+        required: under_peer(&link.org, tool.required()).ok()?,
+        tool: Arc::new(tool.clone()),
+        checks: checks.clone(),
+        via: via.cloned().collect(),
+    })
 }
 
 /// One page as it fills.

@@ -11,7 +11,9 @@ use proto_spec::admission::{Authority, Judge, KeyBook, Me, Permit, Presented};
 use proto_spec::capability::Token;
 use proto_spec::frame::Relay;
 use proto_spec::limits::{CAPABILITIES_MAX, SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
-use proto_spec::message::{Ack, Attach, Basis, OfferTools, PeerDescriptor, PeerInvite, Topics};
+use proto_spec::message::{
+    Ack, AdvertisedTool, Attach, Basis, OfferTools, PeerDescriptor, PeerInvite, Topics,
+};
 use proto_spec::{
     AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Newcomer, Org, Pattern,
     PublicKey, Received, Refusal, Speaker, Timestamp,
@@ -24,7 +26,7 @@ use crate::config::Config;
 use crate::directory;
 use crate::metrics::Metrics;
 use crate::registrar::{Order, Origin, Registrar};
-use crate::routing::{by_peer, may_offer, under_peer};
+use crate::routing::{may_offer, under_peer, ways};
 use crate::state::State;
 use crate::state::budgets::Need;
 use crate::state::calls::{Answer, InFlight, Party, Reply};
@@ -87,6 +89,15 @@ impl Door {
         }
     }
 
+    /// From which peer it comes, if from one.
+    #[must_use]
+    pub fn peer(&self) -> Option<&Org> {
+        match self {
+            Self::Link(link, _) => Some(&link.org),
+            _ => None,
+        }
+    }
+
     /// Whom an answer of ours is for, about what `agent` signed.
     fn audience(&self, agent: &AgentId) -> Audience {
         match self.party() {
@@ -143,6 +154,8 @@ pub struct Refused {
     pub tell: Option<(Audience, Digest)>,
     /// What it said it was.
     pub kind: Option<Kind>,
+    /// From which peer it came, if from one.
+    pub peer: Option<Org>,
 }
 
 /// What is to be done after a decision was carried out.
@@ -211,18 +224,28 @@ impl Authority for Standing<'_> {
     fn trust(&self, org: &Org, required: &Pattern) -> Option<u8> {
         self.state.trust.score(org, required, self.now)
     }
-    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Result<Capability, Refusal> {
-        if *provider.org() != self.state.org {
-            return match by_peer(provider, tool, self.state, self.now) {
-                Ok((link, tool)) => under_peer(&link.org, tool.tool.tool.required()),
-                // Not known here: whoever may call it may learn that nobody serves it.
-                Err(_) => under_peer(provider.org(), tool),
-            };
+    fn required_for(
+        &self,
+        provider: &AgentId,
+        tool: &Capability,
+    ) -> Result<Vec<Capability>, Refusal> {
+        if *provider.org() == self.state.org {
+            return Ok(vec![
+                match self.state.sessions.offer(provider.name(), tool) {
+                    Some(offer) => offer.required().clone(),
+                    None => tool.clone(),
+                },
+            ]);
         }
-        Ok(match self.state.sessions.offer(provider.name(), tool) {
-            Some(offer) => offer.required().clone(),
-            None => tool.clone(),
-        })
+        let ways = ways(provider, tool, self.state, self.now);
+        let required = |(link, tool): &(Arc<Link>, Arc<AdvertisedTool>)| {
+            under_peer(&link.org, tool.tool.tool.required())
+        };
+        match ways[..] {
+            // Not known here: whoever may call it may learn that nobody serves it.
+            [] => Ok(vec![under_peer(provider.org(), tool)?]),
+            _ => ways.iter().map(required).collect(),
+        }
     }
     fn was_delivered_here(&self, call: &Digest, caller: &Audience) -> bool {
         self.connection
@@ -314,6 +337,7 @@ impl Core {
             sender: None,
             tell: None,
             kind: None,
+            peer: door.peer().cloned(),
         };
         let received = match Received::parse(bytes, self.config.limits.envelope_bytes_max) {
             Ok(received) => received,
@@ -342,6 +366,10 @@ impl Core {
             return Ok(Decided::Newcomer(Box::new(newcomer)));
         }
         if let (Door::Link(link, _), Kind::ToolCall) = (door, kind) {
+            if link.is_closed() {
+                let refusal = Refusal::Unavailable("a link that ends".into());
+                return Err(Box::new(Refused { refusal, ..stopped }));
+            }
             let age = link.age(now);
             if age > self.config.federation.stale_after() {
                 let refusal = Refusal::RevocationsStale {
@@ -365,7 +393,11 @@ impl Core {
             Door::Link(link, carried) => received.verify(&Relayed {
                 state: &self.state,
                 link,
-                tokens: &carried.tokens,
+                // Who answers is known already.
+                tokens: match kind {
+                    Kind::ToolCall => &carried.tokens,
+                    _ => &[],
+                },
                 about,
             }),
             _ => received.verify(&*self.state),
@@ -627,8 +659,12 @@ impl Core {
             Ok(Decided::Authorized(act)) => {
                 let (kind, sender) = (act.envelope().kind(), (act.agent().clone(), act.id()));
                 self.metrics.accepted(kind);
+                if let (Some(peer), Kind::ToolCall) = (door.peer(), kind) {
+                    self.state.links.note_key(peer, act.agent(), act.key());
+                }
                 let done = self.carry_out(*act, door).await;
-                tracing::debug!(agent = %sender.0, r#type = %kind, us = begun.elapsed().as_micros() as u64, "accepted");
+                let peer = door.peer().map(tracing::field::display);
+                tracing::debug!(agent = %sender.0, peer, r#type = %kind, us = begun.elapsed().as_micros() as u64, "accepted");
                 done.map_err(|refusal| {
                     let refused = Refused {
                         refusal,
@@ -636,6 +672,7 @@ impl Core {
                         tell: Some((door.audience(&sender.0), sender.1)),
                         sender: Some(sender.0),
                         kind: Some(kind),
+                        peer: door.peer().cloned(),
                     };
                     self.refuse(&refused, begun)
                 })
@@ -695,6 +732,7 @@ impl Core {
                     sender: None,
                     tell: told_to(link, relay.envelope),
                     kind: Some(Kind::ToolCall),
+                    peer: Some(link.org.clone()),
                 },
                 Instant::now(),
             )),
@@ -728,6 +766,7 @@ impl Core {
                     tell: Some((agent.clone().into(), id)),
                     sender: Some(agent),
                     kind: Some(kind),
+                    peer: None,
                 },
                 begun,
             ),
@@ -759,6 +798,7 @@ impl Core {
                 sender: None,
                 tell: None,
                 kind: None,
+                peer: None,
             }));
         };
         let sender = (act.agent().clone(), act.id());
@@ -771,6 +811,7 @@ impl Core {
                     tell: Some((sender.0.clone().into(), sender.1)),
                     sender: Some(sender.0.clone()),
                     kind: Some(Kind::Attach),
+                    peer: None,
                 })
             })?;
         self.metrics.accepted(Kind::Attach);
@@ -831,6 +872,7 @@ impl Core {
         let agent = refused.sender.as_ref().map(ToString::to_string);
         tracing::info!(
             agent = agent.as_deref().unwrap_or("-"),
+            peer = refused.peer.as_ref().map(tracing::field::display),
             r#type = refused.kind.map_or("-", Kind::as_str),
             stage = refused.stage,
             code = code.as_str(),

@@ -8,7 +8,7 @@ use proto_spec::{AgentId, Audience, Authorized, Capability, Org, Pattern, Refusa
 
 use crate::state::State;
 use crate::state::calls::Party;
-use crate::state::links::Link;
+use crate::state::links::{Link, SILENT};
 use crate::state::registry::Agent;
 use crate::state::sessions::Session;
 
@@ -63,10 +63,14 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
         return Err(denied());
     };
     if *to.org() != state.org {
-        let (link, tool) = by_peer(to, &name, state, now)?;
-        if under_peer(&link.org, tool.tool.tool.required()).map(Pattern::from)? != *capability {
-            return Err(denied());
-        }
+        let mut ways = ways(to, &name, state, now).into_iter();
+        let is_permitted = |(link, tool): &(Arc<Link>, Arc<AdvertisedTool>)| {
+            let required = under_peer(&link.org, tool.tool.tool.required());
+            required.is_ok_and(|required| Pattern::from(required) == *capability)
+        };
+        let (link, tool) = ways
+            .find(is_permitted)
+            .ok_or_else(|| Refusal::Unavailable(format!("{name} of {to}")))?;
         return Ok(Route {
             provider: to.clone(),
             way: Way::Link(link, tool),
@@ -94,28 +98,33 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
     })
 }
 
-/// The link over which a peer's tool is called, and the tool as it is advertised there.
-///
-/// # Errors
-///
-/// [`Refusal::Unavailable`] where no link that is up advertises it.
-pub fn by_peer(
+/// Ways that are looked at to one tool.
+const WAYS_MAX: usize = 4;
+
+/// The links over which a peer's tool may be called, and the tool as it is advertised there, the best first:
+/// those of whom something was heard lately, then the shortest, then by name. At most four.
+#[must_use]
+pub fn ways(
     provider: &AgentId,
     tool: &Capability,
     state: &State,
     now: Timestamp,
-) -> Result<(Arc<Link>, Arc<AdvertisedTool>), Refusal> {
+) -> Vec<(Arc<Link>, Arc<AdvertisedTool>)> {
     let over = |link: Arc<Link>| {
         let tool = link.tool(provider, tool, now)?;
         Some((link, tool))
     };
-    // Its owner's own link is the shortest way; of the others, the same one as long as it is up.
-    let direct = state.links.of(provider.org()).and_then(over);
-    let found = direct.or_else(|| {
-        let ways = state.links.all().into_iter().filter_map(over);
-        ways.min_by(|(a, _), (b, _)| a.org.cmp(&b.org))
-    });
-    found.ok_or_else(|| Refusal::Unavailable(format!("{tool} of {provider}")))
+    let mut ways: Vec<_> = state.links.all().into_iter().filter_map(over).collect();
+    ways.sort_by_cached_key(|(link, tool)| rank(link, tool, now));
+    ways.truncate(WAYS_MAX);
+    ways
+}
+
+/// How good a way is: the least is the best.
+#[must_use]
+pub fn rank(link: &Link, tool: &AdvertisedTool, now: Timestamp) -> (bool, usize, Org) {
+    let is_silent = link.age(now) > SILENT;
+    (is_silent, tool.tool.via.len(), link.org.clone())
 }
 
 /// What an agent of ours must hold to use what `required` covers at a peer: both sides say yes.

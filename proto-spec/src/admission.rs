@@ -19,8 +19,11 @@ use crate::capability::{
     Arguments, Capability, Pattern, Question, RevocationId, Token, TokenKind, decode_text,
 };
 use crate::envelope::{Envelope, Kind};
-use crate::identity::{AgentId, Audience, Org, Speaker};
-use crate::limits::{CLOCK_SKEW_MAX, CREDENTIAL_VALIDITY, ENVELOPE_BYTES_MAX, TOOL_SEGMENTS_MAX};
+use crate::identity::{AgentId, Audience, Caller, Org, Speaker};
+use crate::limits::{
+    CLOCK_SKEW_MAX, CREDENTIAL_VALIDITY, ENVELOPE_BYTES_MAX, INTRODUCTION_VALIDITY,
+    TOOL_SEGMENTS_MAX,
+};
 use crate::message::{self, Basis, Credential};
 use crate::refusal::Refusal;
 use crate::signature::{Digest, PublicKey};
@@ -86,13 +89,17 @@ pub trait Authority {
         None
     }
 
-    /// The capability that calling `tool` of `provider` requires here: for a tool behind a peer, that which
-    /// the peer requires, under `peer.` and the peer's name.
+    /// The capability that calling `tool` of `provider` requires here. For a tool behind peers, one for each
+    /// way that leads there, the best first: that which the peer requires, under `peer.` and its name.
     ///
     /// # Errors
     ///
     /// [`Refusal::Denied`] where no capability could be that.
-    fn required_for(&self, provider: &AgentId, tool: &Capability) -> Result<Capability, Refusal>;
+    fn required_for(
+        &self,
+        provider: &AgentId,
+        tool: &Capability,
+    ) -> Result<Vec<Capability>, Refusal>;
 
     /// Whether `call` was delivered to this very session, by order of `caller`.
     fn was_delivered_here(&self, call: &Digest, caller: &Audience) -> bool;
@@ -384,11 +391,13 @@ impl Fresh {
             relayed,
         }
         .permit()?;
+        let neighbour = relayed.map(|(neighbour, _)| neighbour.org);
+        let via = neighbour.filter(|org| *org != agent.org()).cloned();
         Ok(Authorized {
             envelope: self.envelope,
             key: self.key,
             id: self.id,
-            agent,
+            caller: Caller { agent, via },
             permit,
         })
     }
@@ -476,7 +485,7 @@ impl Fresh {
             envelope: self.envelope,
             key: self.key,
             id: self.id,
-            agent,
+            caller: Caller { agent, via },
             permit,
         })
     }
@@ -499,7 +508,7 @@ impl Fresh {
             envelope: self.envelope,
             key: self.key,
             id: self.id,
-            agent,
+            caller: Caller { agent, via: None },
             permit: Permit::Own,
         })
     }
@@ -616,8 +625,16 @@ impl<A: Authority> Asked<'_, A> {
             return Err(Refusal::WrongAudience(envelope.to().cloned()));
         };
         let call = Call::read(envelope)?;
-        let required = Pattern::from(self.authority.required_for(provider, &call.tool)?);
-        self.ask(&call.question(&required, self.agent, provider, self.now))
+        let mut refusal = None;
+        // Another way may be permitted where the best is not; why the best is not explains most.
+        for required in self.authority.required_for(provider, &call.tool)? {
+            let required = Pattern::from(required);
+            match self.ask(&call.question(&required, self.agent, provider, self.now)) {
+                Ok(permit) => return Ok(permit),
+                Err(why) => drop(refusal.get_or_insert(why)),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| Refusal::Denied(call.tool.to_string())))
     }
 
     fn answer(&self) -> Result<Permit, Refusal> {
@@ -767,6 +784,9 @@ impl<A: Authority> Asked<'_, A> {
                 if agent != self.agent || token.holder() != Some(&self.fresh.key) {
                     return Err(Refusal::NotHolder("it introduces another"));
                 }
+                if token.expires() > self.now.later(INTRODUCTION_VALIDITY + CLOCK_SKEW_MAX) {
+                    return Err(Refusal::NotHolder("it introduces for more than 10 minutes"));
+                }
                 self.authority.alive(token)?;
                 if self.authority.barred(token, question.required) {
                     return Err(Refusal::TokenRevoked(format!(
@@ -864,10 +884,10 @@ pub enum Permit {
 /// ```
 ///
 /// ```compile_fail,E0451
-/// # use proto_spec::{Authorized, Envelope, PublicKey, Digest, AgentId};
+/// # use proto_spec::{Authorized, Caller, Envelope, PublicKey, Digest};
 /// # use proto_spec::admission::Permit;
-/// fn forge(envelope: Envelope, key: PublicKey, id: Digest, agent: AgentId) -> Authorized {
-///     Authorized { envelope, key, id, agent, permit: Permit::Own }
+/// fn forge(envelope: Envelope, key: PublicKey, id: Digest, caller: Caller) -> Authorized {
+///     Authorized { envelope, key, id, caller, permit: Permit::Own }
 /// }
 /// ```
 #[derive(Debug)]
@@ -875,7 +895,7 @@ pub struct Authorized {
     envelope: Envelope,
     key: PublicKey,
     id: Digest,
-    agent: AgentId,
+    caller: Caller,
     permit: Permit,
 }
 
@@ -893,7 +913,12 @@ impl Authorized {
     /// Who said it.
     #[must_use]
     pub fn agent(&self) -> &AgentId {
-        &self.agent
+        &self.caller.agent
+    }
+    /// Who said it, and who vouches for that name.
+    #[must_use]
+    pub fn caller(&self) -> &Caller {
+        &self.caller
     }
     /// The key that signed it.
     #[must_use]
@@ -915,7 +940,7 @@ impl Authorized {
     pub fn successor(&self, judge: &Judge<'_>) -> Result<PublicKey, Refusal> {
         let body: message::RotateKey = self.envelope.read_body()?;
         let broker = self.envelope.to().ok_or(Refusal::WrongAudience(None))?;
-        let agent = Speaker::Agent(self.agent.clone());
+        let agent = Speaker::Agent(self.agent().clone());
         let (key, at) = consent(body.accept, &agent, broker, &self.key)?;
         if judge.now.distance(at) > judge.skew {
             return Err(Refusal::InvalidBody("`accept` is not of this time".into()));

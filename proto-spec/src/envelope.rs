@@ -360,7 +360,11 @@ impl Envelope {
     ///
     /// [`Refusal::InvalidBody`] where it does not fit.
     pub fn read_body<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Refusal> {
-        serde_json::from_str(self.body()).map_err(|error| Refusal::InvalidBody(error.to_string()))
+        // The reason quotes what it does not like, however long that is.
+        serde_json::from_str(self.body()).map_err(|error| {
+            let reason = error.to_string().chars().take(REASON_CHARS_MAX).collect();
+            Refusal::InvalidBody(reason)
+        })
     }
 
     fn text(&self, range: &Range<usize>) -> &str {
@@ -368,6 +372,9 @@ impl Envelope {
         std::str::from_utf8(&self.bytes[range.clone()]).unwrap_or_default()
     }
 }
+
+/// Characters of what a sender is told about its body.
+const REASON_CHARS_MAX: usize = 256;
 
 fn offset_in(whole: &str, part: &str) -> Range<usize> {
     let start = part.as_ptr() as usize - whole.as_ptr() as usize;

@@ -185,6 +185,25 @@ pub enum Speaker {
     Broker(Org),
 }
 
+/// Who says something, as far as the reader knows. Of an agent that came through another organisation than
+/// its own, that one vouches for the name: `x@acme via globex` is not `x@acme`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller {
+    /// Its name.
+    pub agent: AgentId,
+    /// Through which organisation, where that is another one than its own and the reader's.
+    pub via: Option<Org>,
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.via {
+            Some(org) => write!(f, "{} via {org}", self.agent),
+            None => self.agent.fmt(f),
+        }
+    }
+}
+
 /// Who an envelope is meant for: its `to`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Audience {

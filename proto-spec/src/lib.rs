@@ -25,7 +25,7 @@ pub mod wire;
 pub use admission::{Authorized, Fresh, Newcomer, Received, Verified};
 pub use capability::{Capability, Pattern};
 pub use envelope::{Draft, Envelope, Kind, Sealed};
-pub use identity::{AgentId, Audience, Name, NamePattern, Org, Speaker};
+pub use identity::{AgentId, Audience, Caller, Name, NamePattern, Org, Speaker};
 pub use refusal::{Code, Refusal};
 pub use signature::{Digest, PublicKey, Signature, SigningKey};
 pub use time::Timestamp;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proto_spec::admission::{Authority, Judge, KeyBook, Me, Neighbour, Nonces};
 use proto_spec::capability::issue::{delegate, peer, seal};
 use proto_spec::capability::{Check, Narrowing, Pattern, PeerTerms, Token};
-use proto_spec::limits::ENVELOPE_BYTES;
+use proto_spec::limits::{ENVELOPE_BYTES, INTRODUCTION_VALIDITY};
 use proto_spec::{
     AgentId, Audience, Capability, Code, Digest, Draft, Kind, Org, PublicKey, Received, Refusal,
     Speaker, Timestamp,
@@ -124,6 +124,14 @@ fn a_peers_token_goes_through_no_more_organisations_than_its_owner_allows() {
     assert_eq!(introduced(&named), Err(Code::NotHolder));
 }
 
+/// Its owner would have to remember each such budget, and its peer could state a new one with each call.
+#[test]
+fn no_budget_is_stated_in_what_a_peer_delegates() {
+    let stated = passed(&granted(0), GLOBEX, AGENT, "agent(\"x@globex\"); calls(1);");
+    let refused = open(&sealed_by_hand(&stated)).unwrap_err();
+    assert_eq!(refused.code(), Code::TokenMalformed);
+}
+
 #[test]
 fn no_agent_is_introduced_by_any_other_kind_of_token() {
     let grant = mint(&terms(&["fs.*"]));
@@ -157,8 +165,8 @@ impl Authority for Owner {
             _ => None,
         }
     }
-    fn required_for(&self, _: &AgentId, tool: &Capability) -> Result<Capability, Refusal> {
-        Ok(tool.clone())
+    fn required_for(&self, _: &AgentId, tool: &Capability) -> Result<Vec<Capability>, Refusal> {
+        Ok(vec![tool.clone()])
     }
     fn was_delivered_here(&self, _: &Digest, _: &Audience) -> bool {
         false
@@ -202,6 +210,7 @@ fn who_came_through_a_neighbour_counts_for_no_more_than_the_neighbour() {
     );
     let narrowing = Narrowing {
         agent: Some(caller.clone()),
+        expires: Some(at(ISSUED).later(INTRODUCTION_VALIDITY)),
         ..Narrowing::default()
     };
     let next = key(AGENT).public();
@@ -248,5 +257,8 @@ fn who_came_through_a_neighbour_counts_for_no_more_than_the_neighbour() {
             .unwrap()
             .authorize_relayed(&neighbour, &presented, &owner, &judge);
         assert_eq!(decided.is_ok(), is_permitted, "{globex_has} {initech_has}");
+        if let Ok(call) = decided {
+            assert_eq!(call.caller().to_string(), "x@initech via globex");
+        }
     }
 }

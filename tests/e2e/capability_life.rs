@@ -11,8 +11,8 @@ use tests::wire::Socket;
 
 use crate::refused;
 
-async fn admin(lab: &Lab, name: &str, seed: u8) -> Actor {
-    let actor = Actor::new(name, seed).unwrap();
+pub(super) async fn admin(lab: &Lab, name: &str, seed: u8) -> Actor {
+    let actor = Actor::of(lab.org(), name, seed).unwrap();
     lab.register(&actor).await.unwrap();
     let all = [
         "*", "admin.*", "event.*", "peer.*", "mcp.*", "enrol.*", "broker.*",

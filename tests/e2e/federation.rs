@@ -419,15 +419,8 @@ pub(super) async fn calls(pair: &Pair, caller: &Actor, fs: &Actor, serving: &mut
     calling.hear().await.unwrap().delivered().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_goes_on_under_another_key_stays_a_peer_without_another_file() {
-    let pair = Pair::linked().await;
-    let (fs, mut serving) = provider(&pair).await;
-    let old = pair.grant(json!({})).await;
-    let caller = pair.acme.agent("x", 3, &["peer.globex.*"]).await.unwrap();
-    pair.until_advertised(1).await;
-    calls(&pair, &caller, &fs, &mut serving).await;
-    // acme's broker, which holds the grant, gets another key.
+/// acme's broker goes on under another key, until globex knows it.
+async fn go_on_under_another_key(pair: &Pair) {
     let before = pair.acme.broker_key();
     let ask = async |kind, body: serde_json::Value| {
         let done = pair.acme.ask(&pair.acme.admin, kind, &body).await;
@@ -442,6 +435,18 @@ async fn a_broker_that_goes_on_under_another_key_stays_a_peer_without_another_fi
         peers.find(pair.acme.org()).map(|peer| peer.key)
     };
     until("globex knows the next key", || known() == Some(next)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_goes_on_under_another_key_stays_a_peer_without_another_file() {
+    let pair = Pair::linked().await;
+    let (fs, mut serving) = provider(&pair).await;
+    let old = pair.grant(json!({})).await;
+    let caller = pair.acme.agent("x", 3, &["peer.globex.*"]).await.unwrap();
+    pair.until_advertised(1).await;
+    calls(&pair, &caller, &fs, &mut serving).await;
+    // acme's broker, which holds the grant, gets another key.
+    go_on_under_another_key(&pair).await;
     pair.until_linked().await;
     let link = || {
         let state = &pair.acme.broker.core().state;
@@ -510,4 +515,57 @@ async fn peers_and_what_they_are_granted_outlive_a_restart() {
     let mut serving = pair.globex.provide(&fs, &["fs.read"]).await.unwrap();
     pair.until_advertised(1).await;
     calls(&pair, &caller, &fs, &mut serving).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_was_issued_anew_is_revoked_under_either_id() {
+    let pair = Pair::linked().await;
+    let old = pair.grant(json!({})).await;
+    go_on_under_another_key(&pair).await;
+    pair.until_linked().await;
+    let held = || {
+        let links = &pair.acme.broker.core().state.links;
+        links.of(pair.globex.org()).map(|link| link.held())
+    };
+    until("it is issued anew", || {
+        held().is_some_and(|held| held.len() == 1 && held[0].id != old)
+    })
+    .await;
+    let body = json!({"ids": [old]});
+    let revoked = pair
+        .globex
+        .ask(&pair.globex.admin, Kind::AdminTokenRevoke, &body);
+    revoked.await.unwrap();
+    until("it is gone", || held().is_some_and(|held| held.is_empty())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_quarantined_admin_granted_does_not_come_back_with_its_peers_next_key() {
+    let pair = Pair::linked().await;
+    let globex = &pair.globex;
+    let rogue = super::capability_life::admin(globex, "rogue", 8).await;
+    let body = json!({"org": "acme", "capabilities": ["fs.*"]});
+    let granted = globex.ask(&rogue, Kind::AdminPeerGrant, &body).await;
+    assert!(matches!(granted.unwrap(), Ack::Issued { .. }));
+    let order = json!({"name": "rogue"});
+    let done = globex.ask(&globex.admin, Kind::AdminAgentQuarantine, &order);
+    done.await.unwrap();
+    let left = || {
+        let peers = &globex.broker.core().state.peers;
+        peers.find(pair.acme.org()).unwrap().grants.len()
+    };
+    assert_eq!(left(), 0);
+    go_on_under_another_key(&pair).await;
+    assert_eq!(left(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_peer_that_is_accepted_anew_stays_paused() {
+    let pair = Pair::linked().await;
+    let body = json!({"org": "globex"});
+    let paused = pair.acme.ask(&pair.acme.admin, Kind::AdminPeerPause, &body);
+    paused.await.unwrap();
+    let descriptor = invite(&pair.globex).await;
+    let peers = accept(&pair.acme, &pair.globex, &descriptor).await;
+    assert_eq!(peers[0].link, "paused");
 }

@@ -12,11 +12,11 @@ use tests::peer::{Hand, Linked, certificate};
 use tests::wire::Socket;
 
 /// acme, its `fs`, and globex in a test's hand, granted `fs.*`.
-struct Scene {
-    acme: Lab,
+pub(super) struct Scene {
+    pub(super) acme: Lab,
     fs: Actor,
     serving: Socket,
-    globex: Hand,
+    pub(super) globex: Hand,
 }
 
 pub(super) async fn add(lab: &Lab, hand: &Hand) {
@@ -41,7 +41,7 @@ async fn grant(lab: &Lab, org: &str) -> Digest {
 }
 
 impl Scene {
-    async fn begin() -> Self {
+    pub(super) async fn begin() -> Self {
         let acme = Lab::start().await.unwrap();
         let fs = acme.agent("fs", 2, &[]).await.unwrap();
         let serving = acme.provide(&fs, &["fs.read"]).await.unwrap();
@@ -56,7 +56,7 @@ impl Scene {
         }
     }
 
-    fn agent(&self, name: &str, org: &str, seed: u8) -> Actor {
+    pub(super) fn agent(&self, name: &str, org: &str, seed: u8) -> Actor {
         Actor::of(&org.parse().unwrap(), name, seed).unwrap()
     }
 
@@ -68,7 +68,7 @@ impl Scene {
 
     /// That an honest call of globex still comes through, on a new link.
     async fn goes_on(&mut self) {
-        let mut link = self.globex.link(&self.acme).await.unwrap();
+        let mut link = self.globex.linked(&self.acme).await.unwrap();
         let grant = link.granted(1).await.unwrap().remove(0);
         let caller = self.agent("honest", "globex", 0x77);
         let token = self
@@ -87,7 +87,7 @@ impl Scene {
 }
 
 /// What the broker says about a call that was relayed.
-async fn refusal(link: &mut Linked, call: Digest) -> Code {
+pub(super) async fn refusal(link: &mut Linked, call: Digest) -> Code {
     let word = link.word(Kind::Error).await.unwrap().unwrap();
     assert_eq!(word.re(), Some(call));
     code_of(&word).unwrap()
@@ -96,7 +96,7 @@ async fn refusal(link: &mut Linked, call: Digest) -> Code {
 #[tokio::test]
 async fn a_peer_that_forges_its_own_agents_or_borrows_anothers_token_is_refused() {
     let mut scene = Scene::begin().await;
-    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
     let grant = link.granted(1).await.unwrap().remove(0);
     let now = scene.acme.now();
     let (x, y) = (
@@ -132,7 +132,7 @@ async fn a_peer_that_forges_its_own_agents_or_borrows_anothers_token_is_refused(
 #[tokio::test]
 async fn a_peer_speaks_for_no_other_organisation_and_for_none_of_ours() {
     let mut scene = Scene::begin().await;
-    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
     let grant = link.granted(1).await.unwrap().remove(0);
     let now = scene.acme.now();
     for (name, org) in [("x", "initech"), ("fs", "acme")] {
@@ -177,7 +177,7 @@ fn issue_terms(scene: &Scene) -> proto_spec::capability::PeerTerms {
 #[tokio::test]
 async fn a_peers_token_is_worth_nothing_outside_its_own_link() {
     let scene = Scene::begin().await;
-    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
     let grant = link.granted(1).await.unwrap().remove(0);
     let now = scene.acme.now();
     // Presented at /fem by an agent of ours whose key the peer introduced.
@@ -205,7 +205,7 @@ async fn a_peers_token_is_worth_nothing_outside_its_own_link() {
     // And on another peer's link.
     let initech = Hand::new("initech", 0x62).unwrap();
     add(&scene.acme, &initech).await;
-    let mut other = initech.link(&scene.acme).await.unwrap();
+    let mut other = initech.linked(&scene.acme).await.unwrap();
     let x = scene.agent("x", "globex", 0x71);
     let token = scene.globex.introduce(&grant, &x, now).unwrap();
     let call = scene.call(&x);
@@ -218,7 +218,8 @@ async fn nobody_becomes_a_peer_by_knocking_and_no_link_outlives_what_proves_it()
     let mut scene = Scene::begin().await;
     // Not a peer at all; and a peer's name without its certificate looks the same as far as it goes.
     let stranger = Hand::new("hooli", 0x63).unwrap();
-    assert!(stranger.knock(&scene.acme, &stranger.tls).await.is_err());
+    let mut link = stranger.link(&scene.acme).await.unwrap();
+    link.closes().await.unwrap();
     // The peer's name under another key.
     let thief = Hand {
         key: SigningKey::from_seed(&[0x64; 32]),
@@ -253,7 +254,7 @@ async fn nobody_becomes_a_peer_by_knocking_and_no_link_outlives_what_proves_it()
     scene.goes_on().await;
 }
 
-fn advertised(agent: &Actor, name: &str) -> AdvertisedTool {
+pub(super) fn advertised(agent: &Actor, name: &str) -> AdvertisedTool {
     AdvertisedTool {
         tool: DiscoveredTool {
             agent: agent.id.clone(),
@@ -308,7 +309,7 @@ async fn an_advert_that_lies_or_is_beyond_its_bound_ends_the_link_and_is_not_tak
         },
     ];
     for advert in bad {
-        let mut link = scene.globex.link(&scene.acme).await.unwrap();
+        let mut link = scene.globex.linked(&scene.acme).await.unwrap();
         link.say(Kind::Advert, None, &advert).await.unwrap();
         link.closes().await.unwrap();
         let links = &scene.acme.broker.core().state.links;
@@ -373,22 +374,21 @@ async fn a_head_that_lies_ends_the_link_and_dead_keys_that_are_not_its_own_strik
     scene.goes_on().await;
 }
 
-#[tokio::test]
-async fn an_answer_is_taken_only_over_the_link_to_which_the_call_was_given() {
-    let scene = Scene::begin().await;
+/// globex, serving a tool of its `x` that it granted to acme.
+pub(super) async fn serves(scene: &Scene, name: &str) -> (Linked, Actor) {
     let now = scene.acme.now();
     let provider = scene.agent("x", "globex", 0x71);
     let root = SigningKey::from_seed(&[0x55; 32]);
     let terms = proto_spec::capability::PeerTerms {
         peer: "acme".parse().unwrap(),
         holder: scene.acme.broker_key(),
-        ..issue_terms(&scene)
+        ..issue_terms(scene)
     };
     let granted = issue::peer(&root, &scene.globex.org, &terms, [3; 32]).unwrap();
     let said = proto_spec::capability::Claims::read(&granted).unwrap();
-    let mut tool = advertised(&provider, "x.a");
+    let mut tool = advertised(&provider, name);
     tool.grants = vec![said.blocks()[0].id().0];
-    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
     let tokens = json!({"tokens": [encode_text(&granted)]});
     link.say(Kind::PeerTokens, None, &tokens).await.unwrap();
     let advert = Advert {
@@ -407,6 +407,15 @@ async fn an_answer_is_taken_only_over_the_link_to_which_the_call_was_given() {
     while !known() {
         tokio::task::yield_now().await;
     }
+    (link, provider)
+}
+
+#[tokio::test]
+async fn an_answer_is_taken_only_over_the_link_to_which_the_call_was_given() {
+    let scene = Scene::begin().await;
+    let now = scene.acme.now();
+    let provider = scene.agent("x", "globex", 0x71);
+    let (mut link, _) = serves(&scene, "x.a").await;
     let own = ["peer.globex.x.a"];
     let own = scene.acme.agent("own", 5, &own).await.unwrap();
     let mut calling = scene.acme.attach(&own).await.unwrap();
@@ -427,7 +436,7 @@ async fn an_answer_is_taken_only_over_the_link_to_which_the_call_was_given() {
     // By another peer, in the provider's own words; by this peer, in another agent's.
     let initech = Hand::new("initech", 0x62).unwrap();
     add(&scene.acme, &initech).await;
-    let mut other = initech.link(&scene.acme).await.unwrap();
+    let mut other = initech.linked(&scene.acme).await.unwrap();
     let true_one = result(&provider);
     other.relay(&true_one.bytes, Vec::new()).await.unwrap();
     assert_eq!(refusal(&mut other, true_one.id).await, Code::NotAuthentic);
@@ -481,7 +490,7 @@ async fn a_word_that_is_another_brokers_or_no_brokers_ends_the_link() {
         bytes::Bytes::from_static(&[0xfd, 9, 0, 0, 0, 0]),
     ];
     for word in words {
-        let mut link = scene.globex.link(&scene.acme).await.unwrap();
+        let mut link = scene.globex.linked(&scene.acme).await.unwrap();
         link.send(word).await.unwrap();
         link.closes().await.unwrap();
     }
@@ -560,7 +569,7 @@ async fn a_peer_has_a_bound_of_calls_in_flight_and_others_have_theirs() {
         link.relay(&call.bytes, vec![token]).await.unwrap();
         call.id
     };
-    let mut flood = globex.link(&acme).await.unwrap();
+    let mut flood = globex.linked(&acme).await.unwrap();
     let held = flood.granted(1).await.unwrap().remove(0);
     for _ in 0..4 {
         call(&globex, &mut flood, &held).await;
@@ -568,8 +577,66 @@ async fn a_peer_has_a_bound_of_calls_in_flight_and_others_have_theirs() {
     }
     let id = call(&globex, &mut flood, &held).await;
     assert_eq!(refusal(&mut flood, id).await, Code::Busy);
-    let mut other = initech.link(&acme).await.unwrap();
+    let mut other = initech.linked(&acme).await.unwrap();
     let held = other.granted(1).await.unwrap().remove(0);
     call(&initech, &mut other, &held).await;
     serving.hear().await.unwrap().delivered().unwrap();
+}
+
+#[tokio::test]
+async fn no_call_is_taken_before_the_first_head_of_its_link() {
+    let mut scene = Scene::begin().await;
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let x = scene.agent("x", "globex", 0x71);
+    let token = scene
+        .globex
+        .introduce(&grant, &x, scene.acme.now())
+        .unwrap();
+    let call = scene.call(&x);
+    link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::RevocationsStale);
+    let head = link.head();
+    link.say(Kind::RevocationHead, None, &head).await.unwrap();
+    let call = scene.call(&x);
+    link.relay(&call.bytes, vec![token]).await.unwrap();
+    scene.serving.hear().await.unwrap().delivered().unwrap();
+}
+
+#[tokio::test]
+async fn an_introduction_holds_for_ten_minutes_at_most() {
+    let scene = Scene::begin().await;
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let x = scene.agent("x", "globex", 0x71);
+    let later = scene.acme.now().later(Duration::from_secs(600));
+    let token = scene.globex.introduce(&grant, &x, later).unwrap();
+    let call = scene.call(&x);
+    link.relay(&call.bytes, vec![token]).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::NotHolder);
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_tell_who_is_a_peer() {
+    let scene = Scene::begin().await;
+    let (acme, globex) = (&scene.acme, &scene.globex);
+    let stranger = Hand::new("hooli", 0x63).unwrap();
+    // Under its own name, and under a peer's: each is greeted alike, and closed alike.
+    let borrowed = Hand {
+        key: SigningKey::from_seed(&[0x64; 32]),
+        ..Hand::new("globex", 0x61).unwrap()
+    };
+    for hand in [&stranger, &borrowed] {
+        let (mut wire, exporter) = hand.knock(acme, &hand.tls).await.unwrap();
+        wire.send(hand.attach(acme, exporter).unwrap())
+            .await
+            .unwrap();
+        assert!(wire.next().await.unwrap().is_none(), "it is closed");
+    }
+    // And a peer that is paused looks like a stranger to itself.
+    let body = json!({"org": "globex"});
+    let paused = acme.ask(&acme.admin, Kind::AdminPeerPause, &body).await;
+    paused.unwrap();
+    let mut link = globex.link(acme).await.unwrap();
+    link.closes().await.unwrap();
 }

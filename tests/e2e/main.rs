@@ -20,6 +20,7 @@ mod model;
 mod registration;
 mod restart;
 mod storage;
+mod transit;
 mod transport;
 mod trust;
 

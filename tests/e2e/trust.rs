@@ -167,7 +167,7 @@ async fn a_peer_speaks_of_trust_for_itself_and_for_those_whose_keys_it_vouches_f
     state(&acme, "globex", 100).await;
     state(&acme, "hooli", 10).await;
     let now = acme.now();
-    let mut link = globex.link(&acme).await.unwrap();
+    let mut link = globex.linked(&acme).await.unwrap();
     let news = TrustNews {
         introduced: vec![introduced(&initech)],
         statements: vec![
@@ -184,7 +184,7 @@ async fn a_peer_speaks_of_trust_for_itself_and_for_those_whose_keys_it_vouches_f
     until("it is heard", || score(&acme, "initech") == Some(80)).await;
     assert_eq!(score(&acme, "umbrella"), None, "nobody introduced it");
     // Another peer, hardly trusted, says that initech has another key, and speaks in its name.
-    let mut other = hooli.link(&acme).await.unwrap();
+    let mut other = hooli.linked(&acme).await.unwrap();
     let usurped = TrustNews {
         introduced: vec![
             introduced(&false_initech),
@@ -241,8 +241,8 @@ async fn a_peer_that_floods_with_statements_loses_its_link_and_fills_its_own_roo
     state(&acme, "globex", 100).await;
     state(&acme, "hooli", 100).await;
     let now = acme.now();
-    let mut other = hooli.link(&acme).await.unwrap();
-    let mut link = globex.link(&acme).await.unwrap();
+    let mut other = hooli.linked(&acme).await.unwrap();
+    let mut link = globex.linked(&acme).await.unwrap();
     for round in 0_u64..40 {
         let trustee = |n: u64| format!("org-{}", (round * 64 + n) % 400);
         let statements = (0..64).map(|n| statement(&globex, &trustee(n), 50, round + 1, now));

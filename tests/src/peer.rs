@@ -7,7 +7,7 @@ use broker::tls::{Pair, channel_of, read};
 use bytes::Bytes;
 use proto_spec::capability::{Narrowing, decode_text, encode_text, issue};
 use proto_spec::frame::{RELAY, Relay};
-use proto_spec::message::{LinkAttach, LinkRole, PeerDescriptor, PeerTokens};
+use proto_spec::message::{LinkAttach, LinkRole, PeerDescriptor, PeerTokens, RevocationHead};
 use proto_spec::peering::EXPORTER_LABEL;
 use proto_spec::{
     Audience, Digest, Draft, Envelope, Kind, Org, Sealed, SigningKey, Speaker, Timestamp,
@@ -162,6 +162,17 @@ impl Hand {
         })
     }
 
+    /// As [`Hand::link`], and says its first head, before which no call is taken.
+    ///
+    /// # Errors
+    ///
+    /// When the lab does not take it.
+    pub async fn linked(&self, lab: &Lab) -> Result<Linked> {
+        let mut link = self.link(lab).await?;
+        link.say(Kind::RevocationHead, None, &link.head()).await?;
+        Ok(link)
+    }
+
     /// Delegates what it was granted to an agent of its own, or of whatever organisation.
     ///
     /// # Errors
@@ -239,6 +250,17 @@ impl Linked {
             self.now,
         )?;
         self.wire.send(said.bytes).await
+    }
+
+    /// The first head of this link, which tells of no death.
+    #[must_use]
+    pub fn head(&self) -> RevocationHead {
+        RevocationHead {
+            seq: 1,
+            dead: Vec::new(),
+            tick: self.now,
+            echo: None,
+        }
     }
 
     /// Sends whatever bytes.

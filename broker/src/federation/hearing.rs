@@ -1,5 +1,6 @@
 //! What a peer's broker says: its agents' envelopes in frames, and its own words.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -77,7 +78,13 @@ impl Attached<'_> {
             Kind::Advert => {
                 let advert: Advert = heard.envelope().read_body()?;
                 let tools_max = core.config.limits.tools_per_peer_max;
+                let tools = advert.tools.iter().map(|one| &one.tool);
+                let keys: HashMap<_, _> =
+                    tools.map(|tool| (tool.agent.clone(), tool.key)).collect();
                 self.link.learn(&core.state.org, advert, tools_max, now)?;
+                for (agent, key) in keys {
+                    core.state.links.note_key(&self.link.org, &agent, &key);
+                }
                 // What lies behind us may be advertised to others.
                 core.state.sessions.offers_changed();
                 Ok(())
@@ -87,7 +94,6 @@ impl Attached<'_> {
                 let dead = self.link.see(head, now)?;
                 if !dead.is_empty() {
                     Place { core, now }.end_calls_of(&self.link, &dead);
-                    core.state.revocations.pass_on(&dead, now);
                 }
                 Ok(())
             }
@@ -155,7 +161,11 @@ impl Attached<'_> {
     fn refusal(&self, heard: &Heard) -> Result<Refusal, Refusal> {
         let body: ErrorBody = heard.envelope().read_body()?;
         let unknown = |_| Refusal::InvalidBody("a code that is not in the list".into());
-        let code: Code = body.code.parse().map_err(unknown)?;
+        let code = match body.code.parse().map_err(unknown)? {
+            // Of its home broker a caller knows that what is stale was delivered to nobody, and says it anew.
+            Code::Stale => Code::Unavailable,
+            code => code,
+        };
         let message = body.message.chars().take(MESSAGE_CHARS_MAX).collect();
         Ok(Refusal::ByPeer(self.link.org.clone(), code, message))
     }

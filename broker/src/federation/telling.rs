@@ -1,11 +1,11 @@
 //! What we tell a peer: what it is granted, and which tools of ours its agents may call.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto_spec::limits::PEER_GRANTS_MAX;
 use proto_spec::message::{PeerTokens, RevocationHead};
-use proto_spec::{Audience, Digest, Kind, Timestamp};
+use proto_spec::{Audience, Digest, Kind, Org, Timestamp};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -30,8 +30,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// Tells a peer what is, and then what changes, until the link has to end.
 pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
     tokio::select! {
-        ended = tell_tools(core, link) => ended,
+        // No call is taken, and none is given, before the first head.
+        biased;
         ended = tell_heads(core, link) => ended,
+        ended = tell_tools(core, link) => ended,
         ended = tell_trust(core, link) => ended,
     }
 }
@@ -44,7 +46,7 @@ async fn tell_heads(core: &Core, link: &Link) -> Ended {
     for seq in 1.. {
         died.borrow_and_update();
         let now = core.clock.now();
-        let (dead, all) = core.state.revocations.deaths_after(told);
+        let (dead, all) = core.state.revocations.deaths_after(told, now);
         told = all;
         let head = RevocationHead {
             seq,
@@ -85,7 +87,13 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
         passed.renew(
             core,
             link,
-            tools.values().flat_map(|tool| &tool.onward),
+            tools
+                .values()
+                .filter_map(|tool| {
+                    let owner = tool.tool.via.first()?;
+                    Some(tool.onward.iter().map(move |id| (owner, id)))
+                })
+                .flatten(),
             now,
         );
         let body = PeerTokens {
@@ -136,19 +144,20 @@ impl PassedOn {
         &mut self,
         core: &Core,
         to: &Link,
-        wanted: impl Iterator<Item = &'a Digest>,
+        wanted: impl Iterator<Item = (&'a Org, &'a Digest)>,
         now: Timestamp,
     ) {
-        let wanted: BTreeSet<Digest> = wanted.take(PEER_GRANTS_MAX).copied().collect();
+        let wanted = wanted.map(|(owner, id)| (*id, owner));
+        let wanted: BTreeMap<Digest, &Org> = wanted.take(PEER_GRANTS_MAX).collect();
         self.0.retain(|id, (_, until)| {
-            wanted.contains(id) && now.later(PASSED_ON_VALIDITY / 2) < *until
+            wanted.contains_key(id) && now.later(PASSED_ON_VALIDITY / 2) < *until
         });
-        for id in wanted {
+        for (id, owner) in wanted {
             if self.0.contains_key(&id) {
                 continue;
             }
-            let links = core.state.links.all();
-            let held = links.iter().find_map(|link| {
+            // An id is what a token says: another peer's may say the same.
+            let held = core.state.links.of(owner).and_then(|link| {
                 let held = link.held();
                 held.iter().find(|one| one.id == id).cloned()
             });

@@ -185,6 +185,7 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
                 sender: None,
                 tell: None,
                 kind: None,
+                peer: None,
             };
             return envelope(core.refuse(&refused, begun));
         }
@@ -219,6 +220,7 @@ fn internal(core: &Core) -> Answer {
         sender: None,
         tell: None,
         kind: None,
+        peer: None,
     };
     core.refuse(&refused, Instant::now())
 }

@@ -31,6 +31,7 @@ use crate::federation::link::{self, Binding};
 use crate::phase::Phase;
 use crate::pipeline::{Core, Door, Step};
 use crate::state::outbox::Outbox;
+use crate::state::peers::Peer;
 use crate::state::sessions::Session;
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
@@ -58,7 +59,8 @@ pub(super) fn upgrade(
     reply
 }
 
-/// Answers a peer's request for a link. Whoever is no peer sees what is there for everybody: nothing.
+/// Answers a request for a link. Whoever names an organisation that is no peer, or paused, sees what a
+/// stranger sees who names a peer: who our peers are is nobody's business.
 pub(super) fn upgrade_link(
     core: Arc<Core>,
     mut request: Request<Incoming>,
@@ -68,10 +70,13 @@ pub(super) fn upgrade_link(
 ) -> Reply {
     let org = request.headers().get(link::ORG_HEADER);
     let org = org.and_then(|value| value.to_str().ok()?.parse::<Org>().ok());
-    let peer = org.and_then(|org| core.state.peers.find(&org));
-    let Some(peer) = peer.filter(|peer| !peer.is_paused) else {
+    let Some(org) = org else {
         return super::http::nothing_here();
     };
+    let peer = core.state.peers.find(&org);
+    let peer = peer.filter(|peer| !peer.is_paused);
+    // Nobody else signs with our own key, so nobody proves to be this one.
+    let peer = peer.unwrap_or_else(|| Arc::new(Peer::unproven(org, core.voice.public())));
     let (reply, upgrading) = match handshake(&mut request) {
         Ok(accepted) => accepted,
         Err(reply) => return *reply,

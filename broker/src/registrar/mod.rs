@@ -54,6 +54,8 @@ const RESERVES_MAX: usize = 1_200;
 /// Statements and introductions of one peer that change what is on record, within an hour: each is a
 /// record for ever.
 const TRUST_NEWS_MAX: usize = 1_024;
+/// How often a peer's broker may go on under another key within an hour.
+const REKEYS_MAX: usize = 4;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Characters of a note or a reason.
@@ -144,6 +146,7 @@ impl Registrar {
             own_acts: Shares::new(OWN_ACTS_MAX, MINUTE),
             reserves: Shares::new(RESERVES_MAX, MINUTE),
             news: Shares::new(TRUST_NEWS_MAX, HOUR),
+            rekeys: Shares::new(REKEYS_MAX, HOUR),
         };
         let thread = std::thread::Builder::new()
             .name("registrar".into())
@@ -258,6 +261,8 @@ struct Desk {
     reserves: Shares<Name>,
     /// What peers told of trust.
     news: Shares<Org>,
+    /// How often peers' brokers went on under another key.
+    rekeys: Shares<Org>,
 }
 
 impl Desk {
@@ -384,8 +389,24 @@ impl Desk {
         self.take_root(change);
         self.take_broker_key(change);
         self.close_sessions_that_lost_their_key(change);
+        self.close_link_of(change);
         self.state.changed.notify_one();
         Ok(())
+    }
+
+    /// Nothing crosses from here on: what is still read of its connection finds it closed.
+    fn close_link_of(&self, change: &Change) {
+        let org = match change {
+            Change::PeerPaused {
+                org, paused: true, ..
+            }
+            | Change::PeerRemoved { org, .. } => org,
+            _ => return,
+        };
+        if let Some(link) = self.state.links.of(org) {
+            self.state.links.detach(&link);
+            link.close();
+        }
     }
 
     fn close_sessions_that_lost_their_key(&self, change: &Change) {
@@ -457,4 +478,21 @@ fn check_count(patterns: &[Pattern]) -> Result<(), Refusal> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_refused_when_it_is_used_up_and_whole_again_after_its_window() {
+        let mut shares = Shares::new(3, MINUTE);
+        let at = |s: u64| Timestamp::from_ms(1_000_000 + s * 1_000);
+        assert!(shares.take(&"a", 2, at(0)));
+        assert!(!shares.take(&"a", 2, at(1)), "as a whole or not at all");
+        assert!(shares.take(&"a", 1, at(59)));
+        assert!(!shares.take(&"a", 1, at(59)));
+        assert!(shares.take(&"b", 3, at(59)), "others have their own");
+        assert!(shares.take(&"a", 3, at(60)));
+    }
 }

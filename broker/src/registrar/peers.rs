@@ -4,7 +4,7 @@ use proto_spec::capability::{Check, Claims, PeerTerms, decode_text, encode_text,
 use proto_spec::limits::{HOPS_MAX, PEER_GRANTS_MAX};
 use proto_spec::message::{Ack, PeerAdd, PeerGrant, PeerName, PeerRecord};
 use proto_spec::peering::{Descriptor, check_endpoint};
-use proto_spec::{Kind, Name, NamePattern, Org, PublicKey, Refusal, Timestamp};
+use proto_spec::{Digest, Kind, Name, NamePattern, Org, PublicKey, Refusal, Timestamp};
 
 use super::admin::{Nothing, read};
 use super::scope::By;
@@ -144,7 +144,7 @@ impl Desk {
             checks,
             depth: body.depth,
         };
-        let granted = self.granted(&terms, texts, by.first.clone(), at)?;
+        let granted = self.granted(&terms, texts, None, by.first.clone(), at)?;
         let Change::PeerGranted { id, .. } = granted else {
             return Err(Refusal::Internal);
         };
@@ -156,7 +156,11 @@ impl Desk {
     }
 
     /// A peer's broker has another key: the token that it delegates from has to name that one.
-    pub(super) fn rekey_peer(&self, rekey: &Rekey) -> Result<Decision, Refusal> {
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] where it changes its key too often: each time its grants are on record anew.
+    pub(super) fn rekey_peer(&mut self, rekey: &Rekey) -> Result<Decision, Refusal> {
         let Rekey { org, from, to } = rekey;
         let peer = self.peer(org)?;
         if peer.key == *to {
@@ -164,6 +168,9 @@ impl Desk {
         }
         if peer.key != *from {
             return Err(Refusal::Conflict(format!("{org} has another key by now")));
+        }
+        if !self.rekeys.take(org, 1, self.clock.now()) {
+            return Err(Refusal::Busy("the peer's share of changes of its key"));
         }
         let changes = self.reissue_peer(&peer, *to)?;
         Ok(Decision::Change(changes, Box::new(|_| None)))
@@ -181,7 +188,7 @@ impl Desk {
         for grant in &peer.grants {
             let record = self.state.registry.issued_by_id(&grant.id);
             let record = record.ok_or(Refusal::Internal)?;
-            if record.expires <= at {
+            if record.expires <= at || self.state.revocations.is_revoked(&grant.id) {
                 continue;
             }
             let said = Claims::read(&decode_text(&grant.text)?)?;
@@ -196,7 +203,8 @@ impl Desk {
                 depth: said.depth(),
             };
             let by = record.issuer.clone().ok_or(Refusal::Internal)?;
-            changes.push(self.granted(&terms, record.checks.clone(), by, at)?);
+            let follows = Some(grant.id);
+            changes.push(self.granted(&terms, record.checks.clone(), follows, by, at)?);
         }
         Ok(changes)
     }
@@ -206,6 +214,7 @@ impl Desk {
         &self,
         terms: &PeerTerms,
         checks: Vec<String>,
+        follows: Option<Digest>,
         by: Name,
         at: Timestamp,
     ) -> Result<Change, Refusal> {
@@ -213,6 +222,7 @@ impl Desk {
             .map_err(|error| bad_terms(&error))?;
         Ok(Change::PeerGranted {
             id: self.id_of_unsealed(&token)?,
+            follows,
             org: terms.peer.clone(),
             holder: terms.holder,
             capabilities: terms.capabilities.clone(),
@@ -236,7 +246,10 @@ fn only_providers(agents: &[NamePattern], org: &Org) -> Option<String> {
     let each = agents
         .iter()
         .map(|name| match name.as_str().strip_suffix('*') {
-            Some(prefix) => format!("provider($p), $p.starts_with(\"{prefix}\")"),
+            // Names of other organisations begin alike.
+            Some(prefix) => {
+                format!("provider($p), $p.starts_with(\"{prefix}\"), $p.ends_with(\"@{org}\")")
+            }
             None => format!("provider(\"{name}@{org}\")"),
         });
     let each: Vec<String> = each.collect();

@@ -12,7 +12,7 @@ use lru::LruCache;
 use proto_spec::admission::Neighbour;
 use proto_spec::limits::RELAY_TOKENS_MAX;
 use proto_spec::message::{Advert, AdvertisedTool, DiscoveredTool, LinkRole, RevocationHead};
-use proto_spec::{AgentId, Capability, Digest, Org, PublicKey, Refusal, Timestamp};
+use proto_spec::{AgentId, Capability, Digest, Org, Pattern, PublicKey, Refusal, Timestamp};
 use tokio::sync::watch;
 
 use super::outbox::Outbox;
@@ -21,6 +21,8 @@ use crate::locks::{lock, read, write};
 
 /// A link of this age is not given up for one that the other side dialled at the same time.
 const YOUNG: Duration = Duration::from_secs(10);
+/// A link over which nothing of the peer's was heard for so long is used only where there is no other.
+pub const SILENT: Duration = Duration::from_secs(3);
 /// Agents whose tokens for one peer's tools are kept.
 const INTRODUCED: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 
@@ -250,8 +252,10 @@ impl Link {
 #[derive(Debug)]
 pub struct View {
     seq: u64,
-    /// By our clock: what the peer had revoked by then has come.
+    /// By our clock: what the peer had revoked by then has come; nothing before its first head.
     fresh: Timestamp,
+    /// When its link came up: what it says first was said after that.
+    since: Timestamp,
     /// By the peer's clock.
     tick: Option<Timestamp>,
     /// Until when each has to be known.
@@ -259,10 +263,11 @@ pub struct View {
 }
 
 impl View {
-    fn at(fresh: Timestamp) -> Self {
+    fn at(since: Timestamp) -> Self {
         Self {
             seq: 0,
-            fresh,
+            fresh: Timestamp::default(),
+            since,
             tick: None,
             dead: HashMap::new(),
         }
@@ -293,7 +298,8 @@ impl View {
             .filter(|key| known.insert(*key, until).is_none())
             .collect();
         self.seq = head.seq;
-        self.fresh = self.fresh.max(head.echo.unwrap_or_default());
+        let echo = head.echo.unwrap_or_default();
+        self.fresh = self.fresh.max(echo).max(self.since);
         self.tick = self.tick.max(Some(head.tick));
         Ok(dead)
     }
@@ -360,7 +366,6 @@ impl Directory {
             let tools = self.tools.entry(agent.clone()).or_default();
             // Under another key than before: what that one offered is not this one's.
             if tools.values().next().is_some_and(|one| one.tool.key != key) {
-                tracing::warn!(%agent, key = %key.fingerprint(), "a peer's agent has another key than before");
                 self.count -= tools.len();
                 tools.clear();
             }
@@ -384,7 +389,13 @@ impl Directory {
 fn is_on_its_way(tool: &DiscoveredTool, peer: &Org, me: &Org) -> bool {
     match &tool.via[..] {
         [] => tool.agent.org() == peer,
-        [one] => one == tool.agent.org() && one != peer && one != me,
+        // What is behind it requires, at the peer, a right to use that organisation.
+        [one] => {
+            let under: Result<Pattern, _> = format!("peer.{one}.*").parse();
+            let required = Pattern::from(tool.tool.required().clone());
+            let is_under = under.is_ok_and(|under| under.covers(&required));
+            one == tool.agent.org() && one != peer && one != me && is_under
+        }
         _ => false,
     }
 }
@@ -394,6 +405,8 @@ fn is_on_its_way(tool: &DiscoveredTool, peer: &Org, me: &Org) -> bool {
 pub struct Links {
     by_org: DashMap<Org, Arc<Link>>,
     trouble: DashMap<Org, String>,
+    /// Agents by way of peers, and their keys: for longer than a link lasts.
+    known: Mutex<LruCache<(Org, AgentId), PublicKey>>,
     changed: watch::Sender<()>,
 }
 
@@ -402,6 +415,7 @@ impl Default for Links {
         Self {
             by_org: DashMap::new(),
             trouble: DashMap::new(),
+            known: Mutex::new(LruCache::new(INTRODUCED)),
             changed: watch::Sender::new(()),
         }
     }
@@ -440,6 +454,16 @@ impl Links {
     #[must_use]
     pub fn of(&self, org: &Org) -> Option<Arc<Link>> {
         self.by_org.get(org).map(|link| Arc::clone(&link))
+    }
+
+    /// Notes under which key an agent is known by way of a peer, and says so where that is another than
+    /// before: it is the peer's word alone.
+    pub fn note_key(&self, peer: &Org, agent: &AgentId, key: &PublicKey) {
+        let slot = (peer.clone(), agent.clone());
+        let before = lock(&self.known).put(slot, *key);
+        if before.is_some_and(|before| before != *key) {
+            tracing::warn!(%peer, %agent, key = %key.fingerprint(), "a peer's agent has another key than before");
+        }
     }
 
     /// Notes why a peer's link is down.

@@ -251,6 +251,7 @@ impl State {
                 }
                 self.revocations.revoke(ids);
                 self.registry.drop_grants(ids);
+                self.peers.drop_grants(ids);
             }
             Change::PeerRemoved { ids, .. } | Change::PeerReissued { ids, .. } => {
                 self.revocations.revoke(ids);

@@ -1,6 +1,6 @@
 //! What waits to be written to a connection, and how many calls hang on it.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use proto_spec::Refusal;
@@ -19,6 +19,7 @@ pub struct Outbox {
     outstanding: AtomicUsize,
     made: AtomicUsize,
     closed: Notify,
+    is_closed: AtomicBool,
 }
 
 impl Outbox {
@@ -33,6 +34,7 @@ impl Outbox {
             outstanding: AtomicUsize::new(0),
             made: AtomicUsize::new(0),
             closed: Notify::new(),
+            is_closed: AtomicBool::new(false),
         }
     }
 
@@ -80,7 +82,14 @@ impl Outbox {
 
     /// Ends it: its connection closes.
     pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
         self.closed.notify_one();
+    }
+
+    /// Whether [`Outbox::close`] was called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 
     /// Returns when [`Outbox::close`] was called.

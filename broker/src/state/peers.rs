@@ -43,6 +43,22 @@ stored!(Peer {
     grants
 });
 
+impl Peer {
+    /// Somebody who says that it is `org`, and could prove it with `key` only.
+    #[must_use]
+    pub fn unproven(org: Org, key: PublicKey) -> Self {
+        Self {
+            org,
+            key,
+            endpoints: Vec::new(),
+            asks: Vec::new(),
+            is_paused: false,
+            since: Timestamp::default(),
+            grants: Vec::new(),
+        }
+    }
+}
+
 /// One grant of a peer.
 #[derive(Debug)]
 pub struct PeerGrant {
@@ -186,10 +202,16 @@ impl Peers {
                     grants: Vec::new(),
                 };
                 let mut all = write(&self.all);
-                // Accepted anew with other endpoints: what it was granted stays.
-                let grants = all.remove(org).map(|before| before.grants.clone());
-                let grants = grants.unwrap_or_default();
-                all.insert(org.clone(), Arc::new(Peer { grants, ..peer }));
+                // Accepted anew with other endpoints: what it was granted stays, and that it is paused.
+                let peer = match all.get(org) {
+                    Some(before) => Peer {
+                        grants: before.grants.clone(),
+                        is_paused: before.is_paused,
+                        ..peer
+                    },
+                    None => peer,
+                };
+                all.insert(org.clone(), Arc::new(peer));
                 drop(all);
                 self.changed.send_replace(());
             }

@@ -664,6 +664,7 @@ impl Registry {
             }
             Change::PeerGranted {
                 id,
+                follows,
                 org,
                 holder,
                 capabilities,
@@ -673,6 +674,9 @@ impl Registry {
                 at,
                 ..
             } => {
+                if let Some(before) = follows {
+                    self.successors.insert(*before, *id);
+                }
                 self.list(Arc::new(Record {
                     id: *id,
                     subject: Subject::Peer(org.clone()),

@@ -18,8 +18,6 @@ use super::snapshot::stored;
 
 /// Patterns that may be barred at once; a later bar on the same pattern replaces the earlier.
 pub const BARS_MAX: usize = 1_024;
-/// Dead keys that peers are told of at once; a peer that announces more has them told by itself only.
-const PASSED_ON_MAX: usize = 16_384;
 /// For how long peers are told of a dead key: no token that introduces it holds longer, by any clock.
 pub const REMEMBERED: Duration =
     Duration::from_secs(INTRODUCTION_VALIDITY.as_secs() + 2 * CLOCK_SKEW_MAX.as_secs());
@@ -41,6 +39,17 @@ struct Recent {
     /// How many are forgotten.
     gone: u64,
     keys: VecDeque<(Timestamp, KeyId)>,
+}
+
+impl Recent {
+    /// Lets go of those that no token introduces any more.
+    fn forget(&mut self, now: Timestamp) {
+        let oldest = now.earlier(REMEMBERED);
+        while self.keys.front().is_some_and(|(died, _)| *died < oldest) {
+            self.keys.pop_front();
+            self.gone += 1;
+        }
+    }
 }
 
 /// What was issued up to `before` (in seconds) permits nothing under `under`.
@@ -129,26 +138,10 @@ impl Revocations {
         if self.keys.insert(key) {
             let mut recent = lock(&self.recent);
             recent.keys.push_back((at, key));
-            let oldest = at.earlier(REMEMBERED);
-            while recent.keys.front().is_some_and(|(died, _)| *died < oldest) {
-                recent.keys.pop_front();
-                recent.gone += 1;
-            }
+            recent.forget(at);
             drop(recent);
             self.deaths.send_replace(());
         }
-    }
-
-    /// Notes that keys of a peer's agents died: other peers, to whom calls of theirs may go through us, are
-    /// told as of our own.
-    pub fn pass_on(&self, keys: &[PublicKey], now: Timestamp) {
-        let mut recent = lock(&self.recent);
-        let room = PASSED_ON_MAX.saturating_sub(recent.keys.len());
-        recent
-            .keys
-            .extend(keys.iter().take(room).map(|key| (now, key.into())));
-        drop(recent);
-        self.deaths.send_replace(());
     }
 
     /// Says when a key dies.
@@ -159,8 +152,9 @@ impl Revocations {
 
     /// Keys that died lately, without the first `told` of all that ever died; and how many that makes.
     #[must_use]
-    pub fn deaths_after(&self, told: u64) -> (Vec<PublicKey>, u64) {
-        let recent = lock(&self.recent);
+    pub fn deaths_after(&self, told: u64, now: Timestamp) -> (Vec<PublicKey>, u64) {
+        let mut recent = lock(&self.recent);
+        recent.forget(now);
         let skip = usize::try_from(told.saturating_sub(recent.gone)).unwrap_or(usize::MAX);
         let keys: Vec<_> = recent
             .keys

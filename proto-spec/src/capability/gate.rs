@@ -243,7 +243,11 @@ fn later_block(
             TokenKind::Peer => stated.optional("agent", Statements::parsed)?,
             _ => None,
         },
-        calls: stated.optional("calls", Statements::count)?,
+        // A peer's broker could state a new one with every call, each to be kept for ever by the owner.
+        calls: match kind {
+            TokenKind::Peer => None,
+            _ => stated.optional("calls", Statements::count)?,
+        },
         checks: checks(&block, &table)?,
     };
     stated.nothing_else("a delegation")?;

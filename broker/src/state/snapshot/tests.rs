@@ -326,6 +326,7 @@ fn any(dice: &mut Dice, n: usize, live: &State, issued: &mut Vec<Digest>) -> Cha
             at,
         },
         27 => Change::PeerGranted {
+            follows: dice.maybe(|dice| known(dice, issued)),
             id: fresh(issued, 0),
             org: peer,
             holder: key,

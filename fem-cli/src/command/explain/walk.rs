@@ -48,8 +48,8 @@ impl Authority for Offline {
     fn barred(&self, _: &Token, _: &proto_spec::Pattern) -> bool {
         false
     }
-    fn required_for(&self, _: &AgentId, tool: &Capability) -> Result<Capability, Refusal> {
-        Ok(tool.clone())
+    fn required_for(&self, _: &AgentId, tool: &Capability) -> Result<Vec<Capability>, Refusal> {
+        Ok(vec![tool.clone()])
     }
     fn was_delivered_here(&self, _: &Digest, _: &Audience) -> bool {
         false
