@@ -34,7 +34,7 @@ pub enum Event {
 /// Something that happened.
 #[derive(Debug, Clone)]
 pub struct Emitted {
-    /// What it is about.
+    /// What it is about; a topic of another organisation's is `peer.ORG.TOPIC`.
     pub topic: Capability,
     /// Who says so.
     pub from: AgentId,
@@ -94,8 +94,14 @@ impl Hearers {
             .admit(&judge, &seen.by(session.broker_clock()))?
             .accept_event(vouched, &judge)?;
         let envelope = event.envelope();
-        let Some(Audience::Topic(_, topic)) = envelope.to() else {
+        let Some(Audience::Topic(org, topic)) = envelope.to() else {
             return Err(Refusal::WrongAudience(envelope.to().cloned()));
+        };
+        let topic = match org == session.voice().id().org() {
+            true => topic.clone(),
+            false => topic
+                .under(&format!("peer.{org}"))
+                .map_err(|why| Refusal::InvalidBody(why.to_string()))?,
         };
         let body: EmitEvent<'_> = envelope.read_body()?;
         let emitted = Emitted {
@@ -104,7 +110,7 @@ impl Hearers {
             at: envelope.ts(),
             data: body.data.to_owned(),
         };
-        let topic = Pattern::from(topic.clone());
+        let topic = Pattern::from(topic);
         for hearer in self
             .all()
             .iter()

@@ -13,11 +13,12 @@ use proto_spec::limits::CREDENTIAL_VALIDITY;
 use proto_spec::message::{Basis, EmitEvent, Event, ToolCancel};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
-    AgentId, Audience, Authorized, Digest, Kind, PublicKey, Refusal, Speaker, Timestamp,
+    AgentId, Audience, Authorized, Capability, Digest, Kind, PublicKey, Refusal, Speaker, Timestamp,
 };
 use tokio::sync::oneshot;
 
 use crate::delivery::{about_call, about_sender, deliver, permit_of, relay, vouch};
+use crate::federation::tell_event;
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Standing, Step};
 use crate::routing::{self, Route, Way};
@@ -403,7 +404,8 @@ impl Place<'_> {
         }
     }
 
-    /// Gives an event to every session that is subscribed and still may be, at most once each.
+    /// Gives an event of an agent of ours to every session that is subscribed and still may be, at most once
+    /// each, and to every peer whose agents may hear it.
     ///
     /// # Errors
     ///
@@ -413,12 +415,26 @@ impl Place<'_> {
         let Some(Audience::Topic(_, topic)) = event.envelope().to() else {
             return Err(Refusal::WrongAudience(event.envelope().to().cloned()));
         };
+        self.give_out(event, topic, |_| true);
+        for link in self.core.state.links.all() {
+            tell_event(self.core, &link, event, topic, self.now);
+        }
+        Ok(())
+    }
+
+    /// Gives an event to the sessions that are subscribed to `topic`, as it is called here, and still may be.
+    pub fn give_out(
+        &self,
+        event: &Authorized,
+        topic: &Capability,
+        is_meant: impl Fn(&AgentId) -> bool,
+    ) {
         let mut served = HashSet::new();
         for (session, subscription) in self.core.state.sessions.subscribers(topic) {
-            if served.contains(&session.id()) || !self.may_hear(&session, &subscription) {
+            let is_one = is_meant(session.agent()) && self.may_hear(&session, &subscription);
+            if !is_one || !served.insert(session.id()) {
                 continue;
             }
-            served.insert(session.id());
             self.report_missed(&session);
             let bytes = event.envelope().bytes();
             let voice = &self.core.voice;
@@ -435,7 +451,6 @@ impl Place<'_> {
                 session.missed().fetch_add(1, Ordering::Relaxed);
             }
         }
-        Ok(())
     }
 
     /// Tells a session how many events it was too slow to take, as soon as its queue has room.
@@ -464,7 +479,7 @@ impl Place<'_> {
 
     /// Whether a subscription is still permitted: asked at every event, so a revocation bites at once.
     fn may_hear(&self, session: &Session, subscription: &Subscription) -> bool {
-        let Ok(required) = subscription.topics.under("event.subscribe") else {
+        let Ok(required) = subscription.topics.to_subscribe() else {
             return false;
         };
         let question = Question::plain(&required, session.agent(), self.now);

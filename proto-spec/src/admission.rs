@@ -136,7 +136,10 @@ impl Me<'_> {
             (Self::Broker(_), Some(Audience::Agent(_))) if kind.travels() => true,
             (Self::Broker(org), Some(to)) => to.org() == *org,
             (Self::Agent(me), Some(Audience::Agent(agent))) => agent == *me,
-            (Self::Agent(me), Some(Audience::Topic(org, _))) => org == me.org(),
+            // Of others' topics what its own broker brings: whoever takes it asks for that one's word.
+            (Self::Agent(me), Some(Audience::Topic(org, _))) => {
+                org == me.org() || kind == Kind::EmitEvent
+            }
             (Self::Agent(_), Some(Audience::Broker(_))) => false,
         }
     }
@@ -288,6 +291,46 @@ impl Verified {
             return Err(Refusal::Stale(apart, judge.skew));
         }
         Ok(Heard { envelope })
+    }
+
+    /// Takes an event of a peer's agent on a topic of that peer, which its broker passed on over its link.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`] where it is no event of that peer's, [`Refusal::Stale`], and those of
+    /// [`Nonces::remember`].
+    pub fn admit_event(
+        self,
+        neighbour: &Neighbour<'_>,
+        judge: &Judge<'_>,
+        nonces: &impl Nonces,
+    ) -> Result<Authorized, Refusal> {
+        let envelope = self.envelope;
+        let (Kind::EmitEvent, Speaker::Agent(agent), Some(Audience::Topic(org, _))) =
+            (envelope.kind(), envelope.speaker(), envelope.to())
+        else {
+            return Err(Refusal::Denied("what is no event".into()));
+        };
+        if agent.org() != neighbour.org || org != neighbour.org {
+            return Err(Refusal::Denied("another organisation's event".into()));
+        }
+        let caller = Caller {
+            agent: agent.clone(),
+            via: None,
+        };
+        let ts = envelope.ts();
+        let apart = judge.now.distance(ts);
+        if apart > judge.skew {
+            return Err(Refusal::Stale(apart, judge.skew));
+        }
+        nonces.remember(&self.key, envelope.nonce(), ts, judge.now)?;
+        Ok(Authorized {
+            envelope,
+            key: self.key,
+            id: self.id,
+            caller,
+            permit: Permit::Own,
+        })
     }
 
     /// Checks that it is meant for this judge, is of this time, and has not been seen.
@@ -590,6 +633,9 @@ impl<A: Authority> Asked<'_, A> {
             Kind::ToolResult | Kind::ToolProgress => self.answer(),
             Kind::ToolCancel | Kind::ToolInput => self.afterthought(),
             Kind::EmitEvent => match envelope.to() {
+                Some(Audience::Topic(_, topic)) if topic.as_str().starts_with("peer.") => Err(
+                    Refusal::InvalidBody("a topic under `peer.` is another organisation's".into()),
+                ),
                 Some(Audience::Topic(_, topic)) => self.holds(
                     &Pattern::from(topic.clone())
                         .under("event.emit")
@@ -602,7 +648,7 @@ impl<A: Authority> Asked<'_, A> {
                 let body: message::Topics = envelope.read_body()?;
                 let mut permit = Permit::Own;
                 for topic in &body.topics {
-                    permit = self.holds(&topic.under("event.subscribe").map_err(too_long)?)?;
+                    permit = self.holds(&topic.to_subscribe().map_err(too_long)?)?;
                 }
                 Ok(permit)
             }
@@ -815,7 +861,7 @@ impl<A: Authority> Asked<'_, A> {
 }
 
 fn too_long(_: crate::capability::BadPattern) -> Refusal {
-    Refusal::InvalidBody("a topic has too many segments".into())
+    Refusal::InvalidBody("a topic has too many segments, or is of no one peer".into())
 }
 
 /// The peer at the other end of an attached link.

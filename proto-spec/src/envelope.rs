@@ -167,6 +167,10 @@ kinds! {
     RevocationHead = "revocationHead",
     /// Broker: how far its organisation trusts another, for everybody to read.
     TrustStatement = "trustStatement",
+    /// Broker to broker: who of my agents listens to which of your topics.
+    PeerTopics = "peerTopics",
+    /// Broker to broker: what an agent of mine emitted, for those of yours who may hear it.
+    PeerEvent = "peerEvent",
     /// Broker to broker: statements of trust, and the keys of those whom I introduce.
     TrustNews = "trustNews",
     /// Broker: another key follows the one that signs this.
@@ -192,6 +196,8 @@ impl Kind {
                 | Self::Advert
                 | Self::RevocationHead
                 | Self::TrustStatement
+                | Self::PeerTopics
+                | Self::PeerEvent
                 | Self::TrustNews
                 | Self::Succession
         )

@@ -77,6 +77,8 @@ pub const PEER_ENDPOINTS_MAX: usize = 8;
 pub const PEER_GRANTS_MAX: usize = 64;
 /// How long an agent's token for a peer's tools holds: its home broker makes the next one.
 pub const INTRODUCTION_VALIDITY: Duration = Duration::from_secs(600);
+/// Agents of one peer that may listen to topics at once.
+pub const LISTENERS_MAX: usize = 1_024;
 /// Statements a path of trust may have: what a friend's friend knows of somebody.
 pub const TRUST_HOPS_MAX: usize = 3;
 /// How long a statement of trust may hold, and how long one that was replaced is remembered as such.

@@ -1126,6 +1126,46 @@ pub struct TrustStatement {
     pub expires: Timestamp,
 }
 
+/// `peerTopics`: all of a peer's agents that listen to topics here. Replaces what was said before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerTopics {
+    /// At most 1,024.
+    pub listeners: Vec<Listener>,
+}
+
+/// An agent that listens to another organisation's topics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Which.
+    pub agent: AgentId,
+    /// As they are called there; at most 256.
+    pub topics: Vec<Pattern>,
+    /// Sealed tokens in which its broker introduces it, base64url; at most 4.
+    pub tokens: Vec<String>,
+}
+
+/// `peerEvent`: an event on its way to another organisation's agents.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerEvent {
+    /// Who of the reader's agents may hear it.
+    #[serde(rename = "for")]
+    pub listeners: Vec<AgentId>,
+    /// The key of its emitter.
+    pub key: PublicKey,
+    /// The `emitEvent` envelope as text: as its emitter signed it.
+    pub event: String,
+    /// How many events for this organisation were lost before it, since the last that was not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missed: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 /// `trustNews`: what a peer's broker knows of trust and tells: what its own organisation states and what
 /// its own peers do. The first on a link says all; each after it says what changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -569,3 +569,77 @@ async fn a_paused_peer_that_is_accepted_anew_stays_paused() {
     let peers = accept(&pair.acme, &pair.globex, &descriptor).await;
     assert_eq!(peers[0].link, "paused");
 }
+
+/// Subscribes an attached agent.
+async fn subscribe(lab: &Lab, actor: &Actor, socket: &mut Socket, topics: &str) -> Option<Code> {
+    let body = json!({"topics": [topics]});
+    let asked = actor.seal(Kind::Subscribe, &actor.broker(), lab.now(), &body);
+    socket.send(asked.unwrap().bytes).await.unwrap();
+    let said = socket.hear().await.unwrap().said().unwrap();
+    (said.kind() == Kind::Error).then(|| tests::lab::code_of(&said).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_crosses_to_those_that_both_sides_let_hear_it_and_to_nobody_else() {
+    let pair = Pair::linked().await;
+    let emitter = pair.globex.agent("ci", 2, &["event.emit.*"]).await.unwrap();
+    let (right, topics) = ("peer.globex.event.subscribe.build.*", "peer.globex.build.*");
+    let may = pair.acme.agent("may", 3, &[right]).await.unwrap();
+    let other = pair
+        .acme
+        .agent("other", 4, &["*", "event.*"])
+        .await
+        .unwrap();
+    let mut hears = pair.acme.attach(&may).await.unwrap();
+    let mut deaf = pair.acme.attach(&other).await.unwrap();
+    let acme = &pair.acme;
+    assert_eq!(subscribe(acme, &may, &mut hears, topics).await, None);
+    let code = subscribe(acme, &other, &mut deaf, topics).await;
+    assert_eq!(code, Some(Code::Denied), "its own admin does not let it");
+    assert_eq!(subscribe(acme, &other, &mut deaf, "*").await, None);
+    let emit = async |topic: &str, n: u64| {
+        let to = format!("topic:globex/{topic}").parse().unwrap();
+        let body = json!({"data": n});
+        let event = emitter.seal(Kind::EmitEvent, &to, pair.globex.now(), &body);
+        let event = event.unwrap();
+        pair.globex.post(event.bytes.clone()).await.unwrap();
+        event.bytes
+    };
+    // globex has granted nothing: what is emitted now is heard by nobody there.
+    emit("build.done", 1).await;
+    let id = pair
+        .grant(json!({"capabilities": ["event.subscribe.build.*"]}))
+        .await;
+    let listened = |count: usize| {
+        let link = pair.globex.broker.core().state.links.of(pair.acme.org());
+        link.is_some_and(|link| {
+            link.listeners()
+                .iter()
+                .filter(|one| !one.tokens.is_empty())
+                .count()
+                == count
+        })
+    };
+    until("globex knows who listens", || listened(1)).await;
+    emit("secret.done", 2).await;
+    let third = emit("build.done", 3).await;
+    let heard = hears.hear().await.unwrap().delivered().unwrap();
+    assert_eq!(
+        heard.bytes(),
+        &third,
+        "byte for byte, and the first that it may hear"
+    );
+    // Taken back by its owner: at once, whatever the other side has been told.
+    let body = json!({"ids": [id]});
+    let revoked = pair
+        .globex
+        .ask(&pair.globex.admin, Kind::AdminTokenRevoke, &body);
+    revoked.await.unwrap();
+    emit("build.done", 4).await;
+    pair.grant(json!({"capabilities": ["event.subscribe.build.*"]}))
+        .await;
+    until("it is introduced anew", || listened(1)).await;
+    let last = emit("build.done", 5).await;
+    let heard = hears.hear().await.unwrap().delivered().unwrap();
+    assert_eq!(heard.bytes(), &last);
+}

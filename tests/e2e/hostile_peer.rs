@@ -640,3 +640,60 @@ async fn a_stranger_cannot_tell_who_is_a_peer() {
     let mut link = globex.link(acme).await.unwrap();
     link.closes().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_peers_event_is_its_own_agents_on_its_own_topic_and_comes_once() {
+    let scene = Scene::begin().await;
+    let acme = &scene.acme;
+    let right = ["peer.globex.event.subscribe.*", "event.subscribe.*"];
+    let own = acme.agent("own", 5, &right).await.unwrap();
+    let mut hears = acme.attach(&own).await.unwrap();
+    let body = json!({"topics": ["peer.globex.build.*", "build.*"]});
+    let asked = own.seal(Kind::Subscribe, &own.broker(), acme.now(), &body);
+    hears.send(asked.unwrap().bytes).await.unwrap();
+    hears.hear().await.unwrap().said().unwrap();
+    let mut link = scene.globex.linked(acme).await.unwrap();
+    let event = |by: &Actor, to: &str, n: u64| {
+        let to = to.parse().unwrap();
+        let made = by.seal(Kind::EmitEvent, &to, acme.now(), &json!({"data": n}));
+        String::from_utf8(made.unwrap().bytes.to_vec()).unwrap()
+    };
+    let (ci, far) = (
+        scene.agent("ci", "globex", 0x71),
+        scene.agent("ci", "initech", 0x71),
+    );
+    let ours = scene.agent("ci", "acme", 0x71);
+    let honest = event(&ci, "topic:globex/build.done", 1);
+    let words = [
+        event(&ours, "topic:acme/build.done", 2),
+        event(&ours, "topic:globex/build.done", 3),
+        event(&far, "topic:globex/build.done", 4),
+        event(&ci, "topic:acme/build.done", 5),
+        event(&ci, "topic:initech/build.done", 6),
+        honest.clone(),
+        honest.clone(),
+        event(&ci, "topic:globex/build.done", 7),
+    ];
+    for event in &words {
+        let said = json!({"for": [own.id], "key": ci.key.public(), "event": event});
+        link.say(Kind::PeerEvent, None, &said).await.unwrap();
+    }
+    // Under another key than the one that the peer says.
+    let said = json!({"for": [own.id], "key": own.key.public(), "event": honest});
+    link.say(Kind::PeerEvent, None, &said).await.unwrap();
+    // For somebody who does not listen.
+    let last = event(&ci, "topic:globex/build.last", 8);
+    for who in ["fs@acme", "own@acme"] {
+        let said = json!({"for": [who], "key": ci.key.public(), "event": last});
+        link.say(Kind::PeerEvent, None, &said).await.unwrap();
+    }
+    for expected in [&words[5], &words[7]] {
+        let heard = hears.hear().await.unwrap().delivered().unwrap();
+        assert_eq!(heard.bytes(), expected.as_bytes());
+    }
+    let late = event(&ci, "topic:globex/build.last", 9);
+    let said = json!({"for": [own.id], "key": ci.key.public(), "event": late});
+    link.say(Kind::PeerEvent, None, &said).await.unwrap();
+    let heard = hears.hear().await.unwrap().delivered().unwrap();
+    assert_eq!(heard.bytes(), late.as_bytes());
+}

@@ -8,10 +8,11 @@ use proto_spec::admission::Heard;
 use proto_spec::capability::{Claims, TokenKind, decode_text};
 use proto_spec::frame::{RELAY, Relay};
 use proto_spec::limits::PEER_GRANTS_MAX;
-use proto_spec::message::{Advert, PeerTokens, RevocationHead, TrustNews};
+use proto_spec::message::{Advert, PeerEvent, PeerTokens, PeerTopics, RevocationHead, TrustNews};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{Code, Kind, Received, Refusal, Speaker};
 
+use super::events::{hear_event, introduced};
 use super::trust::believed;
 use crate::calls::Place;
 use crate::conversation::Hears;
@@ -94,6 +95,22 @@ impl Attached<'_> {
                 let dead = self.link.see(head, now)?;
                 if !dead.is_empty() {
                     Place { core, now }.end_calls_of(&self.link, &dead);
+                }
+                Ok(())
+            }
+            Kind::PeerTopics => {
+                let topics: PeerTopics = heard.envelope().read_body()?;
+                self.link
+                    .set_listeners(introduced(topics, &self.link, core)?);
+                Ok(())
+            }
+            Kind::PeerEvent => {
+                let event: PeerEvent = heard.envelope().read_body()?;
+                // Nothing depends on it: events are at most once.
+                if let Err(refusal) = hear_event(event, &self.link, core, now) {
+                    let code = refusal.code();
+                    core.metrics.refused(code);
+                    tracing::warn!(peer = %self.link.org, code = code.as_str(), reason = ?refusal.to_string(), "a peer's event is not taken");
                 }
                 Ok(())
             }

@@ -3,7 +3,10 @@
 
 mod advert;
 pub mod dial;
+mod events;
 mod hearing;
 pub mod link;
 mod telling;
 mod trust;
+
+pub(crate) use events::tell_event;

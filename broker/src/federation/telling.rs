@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::advert::{Told, tools_for};
+use super::events::tell_topics;
 use super::trust::tell_trust;
 use crate::conversation::Ended;
 use crate::pipeline::Core;
@@ -35,6 +36,7 @@ pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
         ended = tell_heads(core, link) => ended,
         ended = tell_tools(core, link) => ended,
         ended = tell_trust(core, link) => ended,
+        ended = tell_topics(core, link) => ended,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use lru::LruCache;
 use proto_spec::admission::Neighbour;
+use proto_spec::capability::Token;
 use proto_spec::limits::RELAY_TOKENS_MAX;
 use proto_spec::message::{Advert, AdvertisedTool, DiscoveredTool, LinkRole, RevocationHead};
 use proto_spec::{AgentId, Capability, Digest, Org, Pattern, PublicKey, Refusal, Timestamp};
@@ -58,6 +60,20 @@ pub struct Link {
     directory: RwLock<Directory>,
     introductions: Mutex<LruCache<Introduced, (Arc<str>, Timestamp)>>,
     view: Mutex<View>,
+    listeners: ArcSwap<Vec<Hearer>>,
+    granted: watch::Sender<()>,
+    missed: AtomicU64,
+}
+
+/// An agent of the peer's that listens to topics here.
+#[derive(Debug)]
+pub struct Hearer {
+    /// Which.
+    pub agent: AgentId,
+    /// To what.
+    pub topics: Vec<Pattern>,
+    /// In which the peer's broker introduces it. Asked again at every event.
+    pub tokens: Vec<Arc<Token>>,
 }
 
 impl std::fmt::Debug for Link {
@@ -89,6 +105,9 @@ impl Link {
             directory: RwLock::default(),
             introductions: Mutex::new(LruCache::new(INTRODUCED)),
             view: Mutex::new(View::at(since)),
+            listeners: ArcSwap::default(),
+            granted: watch::Sender::new(()),
+            missed: AtomicU64::new(0),
         }
     }
 
@@ -115,6 +134,13 @@ impl Link {
         }
         drop(made);
         self.held.store(Arc::new(held));
+        self.granted.send_replace(());
+    }
+
+    /// Says when the peer grants us something else than before.
+    #[must_use]
+    pub fn granted(&self) -> watch::Receiver<()> {
+        self.granted.subscribe()
     }
 
     /// What the peer grants us.
@@ -158,6 +184,23 @@ impl Link {
             return Err(Refusal::Unavailable(format!("a grant of {}", self.org)));
         }
         Ok(tokens)
+    }
+
+    /// Replaces who of the peer's listens here.
+    pub fn set_listeners(&self, listeners: Vec<Hearer>) {
+        self.listeners.store(Arc::new(listeners));
+    }
+
+    /// Who of the peer's listens here.
+    #[must_use]
+    pub fn listeners(&self) -> Arc<Vec<Hearer>> {
+        self.listeners.load_full()
+    }
+
+    /// Events that the peer was too slow to take, since the last that it took.
+    #[must_use]
+    pub fn missed(&self) -> &AtomicU64 {
+        &self.missed
     }
 
     /// Takes a head over, and gives the keys that are dead from now on.

@@ -118,6 +118,8 @@ pub struct Sessions {
     per_agent_max: usize,
     queued_bytes_max: usize,
     offers: watch::Sender<()>,
+    /// Who listens to peers' topics changed.
+    listening: watch::Sender<()>,
 }
 
 impl Sessions {
@@ -128,6 +130,7 @@ impl Sessions {
             per_agent_max,
             queued_bytes_max,
             offers: watch::Sender::new(()),
+            listening: watch::Sender::new(()),
         }
     }
 
@@ -180,6 +183,19 @@ impl Sessions {
             self.by_topic
                 .remove_if(&old.topics, |_, sessions| sessions.is_empty());
         }
+        let all = before.iter().chain(after.iter());
+        if all
+            .map(|one| &one.topics)
+            .any(|topics| topics.of_peer().is_some())
+        {
+            self.listening.send_replace(());
+        }
+    }
+
+    /// Says when other agents than before listen to topics of peers.
+    #[must_use]
+    pub fn listening(&self) -> watch::Receiver<()> {
+        self.listening.subscribe()
     }
 
     /// Every subscription that covers a topic, with its session. A session may have several: whoever

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::identity::{is_reserved, serde_as_text};
+use crate::identity::{Org, is_reserved, serde_as_text};
 use crate::limits::{SEGMENT_CHARS_MAX, SEGMENTS_MAX};
 
 /// Why a text is not a capability or a pattern.
@@ -127,6 +127,28 @@ impl Pattern {
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         is_reserved(first_segment(&self.0))
+    }
+
+    /// Of a pattern under `peer.ORG.`, as this organisation calls what is another's: whose, and what it is
+    /// called there. `peer.globex.build.*` is globex's `build.*`.
+    #[must_use]
+    pub fn of_peer(&self) -> Option<(Org, Self)> {
+        let (org, rest) = self.0.strip_prefix("peer.")?.split_once('.')?;
+        Some((org.parse().ok()?, rest.parse().ok()?))
+    }
+
+    /// The right that listening to these topics takes: `event.subscribe.` and they, or at a peer
+    /// `peer.ORG.event.subscribe.` and what they are called there.
+    ///
+    /// # Errors
+    ///
+    /// [`BadPattern`] when that has too many segments, or they are of no one peer.
+    pub fn to_subscribe(&self) -> Result<Self, BadPattern> {
+        match self.of_peer() {
+            Some((org, there)) => there.under(&format!("peer.{org}.event.subscribe")),
+            None if first_segment(&self.0) == "peer" => Err(BadPattern),
+            None => self.under("event.subscribe"),
+        }
     }
 
     /// The pattern `prefix.self`, as `event.subscribe.` stands before a topic pattern.
