@@ -24,9 +24,12 @@ use crate::state::outbox::Outbox;
 const MESSAGE_CHARS_MAX: usize = 512;
 
 /// An attached link, as the one who hears it.
-pub(super) struct Attached<'a> {
-    pub(super) core: &'a Core,
-    pub(super) link: Arc<Link>,
+#[derive(Debug)]
+pub struct Attached<'a> {
+    /// Who hears.
+    pub core: &'a Core,
+    /// Over which link.
+    pub link: Arc<Link>,
 }
 
 impl Hears for Attached<'_> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proto_spec::limits::CHALLENGE_VALIDITY;
 use proto_spec::message::{LinkAttach, LinkRole};
 use proto_spec::peering::{EXPORTER_LABEL, Expected};
-use proto_spec::{Audience, Digest, Kind, Org, PublicKey};
+use proto_spec::{Audience, Digest, Kind, PublicKey};
 use rustls::ConnectionCommon;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
@@ -35,13 +35,13 @@ pub const ORG_HEADER: &str = "fem-org";
 #[derive(Debug, Clone, Copy)]
 pub struct Binding {
     /// Our end.
-    role: LinkRole,
+    pub role: LinkRole,
     /// The TLS exporter value.
-    exporter: Digest,
+    pub exporter: Digest,
     /// The public key of our certificate.
-    ours: Digest,
+    pub ours: Digest,
     /// The public key of theirs.
-    theirs: Digest,
+    pub theirs: Digest,
 }
 
 impl Binding {
@@ -93,11 +93,14 @@ pub async fn run<S: Stream>(
     binding: Binding,
     phase: watch::Receiver<Phase>,
 ) -> anyhow::Result<Ended> {
-    let greeting = timeout(CHALLENGE_VALIDITY, greet(core, &mut socket, peer, &binding));
-    let attached = match greeting.await.unwrap_or_else(|_| bail_late()) {
-        Ok(key) => settle(core, peer, key)
-            .await
-            .and_then(|()| attach(core, &peer.org, key, &binding)),
+    let greeting = Greeting {
+        core,
+        peer,
+        binding,
+    };
+    let greeted = timeout(CHALLENGE_VALIDITY, greet(&greeting, &mut socket)).await;
+    let attached = match greeted.unwrap_or_else(|_| bail_late()) {
+        Ok(key) => greeting.attach(key).await,
         Err(why) => Err(why),
     };
     let (link, queue) = match attached {
@@ -117,15 +120,17 @@ pub async fn run<S: Stream>(
         why = converse(&mut socket, &hears, queue, phase) => why,
         why = tell(core, &link) => why,
     };
-    core.state.links.detach(&link);
-    Place {
-        core,
-        now: core.clock.now(),
-    }
-    .connection_gone(&link);
+    gone(core, &link);
     tracing::info!(peer = %peer.org, link = link.id(), why = why.says(), "unlinked");
     close(&mut socket, why).await;
     Ok(why)
+}
+
+/// Takes a link out whose connection has ended, with the calls that hang on it.
+pub fn gone(core: &Core, link: &Link) {
+    core.state.links.detach(link);
+    let now = core.clock.now();
+    Place { core, now }.connection_gone(link);
 }
 
 fn bail_late() -> anyhow::Result<PublicKey> {
@@ -135,86 +140,121 @@ fn bail_late() -> anyhow::Result<PublicKey> {
 /// Both ends say who they are. The one that listens begins: what it says is no secret, and whoever dials
 /// must not be asked who it is by somebody else than its peer.
 async fn greet<S: Stream>(
-    core: &Core,
+    greeting: &Greeting<'_>,
     socket: &mut WebSocketStream<S>,
-    peer: &Peer,
-    binding: &Binding,
 ) -> anyhow::Result<PublicKey> {
-    let ours = said(core, peer, binding);
-    if binding.role == LinkRole::Listens {
-        send(socket, ours.clone()).await.map_err(gone)?;
+    let went = |why: Ended| anyhow::anyhow!(why.says());
+    let ours = greeting.ours();
+    if greeting.binding.role == LinkRole::Listens {
+        send(socket, ours.clone()).await.map_err(went)?;
     }
     let theirs = next(socket).await.context("it went away")?;
-    let expected = Expected {
-        org: &peer.org,
-        key: &peer.key,
-        role: binding.role.other(),
-        exporter: &binding.exporter,
-        channel: &binding.theirs,
-    };
-    let greeted = expected
-        .check(theirs, &core.judge(core.clock.now()))
-        .context("it does not prove to be that peer")?;
-    if binding.role == LinkRole::Dials {
-        send(socket, ours).await.map_err(gone)?;
+    let key = greeting.believe(theirs)?;
+    if greeting.binding.role == LinkRole::Dials {
+        send(socket, ours).await.map_err(went)?;
     }
-    Ok(greeted.key)
+    Ok(key)
 }
 
-/// Puts on record that a peer's broker goes on under another key: what it was granted is issued to that one.
-async fn settle(core: &Core, peer: &Peer, key: PublicKey) -> anyhow::Result<()> {
-    if key != peer.key {
-        let rekey = Rekey {
-            org: peer.org.clone(),
-            from: peer.key,
-            to: key,
+/// What waits for the other end of a link.
+pub type Queue = mpsc::Receiver<Bytes>;
+
+/// A connection that is to become the link of a peer.
+#[derive(Debug)]
+pub struct Greeting<'a> {
+    /// Whose broker greets.
+    pub core: &'a Core,
+    /// Who has to be at the other end.
+    pub peer: &'a Peer,
+    /// On which connection.
+    pub binding: Binding,
+}
+
+impl Greeting<'_> {
+    /// What we say about ourselves.
+    #[must_use]
+    pub fn ours(&self) -> Bytes {
+        let Self {
+            core,
+            peer,
+            binding,
+        } = self;
+        let now = core.clock.now();
+        let body = LinkAttach {
+            role: binding.role,
+            exporter: binding.exporter,
+            descriptor: core.descriptor(binding.ours, Vec::new(), now),
+            successions: core.state.broker_keys.successions(),
         };
-        core.registrar.rekey(rekey).await?;
-        tracing::warn!(peer = %peer.org, key = %key.fingerprint(), "a peer's broker goes on under another key");
+        let to = Audience::Broker(peer.org.clone());
+        core.voice
+            .say(Kind::LinkAttach, Some(&to), None, &body, now)
+            .bytes
     }
-    Ok(())
-}
 
-fn gone(why: Ended) -> anyhow::Error {
-    anyhow::anyhow!(why.says())
-}
-
-fn said(core: &Core, peer: &Peer, binding: &Binding) -> Bytes {
-    let now = core.clock.now();
-    let body = LinkAttach {
-        role: binding.role,
-        exporter: binding.exporter,
-        descriptor: core.descriptor(binding.ours, Vec::new(), now),
-        successions: core.state.broker_keys.successions(),
-    };
-    let to = Audience::Broker(peer.org.clone());
-    core.voice
-        .say(Kind::LinkAttach, Some(&to), None, &body, now)
-        .bytes
-}
-
-type Queue = mpsc::Receiver<Bytes>;
-
-fn attach(
-    core: &Core,
-    org: &Org,
-    key: PublicKey,
-    binding: &Binding,
-) -> anyhow::Result<(Arc<Link>, Queue)> {
-    let limits = &core.config.limits;
-    let (queue, waiting) = mpsc::channel(limits.calls_per_peer_max.max(limits.outbox_max));
-    let outbox = Outbox::new(queue, limits.outbox_bytes_max);
-    let role = binding.role.other();
-    let link = Link::new(outbox, org.clone(), key, role, core.clock.now());
-    let link = Arc::new(link);
-    core.state
-        .links
-        .attach(&core.state.org, Arc::clone(&link))?;
-    // An admin may have paused or removed it meanwhile; whoever does looks for links after the change.
-    let still = core.state.peers.find(org);
-    if still.is_none_or(|still| still.is_paused || still.key != key) {
-        core.state.links.detach(&link);
-        bail!("it is no peer any more, or paused");
+    /// The key of the peer's broker, by what it says about itself.
+    ///
+    /// # Errors
+    ///
+    /// Where that does not prove it to be our peer, on this very connection.
+    pub fn believe(&self, theirs: Bytes) -> anyhow::Result<PublicKey> {
+        let expected = Expected {
+            org: &self.peer.org,
+            key: &self.peer.key,
+            role: self.binding.role.other(),
+            exporter: &self.binding.exporter,
+            channel: &self.binding.theirs,
+        };
+        let judge = self.core.judge(self.core.clock.now());
+        let greeted = expected
+            .check(theirs, &judge)
+            .context("it does not prove to be that peer")?;
+        Ok(greeted.key)
     }
-    Ok((link, waiting))
+
+    /// Takes the connection as the link of the peer, whose broker's key is `key`.
+    ///
+    /// # Errors
+    ///
+    /// Where another link is the one to keep, the peer was paused or removed meanwhile, or its next key
+    /// cannot be put on record.
+    pub async fn attach(&self, key: PublicKey) -> anyhow::Result<(Arc<Link>, Queue)> {
+        self.settle(key).await?;
+        let Self {
+            core,
+            peer,
+            binding,
+        } = self;
+        let limits = &core.config.limits;
+        let (queue, waiting) = mpsc::channel(limits.calls_per_peer_max.max(limits.outbox_max));
+        let outbox = Outbox::new(queue, limits.outbox_bytes_max);
+        let (org, role) = (peer.org.clone(), binding.role.other());
+        let link = Arc::new(Link::new(outbox, org, key, role, core.clock.now()));
+        core.state
+            .links
+            .attach(&core.state.org, Arc::clone(&link))?;
+        // An admin may have paused or removed it meanwhile; whoever does looks for links after the change.
+        let still = core.state.peers.find(&peer.org);
+        if still.is_none_or(|still| still.is_paused || still.key != key) {
+            core.state.links.detach(&link);
+            bail!("it is no peer any more, or paused");
+        }
+        Ok((link, waiting))
+    }
+
+    /// Puts on record that a peer's broker goes on under another key: what it was granted is issued to that
+    /// one.
+    async fn settle(&self, key: PublicKey) -> anyhow::Result<()> {
+        let Self { core, peer, .. } = self;
+        if key != peer.key {
+            let rekey = Rekey {
+                org: peer.org.clone(),
+                from: peer.key,
+                to: key,
+            };
+            core.registrar.rekey(rekey).await?;
+            tracing::warn!(peer = %peer.org, key = %key.fingerprint(), "a peer's broker goes on under another key");
+        }
+        Ok(())
+    }
 }

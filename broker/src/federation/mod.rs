@@ -4,9 +4,9 @@
 mod advert;
 pub mod dial;
 mod events;
-mod hearing;
+pub mod hearing;
 pub mod link;
-mod telling;
+pub mod telling;
 mod trust;
 
 pub(crate) use events::tell_event;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use proto_spec::limits::PEER_GRANTS_MAX;
 use proto_spec::message::{PeerTokens, RevocationHead};
 use proto_spec::{Audience, Digest, Kind, Org, Timestamp};
@@ -34,83 +35,46 @@ pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
         // No call is taken, and none is given, before the first head.
         biased;
         ended = tell_heads(core, link) => ended,
-        ended = tell_tools(core, link) => ended,
+        ended = tell_terms(core, link) => ended,
         ended = tell_trust(core, link) => ended,
         ended = tell_topics(core, link) => ended,
     }
 }
 
-/// Which keys of ours are dead, every second and at once when one dies: what a peer's agents are refused
-/// for depends on it, so the peer refuses them when it does not come.
+/// Every second, and at once when a key dies: what a peer's agents are refused for depends on it, so the
+/// peer refuses them when it does not come.
 async fn tell_heads(core: &Core, link: &Link) -> Ended {
     let mut died = core.state.revocations.deaths();
-    let mut told = 0;
-    for seq in 1.. {
+    let mut heads = Heads::default();
+    loop {
         died.borrow_and_update();
-        let now = core.clock.now();
-        let (dead, all) = core.state.revocations.deaths_after(told, now);
-        told = all;
-        let head = RevocationHead {
-            seq,
-            dead,
-            tick: now,
-            echo: link.tick(),
-        };
-        if let Err(ended) = say(core, link, Kind::RevocationHead, &head) {
-            return ended;
+        let head = heads.next(core, link, core.clock.now());
+        if link.send(head).is_err() {
+            return Ended::TooSlow;
         }
         tokio::select! {
             () = changed(&mut died) => {}
             () = tokio::time::sleep(TICK) => {}
         }
     }
-    Ended::Closed
 }
 
-async fn tell_tools(core: &Core, link: &Link) -> Ended {
+async fn tell_terms(core: &Core, link: &Link) -> Ended {
     let mut peers = core.state.peers.changes();
     let mut offers = core.state.sessions.offers();
     let mut trust = core.state.trust.changes();
-    let mut told = Told::default();
-    let mut given = None;
-    let mut passed = PassedOn::default();
+    let mut terms = Terms::default();
     loop {
         // What changes from here on is looked at in the next round.
         peers.borrow_and_update();
         offers.borrow_and_update();
         trust.borrow_and_update();
-        let peer = core.state.peers.find(&link.org);
-        let Some(peer) = peer.filter(|peer| !peer.is_paused && peer.key == link.key) else {
+        let Some(words) = terms.next(core, link, core.clock.now()) else {
             return Ended::Closed;
         };
-        let now = core.clock.now();
-        let tools = tools_for(&peer, &core.state, now);
-        let tokens: Vec<String> = peer.grants.iter().map(|grant| grant.text.clone()).collect();
-        passed.renew(
-            core,
-            link,
-            tools
-                .values()
-                .filter_map(|tool| {
-                    let owner = tool.tool.via.first()?;
-                    Some(tool.onward.iter().map(move |id| (owner, id)))
-                })
-                .flatten(),
-            now,
-        );
-        let body = PeerTokens {
-            tokens,
-            onward: passed.texts(),
-        };
-        if given.as_ref() != Some(&body) {
-            if let Err(ended) = say(core, link, Kind::PeerTokens, &body) {
-                return ended;
-            }
-            given = Some(body);
-        }
-        for advert in told.next(tools, now.later(VALIDITY)) {
-            if let Err(ended) = say(core, link, Kind::Advert, &advert) {
-                return ended;
+        for word in words {
+            if link.send(word).is_err() {
+                return Ended::TooSlow;
             }
         }
         tokio::time::sleep(PAUSE).await;
@@ -118,7 +82,7 @@ async fn tell_tools(core: &Core, link: &Link) -> Ended {
             () = changed(&mut peers) => {}
             () = changed(&mut offers) => {}
             () = changed(&mut trust) => {}
-            () = tokio::time::sleep(REFRESH) => told.refresh(),
+            () = tokio::time::sleep(REFRESH) => terms.refresh(),
         }
     }
 }
@@ -130,10 +94,78 @@ pub(super) fn say(
     kind: Kind,
     body: &impl Serialize,
 ) -> Result<(), Ended> {
+    let said = word(core, link, kind, body, core.clock.now());
+    link.send(said).map_err(|_| Ended::TooSlow)
+}
+
+/// Which keys of ours are dead, as far as the peer was told on one link.
+#[derive(Debug, Default)]
+pub struct Heads {
+    seq: u64,
+    told: u64,
+}
+
+impl Heads {
+    /// The next head; the first says all that a peer could still need.
+    pub fn next(&mut self, core: &Core, link: &Link, now: Timestamp) -> Bytes {
+        let (dead, all) = core.state.revocations.deaths_after(self.told, now);
+        self.told = all;
+        self.seq += 1;
+        let head = RevocationHead {
+            seq: self.seq,
+            dead,
+            tick: now,
+            echo: link.tick(),
+        };
+        word(core, link, Kind::RevocationHead, &head, now)
+    }
+}
+
+/// What the peer is granted and may call, as far as it was told on one link.
+#[derive(Debug, Default)]
+pub struct Terms {
+    told: Told,
+    given: Option<PeerTokens>,
+    passed: PassedOn,
+}
+
+impl Terms {
+    /// Makes the next words say anew that what was said still holds: its time is running out.
+    pub fn refresh(&mut self) {
+        self.told.refresh();
+    }
+
+    /// The words that bring the peer from what it knows to what is; none where it knows that. Nothing at all
+    /// where the link has to end, because its other end is no peer any more, paused, or under another key.
+    pub fn next(&mut self, core: &Core, link: &Link, now: Timestamp) -> Option<Vec<Bytes>> {
+        let peer = core.state.peers.find(&link.org);
+        let peer = peer.filter(|peer| !peer.is_paused && peer.key == link.key)?;
+        let tools = tools_for(&peer, &core.state, now);
+        let onward = tools.values().filter_map(|tool| {
+            let owner = tool.tool.via.first()?;
+            Some(tool.onward.iter().map(move |id| (owner, id)))
+        });
+        self.passed.renew(core, link, onward.flatten(), now);
+        let given = PeerTokens {
+            tokens: peer.grants.iter().map(|grant| grant.text.clone()).collect(),
+            onward: self.passed.texts(),
+        };
+        let mut words = Vec::new();
+        if self.given.as_ref() != Some(&given) {
+            words.push(word(core, link, Kind::PeerTokens, &given, now));
+            self.given = Some(given);
+        }
+        for advert in self.told.next(tools, now.later(VALIDITY)) {
+            words.push(word(core, link, Kind::Advert, &advert, now));
+        }
+        Some(words)
+    }
+}
+
+/// A word for the peer's broker.
+fn word(core: &Core, link: &Link, kind: Kind, body: &impl Serialize, now: Timestamp) -> Bytes {
     let to = Audience::Broker(link.org.clone());
-    let now = core.clock.now();
-    let said = core.voice.say(kind, Some(&to), None, body, now);
-    link.send(said.bytes).map_err(|_| Ended::TooSlow)
+    core.voice.say(kind, Some(&to), None, body, now).bytes
 }
 
 /// What others granted us and we pass on to one peer: each made anew before it ends.
