@@ -18,12 +18,12 @@ use crate::change::Change;
 use crate::clock::{Clock, is_behind};
 use crate::config::Config;
 use crate::federation::dial;
-use crate::journal::{Embedded, Journal};
+use crate::journal::{Embedded, Journal, Reader};
 use crate::listener::{self, Room};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::pipeline::Core;
-use crate::registrar::{Purpose, Registrar, first_admin};
+use crate::registrar::{Desk, Purpose, Registrar, first_admin};
 use crate::state::replay::{Ended, Replay};
 use crate::state::snapshot::{Snapshots, read_back};
 use crate::state::{State, Taking};
@@ -48,7 +48,6 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Broker {
     core: Arc<Core>,
-    certificates: Arc<Certificates>,
     address: SocketAddr,
     ops_address: SocketAddr,
     phase: watch::Sender<Phase>,
@@ -133,23 +132,24 @@ pub fn accept_clock(config: &Config, now: Timestamp) -> anyhow::Result<Option<Du
     Ok(Some(now.distance(was)))
 }
 
-impl Broker {
-    /// Starts a broker: reads its state back, opens its replay window, and listens.
-    ///
-    /// # Errors
-    ///
-    /// When a file is missing, damaged or readable by others, the journal is another organisation's, or
-    /// an address is taken.
-    pub async fn start(config: Config) -> anyhow::Result<Self> {
-        Self::start_at(config, Clock::machine()).await
-    }
+/// What a broker is made of, before anything runs: nobody can connect, and nothing is done by itself.
+#[derive(Debug)]
+pub struct Parts {
+    /// What it does with envelopes.
+    pub core: Arc<Core>,
+    /// Where its orders are decided.
+    pub desk: Desk,
+    reader: Reader,
+    lock: Lock,
+}
 
-    /// As [`Broker::start`], with a clock of the caller's: tests bring their own time.
+impl Parts {
+    /// Reads the state back from the data directory, and opens the replay window.
     ///
     /// # Errors
     ///
-    /// As [`Broker::start`].
-    pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Self> {
+    /// When a file is missing, damaged or readable by others, or the journal is another organisation's.
+    pub fn of(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let clock = Arc::new(clock);
         let certificates = Certificates::load(&config.certificate, &config.certificate_key)?;
         let certificates = Arc::new(certificates);
@@ -170,7 +170,7 @@ impl Broker {
         getrandom::fill(&mut run)?;
         let run = u64::from_be_bytes(run);
         let voice = Arc::new(Voice::new(broker_key, config.org.clone(), run));
-        let (registrar, thread) = Registrar::start(
+        let (registrar, desk) = Registrar::new(
             Arc::clone(&state),
             Box::new(journal),
             root_key,
@@ -178,10 +178,7 @@ impl Broker {
             Arc::clone(&clock),
             config.clone(),
             Snapshots::new(config.data.clone(), Arc::clone(&voice), since),
-        )?;
-        let listener = bind(config.listen, "listen").await?;
-        let ops = bind(config.ops, "ops").await?;
-        let (address, ops_address) = (listener.local_addr()?, ops.local_addr()?);
+        );
         let channels = config.channels.clone();
         let bodies_kib = config.limits.bodies_bytes_max / 1_024;
         let core = Arc::new(Core {
@@ -191,11 +188,48 @@ impl Broker {
             state,
             registrar,
             metrics: Metrics::default(),
-            certificates: Arc::clone(&certificates),
+            certificates,
             channels,
             post_credentials: crate::calls::PostCredentials::default(),
             bodies: tokio::sync::Semaphore::new(bodies_kib),
         });
+        Ok(Self {
+            core,
+            desk,
+            reader,
+            lock,
+        })
+    }
+}
+
+impl Broker {
+    /// Starts a broker: reads its state back, opens its replay window, and listens.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing, damaged or readable by others, the journal is another organisation's, or
+    /// an address is taken.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_at(config, Clock::machine()).await
+    }
+
+    /// As [`Broker::start`], with a clock of the caller's: tests bring their own time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::start`].
+    pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let Parts {
+            core,
+            desk,
+            reader,
+            lock,
+        } = Parts::of(config, clock)?;
+        let registrar = desk.start()?;
+        let config = &core.config;
+        let listener = bind(config.listen, "listen").await?;
+        let ops = bind(config.ops, "ops").await?;
+        let (address, ops_address) = (listener.local_addr()?, ops.local_addr()?);
         let phase = watch::Sender::new(Phase::Serving);
         let limits = &core.config.limits;
         let room = Room::new(limits.connections_max, limits.connections_per_network_max);
@@ -203,7 +237,7 @@ impl Broker {
         tasks.spawn(listener::accept(
             Arc::clone(&core),
             listener,
-            Arc::clone(&certificates),
+            Arc::clone(&core.certificates),
             Arc::clone(&room),
             phase.subscribe(),
         ));
@@ -214,7 +248,7 @@ impl Broker {
         ));
         tasks.spawn(dial::keep(Arc::clone(&core), phase.subscribe()));
         tasks.spawn(keep_time(Arc::clone(&core)));
-        tasks.spawn(Arc::clone(&certificates).watch());
+        tasks.spawn(Arc::clone(&core.certificates).watch());
         tasks.spawn(keep_window(Arc::clone(&core)));
         tasks.spawn(follow_changes(Arc::clone(&core)));
         tasks.spawn(keep_ceilings(Arc::clone(&core)));
@@ -229,13 +263,12 @@ impl Broker {
         tracing::info!(org = %core.state.org, %address, ops = %ops_address, "ready");
         Ok(Self {
             core,
-            certificates,
             address,
             ops_address,
             phase,
             room,
             tasks,
-            registrar: thread,
+            registrar,
             _lock: lock,
         })
     }
@@ -254,7 +287,7 @@ impl Broker {
 
     /// Has new connections see the certificate as its files are; those that are open stay.
     pub fn reload_certificates(&self) {
-        self.certificates.reload();
+        self.core.certificates.reload();
     }
 
     /// What it knows and does, for benches and tests in the same process.

@@ -40,5 +40,5 @@ pub mod voice;
 
 mod broker;
 
-pub use broker::{Broker, Founding, accept_clock, found};
+pub use broker::{Broker, Founding, Parts, accept_clock, found};
 pub use config::Config;

@@ -120,12 +120,9 @@ pub struct Registrar {
 }
 
 impl Registrar {
-    /// Starts the thread. It ends when the last `Registrar` is dropped.
-    ///
-    /// # Errors
-    ///
-    /// When the thread cannot be started.
-    pub fn start(
+    /// The way to a desk, and the desk.
+    #[must_use]
+    pub fn new(
         state: Arc<State>,
         journal: Box<dyn Journal>,
         root: SigningKey,
@@ -133,12 +130,13 @@ impl Registrar {
         clock: Arc<Clock>,
         config: Config,
         snapshots: Snapshots,
-    ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
-        let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
-        let mut desk = Desk {
+    ) -> (Self, Desk) {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let desk = Desk {
+            jobs,
             snapshots,
-            state,
             journal,
+            state,
             root,
             voice,
             clock,
@@ -148,16 +146,7 @@ impl Registrar {
             news: Shares::new(TRUST_NEWS_MAX, HOUR),
             rekeys: Shares::new(REKEYS_MAX, HOUR),
         };
-        let thread = std::thread::Builder::new()
-            .name("registrar".into())
-            .spawn(move || {
-                desk.keep_snapshot();
-                let _fatal = EndOfAll;
-                while let Some(first) = jobs.blocking_recv() {
-                    desk.work(first, &mut jobs);
-                }
-            })?;
-        Ok((Self { queue }, thread))
+        (Self { queue }, desk)
     }
 
     /// Has an order carried out.
@@ -245,7 +234,9 @@ fn change(change: Change, report: impl FnOnce(&State) -> Ack + Send + 'static) -
 /// Changes that were decided and wait to be durable, with whom to tell.
 type Waiting = (Vec<Change>, Report, Asker);
 
-struct Desk {
+/// Where orders are decided, one after the other: the only writer of the journal.
+pub struct Desk {
+    jobs: mpsc::Receiver<Job>,
     // Dropped in this order: none is being written any more when the journal is another's to open, and
     // nobody waits for it while a large state is taken down.
     snapshots: Snapshots,
@@ -265,9 +256,40 @@ struct Desk {
     rekeys: Shares<Org>,
 }
 
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk")
+            .field("org", &self.config.org)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Desk {
-    /// Does the orders that wait, with one sync for as many changes as do not depend on each other.
-    fn work(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+    /// Works on a thread of its own, which ends when the last [`Registrar`] is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the thread cannot be started.
+    pub fn start(mut self) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let thread = std::thread::Builder::new().name("registrar".into());
+        thread.spawn(move || {
+            self.keep_snapshot();
+            let _fatal = EndOfAll;
+            while let Some(first) = self.jobs.blocking_recv() {
+                self.work(first);
+            }
+        })
+    }
+
+    /// Does the orders that wait, on the caller's own thread.
+    pub fn catch_up(&mut self) {
+        if let Ok(first) = self.jobs.try_recv() {
+            self.work(first);
+        }
+    }
+
+    /// Does this order and those that wait, with one sync for as many changes as do not depend on each other.
+    fn work(&mut self, first: Job) {
         let mut waiting: Vec<Waiting> = Vec::new();
         let mut next = Some(first);
         while let Some((order, answer)) = next {
@@ -288,7 +310,7 @@ impl Desk {
                 Ok(Decision::Nothing) => drop(answer.send(Ok(None))),
                 Err(refusal) => drop(answer.send(Err(refusal))),
             }
-            next = jobs.try_recv().ok();
+            next = self.jobs.try_recv().ok();
         }
         self.commit(&mut waiting);
     }
