@@ -17,7 +17,7 @@ use crate::phase::{Phase, reached};
 use crate::state::outbox::Outbox;
 
 /// An idle connection is pinged so often, and closed when it has said nothing for two of these.
-const PING_EVERY: Duration = Duration::from_secs(30);
+pub const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long the other end may take to read what is written to it.
 const WRITE_MAX: Duration = Duration::from_secs(30);
 /// Messages read, and messages written, before the other side has its turn.

@@ -24,9 +24,9 @@ use crate::pipeline::Core;
 use crate::state::peers::Peer;
 
 /// How long a connection to a peer may take to be made.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
+pub const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A link of this age was a good one.
-const LASTING: Duration = Duration::from_secs(5);
+pub const LASTING: Duration = Duration::from_secs(5);
 
 /// Dials every peer that has to be dialled, until this is dropped.
 pub async fn keep(core: Arc<Core>, phase: watch::Receiver<Phase>) {
@@ -51,7 +51,9 @@ pub async fn keep(core: Arc<Core>, phase: watch::Receiver<Phase>) {
     }
 }
 
-fn is_dialled(peer: &Peer) -> bool {
+/// Whether our side is to keep a link to this peer up.
+#[must_use]
+pub fn is_dialled(peer: &Peer) -> bool {
     !peer.is_paused && !peer.endpoints.is_empty()
 }
 

@@ -20,14 +20,14 @@ use crate::state::links::Link;
 /// How long an advert holds.
 const VALIDITY: Duration = Duration::from_secs(300);
 /// How often it is told anew that it still holds.
-const REFRESH: Duration = Duration::from_secs(100);
+pub const REFRESH: Duration = Duration::from_secs(100);
 /// Between two looks at what changed: many changes at once are told once.
-const PAUSE: Duration = Duration::from_millis(50);
+pub const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a token holds that we pass on from another peer.
 const PASSED_ON_VALIDITY: Duration = Duration::from_secs(3_600);
 /// How often a head is said.
-const TICK: Duration = Duration::from_secs(1);
+pub const TICK: Duration = Duration::from_secs(1);
 
 /// Tells a peer what is, and then what changes, until the link has to end.
 pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
