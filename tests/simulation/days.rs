@@ -104,10 +104,12 @@ impl World {
     fn admin(&mut self, house: Index, kind: Kind, body: &Value) -> Result<Ack, String> {
         let admin = same(&self.houses[house].admin);
         let done = self.ask(house, &admin, kind, body);
-        match &done {
-            Ok(_) => self.note(format_args!("org{house} {kind} {body}")),
-            Err(code) => self.note(format_args!("org{house} {kind} is refused: {code}")),
-        }
+        // Ids and keys of tokens are as random as ever.
+        let told = ["org", "name", "agent", "capabilities", "depth"];
+        let told = told.map(|member| body.get(member).map(Value::to_string));
+        let told = told.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let how = done.as_ref().map_or_else(|code| code.as_str(), |_| "done");
+        self.note(format_args!("org{house} {kind} {told}: {how}"));
         done
     }
 
@@ -208,16 +210,16 @@ impl World {
             return Ok(());
         }
         match choice {
-            4..=65 => self.call_somebody(house)?,
-            66..=81 => self.attack()?,
-            82..=84 => self.revoke_agent(house),
-            85..=86 => self.revoke_grants_of_an_agent(house),
-            87..=88 => self.rotate_agent(house),
-            89..=91 => self.strip_peer(house),
-            92..=93 => self.grant_again(house),
-            94..=95 => self.pause_or_resume(house),
-            96 => self.remove_or_add(house),
-            97 => self.rotate_broker(house),
+            4..=61 => self.call_somebody(house)?,
+            62..=77 => self.attack()?,
+            78..=79 => self.revoke_agent(house),
+            80 => self.revoke_grants_of_an_agent(house),
+            81..=82 => self.rotate_agent(house),
+            83..=84 => self.strip_peer(house),
+            85..=88 => self.grant_again(house),
+            89..=90 => self.pause_or_resume(house),
+            91 => self.remove_or_add(house),
+            92 => self.rotate_broker(house),
             _ => self.make_good(house),
         }
         self.settle(house)
@@ -714,6 +716,11 @@ impl World {
     fn what_does_not_work(&self) -> Option<String> {
         if !self.weather.is_calm() {
             return Some("the network is not healed".into());
+        }
+        for (number, house) in self.houses.iter().enumerate() {
+            if house.agents.values().any(|agent| agent.line.is_none()) {
+                return Some(format!("an agent of org{number} is not attached"));
+            }
         }
         for (a, b) in &self.edges {
             for (house, peer) in [(*a, *b), (*b, *a)] {

@@ -96,8 +96,8 @@ pub(crate) struct Oracle {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Seen {
     pub(crate) counts: BTreeMap<String, u64>,
-    /// How long after its acknowledgement a revocation was known at a neighbour, while all was calm, and in
-    /// bad weather.
+    /// How long after its acknowledgement a revocation was known at another broker, over a link that was well
+    /// all the while, and otherwise.
     pub(crate) calm_ms: Vec<u64>,
     pub(crate) rough_ms: Vec<u64>,
     /// The latest that a call of a dead key was taken elsewhere.
@@ -125,7 +125,7 @@ impl Seen {
         };
         let counts = self.counts.iter().map(|(what, count)| format!("{count:>8}  {what}"));
         format!(
-            "{}\nms from a revocation's acknowledgement until another broker knew it, all calm: {}\n\
+            "{}\nms from a revocation's acknowledgement until another broker knew it, its link well: {}\n\
              with cuts and crashes between: {}\nlatest call of a dead key that was taken: {} ms",
             counts.collect::<Vec<_>>().join("\n"),
             spread(&self.calm_ms),
@@ -259,13 +259,13 @@ impl Oracle {
         self.seen.count("keys revoked");
     }
 
-    /// A neighbour was told of deaths.
+    /// A neighbour was told of deaths, over a link that is well since then.
     pub(crate) fn told(
         &mut self,
         reader: House,
         keys: &[PublicKey],
         now: Moment,
-        calm_since: Option<Moment>,
+        well_since: Option<Moment>,
     ) {
         for key in keys {
             if let Some((home, died)) = self.dead.get(key)
@@ -273,7 +273,7 @@ impl Oracle {
                 && self.aware.insert((reader, *key))
             {
                 let took = (now - *died).as_millis() as u64;
-                match calm_since.is_some_and(|since| since <= *died) {
+                match well_since.is_some_and(|since| since <= *died) {
                     true => self.seen.calm_ms.push(took),
                     false => self.seen.rough_ms.push(took),
                 }

@@ -18,6 +18,7 @@ use futures_util::FutureExt as _;
 use proto_spec::frame::{RELAY, Relay};
 use proto_spec::limits::CHALLENGE_VALIDITY;
 use proto_spec::message::{Ack, Attach, LinkRole, RevocationHead};
+use proto_spec::refusal::ErrorBody;
 use proto_spec::{Audience, Digest, Envelope, Kind, Org, Sealed};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -230,7 +231,9 @@ impl World {
             }
             Event::Start(house) => self.start(house),
             Event::Crash(house, how) => {
-                self.crash(house, how);
+                if !self.is_over {
+                    self.crash(house, how);
+                }
                 Ok(())
             }
             Event::Heal(ways) => {
@@ -659,12 +662,13 @@ impl World {
             Phase::Up(linked) => linked.heads_said.pop_front(),
             _ => None,
         };
+        let begun = conn.begun;
         if let Some(linked) = conn.ends[end].up() {
             linked.known_up_to = linked.known_up_to.max(other.unwrap_or_default());
             linked.told.extend(&head.dead);
         }
-        let (now, calm) = (self.now, self.calm_since);
-        self.oracle.told(reader, &head.dead, now, calm);
+        let well = self.calm_since.map(|since| since.max(begun));
+        self.oracle.told(reader, &head.dead, self.now, well);
     }
 
     fn say_head(&mut self, id: u64, end: usize) {
@@ -1106,8 +1110,7 @@ fn ack(bytes: Bytes) -> Option<Ack> {
 }
 
 fn code_of(answer: Answer) -> String {
-    match said(answer.envelope) {
-        Heard::Refused(_, code) => code,
-        _ => "UNSIGNED".into(),
-    }
+    let envelope = Envelope::parse(answer.envelope, ENVELOPE_BYTES).unwrap();
+    let body: ErrorBody = envelope.read_body().unwrap();
+    body.code.to_string()
 }

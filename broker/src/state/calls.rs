@@ -287,14 +287,14 @@ impl Calls {
         .unwrap_or(false)
     }
 
-    /// The identities of the calls that `meant` picks. Looks at every call in flight.
+    /// The identities of the calls that `meant` picks, sorted: what happens to them happens in the same order
+    /// every time. Looks at every call in flight.
     #[must_use]
     pub fn which(&self, meant: impl Fn(&InFlight) -> bool) -> Vec<Digest> {
-        self.by_id
-            .iter()
-            .filter(|entry| meant(entry.value()))
-            .map(|entry| *entry.key())
-            .collect()
+        let picked = self.by_id.iter().filter(|entry| meant(entry.value()));
+        let mut picked: Vec<Digest> = picked.map(|entry| *entry.key()).collect();
+        picked.sort_unstable();
+        picked
     }
 
     /// How many are in flight.

@@ -520,10 +520,12 @@ impl Links {
         self.trouble.get(org).map(|why| why.clone())
     }
 
-    /// All that are up.
+    /// All that are up, by organisation: of two ways to one tool, the same is advertised every time.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Link>> {
-        self.by_org.iter().map(|link| Arc::clone(&link)).collect()
+        let mut all: Vec<_> = self.by_org.iter().map(|link| Arc::clone(&link)).collect();
+        all.sort_unstable_by(|a, b| a.org.cmp(&b.org));
+        all
     }
 
     /// Says when a link came up or went down.
