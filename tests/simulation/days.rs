@@ -12,12 +12,13 @@ use proto_spec::{Audience, Digest, Envelope, Kind, SigningKey};
 use serde_json::{Value, json};
 use tests::lab::Actor;
 
+use crate::house::House;
 use crate::network::House as Index;
-use crate::oracle::{
-    Broken, Call, Ended, Grant, ON_RECORD, Peering, Standing, WORKS,
-};
+use crate::oracle::{Broken, Call, Ended, Grant, ON_RECORD, Peering, Standing, WORKS};
 use crate::world::{Down, Event, World, id_of, same, short};
 
+/// How far clocks are apart at most.
+const APART: Duration = Duration::from_secs(240);
 /// For how long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(120);
 /// How soon after that everything has to work: a dialler waits half a minute at most.
@@ -27,6 +28,30 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Who calls, and may call others' tools; and who may call only at home.
 const CALLERS: [&str; 2] = ["x", "y"];
 const TOOLS: [&str; 2] = ["fs.read", "fs.write"];
+
+fn ring(count: usize) -> Vec<(Index, Index)> {
+    (0..count).map(|a| (a, (a + 1) % count)).collect()
+}
+
+/// Two brokers, one of whose clocks is four minutes behind the other's, on a network that never fails: every
+/// call is answered, whenever it is made.
+pub(crate) fn far_apart() -> Result<World, String> {
+    let mut world = World::new(1);
+    let lived = world.live_apart();
+    lived.map_err(|broken| format!("{}\n{broken}", world.shown()))?;
+    Ok(world)
+}
+
+/// Ten brokers in a ring, 200 ms from each other, each of which revokes the key of an agent: how long it takes
+/// the nine others to know, in milliseconds, sorted.
+pub(crate) fn around_a_ring() -> Result<Vec<u64>, String> {
+    let mut world = World::new(1);
+    let lived = world.live_in_a_ring();
+    lived.map_err(|broken| format!("{}\n{broken}", world.shown()))?;
+    let mut took = world.oracle.seen.calm_ms;
+    took.sort_unstable();
+    Ok(took)
+}
 
 /// Runs one seed.
 pub(crate) fn run(seed: u64) -> Result<World, String> {
@@ -39,7 +64,8 @@ pub(crate) fn run(seed: u64) -> Result<World, String> {
 
 impl World {
     fn live(&mut self) -> Result<(), Broken> {
-        self.found()?;
+        self.found_any()?;
+        (0..self.houses.len()).try_for_each(|house| self.settle(house))?;
         self.plan(Duration::from_secs(2), Event::Act);
         self.run_until(TROUBLE)?;
         self.heal_everything()?;
@@ -56,28 +82,82 @@ impl World {
         (0..self.houses.len()).try_for_each(|house| self.check_record(house))
     }
 
+    fn live_apart(&mut self) -> Result<(), Broken> {
+        self.is_over = true;
+        self.found(&[Duration::ZERO, APART], vec![(0, 1)])?;
+        self.all_grant_all()?;
+        for _ in 0..60 {
+            self.run_until(self.now + Duration::from_secs(10))?;
+            let calls =
+                [(0, 1), (1, 0)].map(|(from, to)| self.call(from, "x", to, "fs.read", false));
+            self.run_until(self.now + Duration::from_secs(2))?;
+            for call in calls {
+                let call = &self.oracle.calls[&call?];
+                if call.ended != Some(Ended::Answered) {
+                    return Err(format!("broken: {WORKS}: {:?}", call.ended));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn live_in_a_ring(&mut self) -> Result<(), Broken> {
+        self.is_over = true;
+        self.weather.is_always_late(Duration::from_millis(200));
+        let clocks = [0, 240, 120, 60, 180, 0, 240, 30, 210, 90].map(Duration::from_secs);
+        self.found(&clocks, ring(clocks.len()))?;
+        self.all_grant_all()?;
+        let quiet = Duration::from_secs(30);
+        self.run_until(quiet)?;
+        if let Some(wrong) = self.what_does_not_work() {
+            return Err(wrong);
+        }
+        for house in 0..clocks.len() {
+            let key = self.oracle.agents[&(house, "x")].key;
+            self.revoke_agent(house);
+            self.settle(house)?;
+            self.run_until(self.now + Duration::from_secs(2))?;
+            let aware = self.oracle.aware_of(&key);
+            if aware != clocks.len() - 1 {
+                return Err(format!("broken: {WORKS}: {aware} brokers know of a death"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Neighbours are peers, and let each other's agents and those behind them do everything.
+    fn all_grant_all(&mut self) -> Result<(), Broken> {
+        for (a, b) in self.edges.clone() {
+            self.add_peer(a, b, true);
+            self.add_peer(b, a, false);
+        }
+        for (a, b) in self.edges.clone() {
+            for (owner, peer) in [(a, b), (b, a)] {
+                let own =
+                    json!({"org": format!("org{peer}"), "capabilities": ["fs.*"], "depth": 1});
+                self.grant_one(owner, peer, &own, Grant::Own { onward: true });
+                let others = self.neighbours(owner).into_iter();
+                for other in others.filter(|other| *other != peer) {
+                    self.let_through(owner, peer, other);
+                }
+            }
+        }
+        (0..self.houses.len()).try_for_each(|house| self.settle(house))
+    }
+
     // The beginning.
 
-    fn found(&mut self) -> Result<(), Broken> {
+    fn found_any(&mut self) -> Result<(), Broken> {
         let count = [3, 3, 3, 4, 4, 5, 5, 6, 8, 10][self.dice.below(10)];
-        for number in 0..count {
-            let house = crate::house::House::found(number, &mut self.dice);
-            self.houses.push(house);
-        }
         // A ring, a chain, or a star.
-        self.edges = match self.dice.below(4) {
-            0 | 1 => (0..count).map(|a| (a, (a + 1) % count)).collect(),
+        let edges = match self.dice.below(4) {
+            0 | 1 => ring(count),
             2 => (1..count).map(|a| (a - 1, a)).collect(),
             _ => (1..count).map(|a| (0, a)).collect(),
         };
-        for house in 0..count {
-            self.start(house)?;
-            for name in ["fs", "x", "y"] {
-                let key = SigningKey::from_seed(&self.dice.seed());
-                self.approve(house, name, key);
-                self.plan(Duration::from_millis(100), Event::Return(house, name));
-            }
-        }
+        let ahead = APART.as_millis() as u64 + 1;
+        let clocks: Vec<_> = (0..count).map(|_| self.dice.ms(0, ahead)).collect();
+        self.found(&clocks, edges)?;
         for (a, b) in self.edges.clone() {
             // One side dials, or both.
             let dials = self.dice.below(3);
@@ -86,8 +166,22 @@ impl World {
             self.grant(a, b);
             self.grant(b, a);
         }
-        for house in 0..count {
-            self.settle(house)?;
+        Ok(())
+    }
+
+    /// Brokers whose clocks are so far ahead, with their agents; with whom each will be a peer.
+    fn found(&mut self, clocks: &[Duration], edges: Vec<(Index, Index)>) -> Result<(), Broken> {
+        self.edges = edges;
+        for (number, ahead) in clocks.iter().enumerate() {
+            self.houses.push(House::found(number, *ahead));
+        }
+        for house in 0..clocks.len() {
+            self.start(house)?;
+            for name in ["fs", "x", "y"] {
+                let key = SigningKey::from_seed(&self.dice.seed());
+                self.approve(house, name, key);
+                self.plan(Duration::from_millis(100), Event::Return(house, name));
+            }
         }
         Ok(())
     }
@@ -177,11 +271,15 @@ impl World {
         let others = self.neighbours(owner).into_iter();
         for other in others.filter(|other| *other != peer).take(3) {
             if self.dice.one_in(2) {
-                let pattern = format!("peer.org{other}.fs.*");
-                let body = json!({"org": format!("org{peer}"), "capabilities": [pattern]});
-                self.grant_one(owner, peer, &body, Grant::Through(other));
+                self.let_through(owner, peer, other);
             }
         }
+    }
+
+    fn let_through(&mut self, owner: Index, peer: Index, other: Index) {
+        let pattern = format!("peer.org{other}.fs.*");
+        let body = json!({"org": format!("org{peer}"), "capabilities": [pattern]});
+        self.grant_one(owner, peer, &body, Grant::Through(other));
     }
 
     fn grant_one(&mut self, owner: Index, peer: Index, body: &Value, grant: Grant) {
@@ -212,7 +310,7 @@ impl World {
         match choice {
             4..=61 => self.call_somebody(house)?,
             62..=77 => self.attack()?,
-            78..=79 => self.revoke_agent(house),
+            78..=79 => self.revoke_calling_agent(house)?,
             80 => self.revoke_grants_of_an_agent(house),
             81..=82 => self.rotate_agent(house),
             83..=84 => self.strip_peer(house),
@@ -232,8 +330,7 @@ impl World {
         match self.dice.below(8) {
             0..=1 => {
                 // A part of all is cut off.
-                let inside: BTreeSet<Index> =
-                    (0..count).filter(|_| self.dice.one_in(3)).collect();
+                let inside: BTreeSet<Index> = (0..count).filter(|_| self.dice.one_in(3)).collect();
                 let all = (0..count).flat_map(|a| (0..count).map(move |b| (a, b)));
                 let ways: Vec<_> = all
                     .filter(|(a, b)| inside.contains(a) != inside.contains(b))
@@ -312,8 +409,19 @@ impl World {
         let to: Audience = format!("fs@org{owner}").parse().unwrap();
         let body = json!({"tool": tool, "arguments": {}});
         let deadline = [3_000, 8_000, 20_000][self.dice.below(3)];
-        let call = self.seal(house, &actor, Kind::ToolCall, &to, &body, None, Some(deadline));
-        self.note(format_args!("{name}@org{house} calls {tool} of org{owner}: {}", short(&call.id)));
+        let call = self.seal(
+            house,
+            &actor,
+            Kind::ToolCall,
+            &to,
+            &body,
+            None,
+            Some(deadline),
+        );
+        self.note(format_args!(
+            "{name}@org{house} calls {tool} of org{owner}: {}",
+            short(&call.id)
+        ));
         let known = Call {
             home: house,
             caller: name,
@@ -331,12 +439,26 @@ impl World {
         match done {
             Ok(()) => self.oracle.taken(house, &call.id, None, self.now)?,
             Err(code) => {
-                self.note(format_args!("{} is refused at home: {code}", short(&call.id)));
+                self.note(format_args!(
+                    "{} is refused at home: {code}",
+                    short(&call.id)
+                ));
                 self.oracle.end(&call.id, Ended::Refused(code));
             }
         }
         self.settle(house)?;
         Ok(call.id)
+    }
+
+    /// Often while a call of its agent is on its way.
+    fn revoke_calling_agent(&mut self, house: Index) -> Result<(), Broken> {
+        if self.dice.one_in(2) {
+            for peer in self.neighbours(house) {
+                self.call(house, "x", peer, "fs.read", false)?;
+            }
+        }
+        self.revoke_agent(house);
+        Ok(())
     }
 
     fn revoke_agent(&mut self, house: Index) {
@@ -362,7 +484,11 @@ impl World {
         }
         let body = json!({"ids": ids});
         if self.admin(house, Kind::AdminTokenRevoke, &body).is_ok() {
-            self.oracle.agents.get_mut(&(house, name)).unwrap().is_granted = false;
+            self.oracle
+                .agents
+                .get_mut(&(house, name))
+                .unwrap()
+                .is_granted = false;
             self.oracle.struck.extend(ids.iter().map(|id| (house, *id)));
         }
     }
@@ -378,7 +504,10 @@ impl World {
         let accept = self.seal(house, &next, Kind::AcceptKey, &to, &consent, None, None);
         let body = json!({"accept": std::str::from_utf8(&accept.bytes).unwrap()});
         let done = self.ask(house, &before, Kind::RotateKey, &body);
-        self.note(format_args!("x@org{house} rotates its key: {}", done.is_ok()));
+        self.note(format_args!(
+            "x@org{house} rotates its key: {}",
+            done.is_ok()
+        ));
         if done.is_ok() {
             let standing = self.oracle.agents.get_mut(&(house, "x")).unwrap();
             standing.key = next.key.public();
@@ -474,7 +603,10 @@ impl World {
     fn rotate_broker(&mut self, house: Index) {
         let core = self.houses[house].core().unwrap();
         let before: BTreeSet<_> = self.houses[house].broker_keys().into_iter().collect();
-        if self.admin(house, Kind::AdminBrokerPrepare, &json!({})).is_err() {
+        if self
+            .admin(house, Kind::AdminBrokerPrepare, &json!({}))
+            .is_err()
+        {
             return;
         }
         let after = self.houses[house].broker_keys();
@@ -503,7 +635,11 @@ impl World {
                     "record": true,
                 });
                 if self.admin(house, Kind::AdminTokenIssue, &body).is_ok() {
-                    self.oracle.agents.get_mut(&(house, name)).unwrap().is_granted = true;
+                    self.oracle
+                        .agents
+                        .get_mut(&(house, name))
+                        .unwrap()
+                        .is_granted = true;
                 }
             }
         }
@@ -591,7 +727,15 @@ impl World {
             },
         };
         let body = json!({"result": "forged"});
-        let forged = self.seal(owner, &liar, Kind::ToolResult, &to.into(), &body, Some(id), None);
+        let forged = self.seal(
+            owner,
+            &liar,
+            Kind::ToolResult,
+            &to.into(),
+            &body,
+            Some(id),
+            None,
+        );
         self.oracle.seen.count("forged answers");
         if self.is_up(owner) {
             let _ = self.speak(owner, "y", forged.bytes.clone());
@@ -622,7 +766,9 @@ impl World {
                 continue;
             }
             let agent = state.registry.agent(&name.parse().unwrap());
-            let has_key = agent.as_ref().is_some_and(|agent| agent.key == standing.key);
+            let has_key = agent
+                .as_ref()
+                .is_some_and(|agent| agent.key == standing.key);
             if has_key != standing.is_registered {
                 return lost(format!("{name}'s registration"));
             }
@@ -667,7 +813,12 @@ impl World {
         for house in 0..self.houses.len() {
             self.make_good(house);
             for peer in self.neighbours(house) {
-                if self.oracle.peerings.get(&(house, peer)).is_some_and(|one| one.is_paused) {
+                if self
+                    .oracle
+                    .peerings
+                    .get(&(house, peer))
+                    .is_some_and(|one| one.is_paused)
+                {
                     self.pause(house, peer, false);
                 }
             }

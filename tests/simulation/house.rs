@@ -21,11 +21,8 @@ use tempfile::TempDir;
 use tests::lab::{Actor, START, organisation};
 use tokio::sync::mpsc;
 
-use crate::dice::Dice;
 use crate::network::{House as Index, Moment};
 
-/// Apart from each other, brokers' clocks are twice this at most.
-const AHEAD_MAX_MS: usize = 120_000;
 /// No broker's clock is behind the founding of its organisation.
 const BEGIN: Duration = Duration::from_secs(3_600);
 /// Envelopes of the simulation are small.
@@ -55,8 +52,8 @@ pub(crate) struct House {
 }
 
 impl House {
-    /// Writes its files.
-    pub(crate) fn found(number: Index, dice: &mut Dice) -> Self {
+    /// Writes the files of one whose clock is so far ahead of the slowest that there may be.
+    pub(crate) fn found(number: Index, ahead: Duration) -> Self {
         // Where there is memory that looks like a disk, its syncs cost nothing.
         let memory = std::path::Path::new("/dev/shm");
         let folder = match memory.is_dir() {
@@ -69,8 +66,7 @@ impl House {
         let text = organisation(folder.path(), &admin, "").unwrap();
         let text = format!("{text}[federation]\nendpoints = [\"{org}.test:7443\"]\n");
         std::fs::write(folder.path().join("broker.toml"), text).unwrap();
-        let ahead = dice.below(2 * AHEAD_MAX_MS) as u64;
-        let begin = START.later(BEGIN + Duration::from_millis(ahead));
+        let begin = START.later(BEGIN + ahead);
         Self {
             org,
             admin,
@@ -218,12 +214,7 @@ impl Line {
 }
 
 /// What an agent makes of the answer to a POST.
-pub(crate) fn posted(
-    answer: Answer,
-    me: &AgentId,
-    brokers: &[PublicKey],
-    now: Timestamp,
-) -> Heard {
+pub(crate) fn posted(answer: Answer, me: &AgentId, brokers: &[PublicKey], now: Timestamp) -> Heard {
     let Some(word) = answer.credential else {
         return said(answer.envelope);
     };

@@ -19,14 +19,18 @@ mod world;
 
 use oracle::Seen;
 
-/// Runs one seed in a runtime that nothing runs in: the brokers ask it for timers, which never go off.
-fn run(seed: u64) -> Result<world::World, String> {
+/// Does something in a runtime in which nothing runs: brokers ask it for timers, which never go off.
+fn timeless<T>(does: impl FnOnce() -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .unwrap();
     let _entered = runtime.enter();
-    days::run(seed)
+    does()
+}
+
+fn run(seed: u64) -> Result<world::World, String> {
+    timeless(|| days::run(seed))
 }
 
 fn number(name: &str, usual: u64) -> u64 {
@@ -66,7 +70,11 @@ fn every_invariant_of_federation_holds_in_every_run() {
     });
     let (seen, failed) = all.into_inner().unwrap();
     println!("{}", seen.told());
-    assert_eq!(failed, Vec::<u64>::new(), "of {many} seeds; each is printed above");
+    assert_eq!(
+        failed,
+        Vec::<u64>::new(),
+        "of {many} seeds; each is printed above"
+    );
 }
 
 #[test]
@@ -77,4 +85,19 @@ fn one_seed_is_one_run() {
         assert_eq!(differs, None, "FEM_SEED={seed}");
         assert_eq!(one.len(), other.len(), "FEM_SEED={seed}");
     }
+}
+
+#[test]
+fn brokers_whose_clocks_are_four_minutes_apart_answer_each_other_at_any_time() {
+    if let Err(why) = timeless(days::far_apart) {
+        panic!("{why}");
+    }
+}
+
+#[test]
+fn a_revocation_is_known_by_all_of_a_ring_of_ten_brokers_within_two_seconds() {
+    let took = timeless(days::around_a_ring).unwrap_or_else(|why| panic!("{why}"));
+    let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
+    println!("known after {median} ms (median), {longest} ms (longest)");
+    assert!(took.len() == 90 && longest < 2_000, "{took:?}");
 }

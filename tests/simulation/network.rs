@@ -154,8 +154,15 @@ impl Weather {
         }
     }
 
+    pub(crate) fn is_always_late(&mut self, by: Duration) {
+        self.latency_ms = by.as_millis() as u64;
+    }
+
     pub(crate) fn latency(&self, dice: &mut Dice) -> Duration {
-        dice.ms(self.latency_ms / 2, self.latency_ms + self.latency_ms / 4 + 2)
+        dice.ms(
+            self.latency_ms / 2,
+            self.latency_ms + self.latency_ms / 4 + 2,
+        )
     }
 
     pub(crate) fn passes(&self, from: House, to: House) -> bool {

@@ -114,7 +114,8 @@ impl Seen {
         let spread = |all: &[u64]| {
             let mut all = all.to_vec();
             all.sort_unstable();
-            let part = |part: usize| all.get((all.len() * part / 100).min(all.len().saturating_sub(1)));
+            let part =
+                |part: usize| all.get((all.len() * part / 100).min(all.len().saturating_sub(1)));
             format!(
                 "{} deaths; median {:?}, 99 % {:?}, longest {:?}",
                 all.len(),
@@ -123,7 +124,10 @@ impl Seen {
                 all.last()
             )
         };
-        let counts = self.counts.iter().map(|(what, count)| format!("{count:>8}  {what}"));
+        let counts = self
+            .counts
+            .iter()
+            .map(|(what, count)| format!("{count:>8}  {what}"));
         format!(
             "{}\nms from a revocation's acknowledgement until another broker knew it, its link well: {}\n\
              with cuts and crashes between: {}\nlatest call of a dead key that was taken: {} ms",
@@ -199,7 +203,10 @@ impl Oracle {
             );
         }
         if way.told.contains(&call.key) {
-            return broken(DEAD, format!("{what} though org{peer} had told of its death"));
+            return broken(
+                DEAD,
+                format!("{what} though org{peer} had told of its death"),
+            );
         }
         let Some(died) = death else {
             return Ok(());
@@ -257,6 +264,11 @@ impl Oracle {
     pub(crate) fn died(&mut self, key: PublicKey, home: House, now: Moment) {
         self.dead.insert(key, (home, now));
         self.seen.count("keys revoked");
+    }
+
+    /// How many brokers were told of this death.
+    pub(crate) fn aware_of(&self, key: &PublicKey) -> usize {
+        self.aware.iter().filter(|(_, known)| known == key).count()
     }
 
     /// A neighbour was told of deaths, over a link that is well since then.

@@ -47,8 +47,8 @@ pub(crate) enum Event {
     Arrive(u64, usize),
     /// One end of a connection says its next head.
     Head(u64, usize, u64),
-    /// It looks at what the other end has to know; at last to say anew what still holds.
-    Terms(u64, usize, u64, bool),
+    /// It looks at what the other end has to know.
+    Terms(u64, usize, u64),
     Ping(u64, usize),
     GreetingIsLate(u64),
     /// A broker dials a peer: tries to, does.
@@ -173,18 +173,13 @@ impl World {
                 }
                 Ok(())
             }
-            Event::Terms(conn, end, plan, anew) => {
-                let Some(linked) = self.linked(conn, end) else {
-                    return Ok(());
-                };
-                if linked.terms_plan != plan {
-                    return Ok(());
+            Event::Terms(conn, end, plan) => {
+                let linked = self.linked(conn, end);
+                if linked.is_some_and(|linked| linked.terms_plan == plan) {
+                    self.say_terms(conn, end);
+                    return self.settle_end(conn, end);
                 }
-                if anew {
-                    linked.terms.refresh();
-                }
-                self.say_terms(conn, end);
-                self.settle_end(conn, end)
+                Ok(())
             }
             Event::Ping(conn, end) => {
                 if let Some(linked) = self.linked(conn, end) {
@@ -485,11 +480,10 @@ impl World {
                 linked.terms_plan += 1;
                 let plan = linked.terms_plan;
                 let after = (linked.terms_at + PAUSE).saturating_sub(now);
-                self.plan(after, Event::Terms(id, end, plan, false));
+                self.plan(after, Event::Terms(id, end, plan));
             }
             is_any |= self.send_queued(id, end);
-            let is_closed =
-                |linked: &mut Linked| linked.link.closed().now_or_never().is_some();
+            let is_closed = |linked: &mut Linked| linked.link.closed().now_or_never().is_some();
             if self.linked(id, end).is_some_and(is_closed) {
                 self.close(id, end, "our own word")?;
                 is_any = true;
@@ -525,7 +519,9 @@ impl World {
                 let is_own_call = self.call_in(&bytes).is_some_and(|(_, home)| home == from);
                 if !self.is_over && is_own_call && self.dice.one_in(25) {
                     let after = self.dice.ms(0, 60_000);
-                    self.note(format_args!("a call from org{from} to org{to} is held back"));
+                    self.note(format_args!(
+                        "a call from org{from} to org{to} is held back"
+                    ));
                     self.oracle.seen.count("calls held back");
                     self.plan(after, Event::LetOut(from, to, bytes));
                     continue;
@@ -597,13 +593,7 @@ impl World {
         Ok(())
     }
 
-    fn hear(
-        &mut self,
-        id: u64,
-        end: usize,
-        bytes: Bytes,
-        source: Source,
-    ) -> Result<(), Broken> {
+    fn hear(&mut self, id: u64, end: usize, bytes: Bytes, source: Source) -> Result<(), Broken> {
         let now = self.now;
         let conn = self.conns.get_mut(&id).unwrap();
         let (house, peer) = (conn.ends[end].house, conn.ends[1 - end].house);
@@ -630,7 +620,10 @@ impl World {
         if let Some(call) = call {
             match &answer {
                 None => {
-                    self.note(format_args!("org{house} takes {} from org{peer}", short(&call)));
+                    self.note(format_args!(
+                        "org{house} takes {} from org{peer}",
+                        short(&call)
+                    ));
                     self.oracle.taken(house, &call, Some(&way), now)?;
                 }
                 Some(answer) => self.note_refusal(house, answer),
@@ -705,13 +698,12 @@ impl World {
         linked.terms_plan += 1;
         let plan = linked.terms_plan;
         let words = linked.terms.next(&core, &linked.link, core.clock.now());
-        let is_said = words.is_some_and(|words| {
-            words.into_iter().all(|word| linked.link.send(word).is_ok())
-        });
+        let is_said =
+            words.is_some_and(|words| words.into_iter().all(|word| linked.link.send(word).is_ok()));
         if !is_said {
             linked.link.close();
         }
-        self.plan(PAUSE + REFRESH, Event::Terms(id, end, plan, true));
+        self.plan(PAUSE + REFRESH, Event::Terms(id, end, plan));
     }
 
     fn greet(&mut self, id: u64, end: usize, theirs: Bytes) -> Result<(), Broken> {
@@ -776,7 +768,9 @@ impl World {
         if matches!(phase, Phase::Closed) {
             return Ok(());
         }
-        self.note(format_args!("org{house} closes its link to org{other}: {why}"));
+        self.note(format_args!(
+            "org{house} closes its link to org{other}: {why}"
+        ));
         let core = self.houses[house].core().unwrap();
         if let Phase::Up(linked) = phase {
             gone(&core, &linked.link);
@@ -992,11 +986,7 @@ impl World {
     /// # Errors
     ///
     /// The code with which it is refused.
-    pub(crate) fn post(
-        &mut self,
-        house: Index,
-        sealed: &Sealed,
-    ) -> Result<Option<Ack>, String> {
+    pub(crate) fn post(&mut self, house: Index, sealed: &Sealed) -> Result<Option<Ack>, String> {
         let door = Door::Post {
             network: 1,
             address: "simulated".into(),

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto_spec::capability::{Arguments, Pattern, Proof, Question, Token};
-use proto_spec::limits::RELAY_TOKENS_MAX;
+use proto_spec::limits::{CLOCK_SKEW_MAX, RELAY_TOKENS_MAX};
 use proto_spec::message::{Advert, AdvertisedTool, DiscoverTools, DiscoveredTool, Tool};
 use proto_spec::{AgentId, Capability, Digest, Timestamp};
 
+use super::telling::REFRESH;
 use crate::directory::{argument_checks, offers, weight};
 use crate::routing::under_peer;
 use crate::state::State;
@@ -15,6 +17,8 @@ use crate::state::links::Link;
 use crate::state::peers::Peer;
 use crate::state::registry::grant_id;
 
+/// How long an advert holds by our clock: until it was told anew twice, by whatever clock its reader has.
+const VALIDITY: Duration = Duration::from_secs(4 * REFRESH.as_secs() + CLOCK_SKEW_MAX.as_secs());
 /// Bytes of tools in one advert, about.
 const ADVERT_BYTES: usize = 512 << 10;
 
@@ -134,17 +138,16 @@ fn behind(link: &Link, known: &AdvertisedTool, peer: &Peer) -> Vec<Digest> {
 pub(super) struct Told {
     seq: u64,
     tools: HashMap<Place, Digest>,
-    is_stale: bool,
+    /// When the peer was last told until when all of it holds.
+    at: Timestamp,
 }
 
 impl Told {
-    /// Makes the next adverts be said even where nothing changed: their time is running out.
-    pub(super) fn refresh(&mut self) {
-        self.is_stale = true;
-    }
-
-    /// The adverts that bring the peer from what it knows to `tools`; none where it knows that.
-    pub(super) fn next(&mut self, tools: Tools, expires: Timestamp) -> Vec<Advert> {
+    /// The adverts that bring the peer from what it knows to `tools`; none where it knows that, and for long
+    /// enough. This depends on the time and not on who asks: a broker on which something changes more often
+    /// than that must tell it anew all the same.
+    pub(super) fn next(&mut self, tools: Tools, now: Timestamp) -> Vec<Advert> {
+        let expires = now.later(VALIDITY);
         let digest =
             |tool: &AdvertisedTool| Digest::of(&serde_json::to_vec(tool).unwrap_or_default());
         let gone = self
@@ -163,8 +166,8 @@ impl Told {
         }];
         let mut bytes = 0;
         for (place, tool) in tools {
-            let now = digest(&tool);
-            if self.tools.insert(place, now) == Some(now) {
+            let digest = digest(&tool);
+            if self.tools.insert(place, digest) == Some(digest) {
                 continue;
             }
             bytes += weight(&tool.tool.tool);
@@ -182,10 +185,11 @@ impl Told {
             }
         }
         let says_nothing = |advert: &Advert| advert.tools.is_empty() && advert.gone.is_empty();
-        let is_first = self.seq == 0;
-        if !is_first && !std::mem::take(&mut self.is_stale) && adverts.iter().all(says_nothing) {
+        let is_due = self.seq == 0 || self.at.later(REFRESH) <= now;
+        if !is_due && adverts.iter().all(says_nothing) {
             return Vec::new();
         }
+        self.at = now;
         for advert in &mut adverts {
             self.seq += 1;
             advert.seq = self.seq;

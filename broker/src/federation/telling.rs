@@ -17,9 +17,7 @@ use crate::conversation::Ended;
 use crate::pipeline::Core;
 use crate::state::links::Link;
 
-/// How long an advert holds.
-const VALIDITY: Duration = Duration::from_secs(300);
-/// How often it is told anew that it still holds.
+/// How often is looked whether adverts have to be told anew, where nothing else is looked at.
 pub const REFRESH: Duration = Duration::from_secs(100);
 /// Between two looks at what changed: many changes at once are told once.
 pub const PAUSE: Duration = Duration::from_millis(50);
@@ -82,7 +80,7 @@ async fn tell_terms(core: &Core, link: &Link) -> Ended {
             () = changed(&mut peers) => {}
             () = changed(&mut offers) => {}
             () = changed(&mut trust) => {}
-            () = tokio::time::sleep(REFRESH) => terms.refresh(),
+            () = tokio::time::sleep(REFRESH) => {}
         }
     }
 }
@@ -130,11 +128,6 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Makes the next words say anew that what was said still holds: its time is running out.
-    pub fn refresh(&mut self) {
-        self.told.refresh();
-    }
-
     /// The words that bring the peer from what it knows to what is; none where it knows that. Nothing at all
     /// where the link has to end, because its other end is no peer any more, paused, or under another key.
     pub fn next(&mut self, core: &Core, link: &Link, now: Timestamp) -> Option<Vec<Bytes>> {
@@ -155,7 +148,7 @@ impl Terms {
             words.push(word(core, link, Kind::PeerTokens, &given, now));
             self.given = Some(given);
         }
-        for advert in self.told.next(tools, now.later(VALIDITY)) {
+        for advert in self.told.next(tools, now) {
             words.push(word(core, link, Kind::Advert, &advert, now));
         }
         Some(words)
