@@ -105,8 +105,6 @@ pub(crate) struct Linked {
     pub(crate) peers: watch::Receiver<()>,
     pub(crate) offers: watch::Receiver<()>,
     pub(crate) heard: bool,
-    /// When the heads were said that have not arrived.
-    pub(crate) heads_said: VecDeque<Moment>,
     /// Up to when we know what died at the other end.
     pub(crate) known_up_to: Moment,
     /// Which keys we were told are dead.
@@ -136,6 +134,8 @@ pub(crate) struct Conn {
     pub(crate) ends: [End; 2],
     /// By which end speaks.
     pub(crate) pipes: [Pipe; 2],
+    /// When the heads were said that have not arrived, by which end said them.
+    pub(crate) heads_said: [VecDeque<Moment>; 2],
     pub(crate) begun: Moment,
 }
 

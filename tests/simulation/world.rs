@@ -651,13 +651,10 @@ impl World {
         let head: RevocationHead = word.read_body().unwrap();
         let conn = self.conns.get_mut(&id).unwrap();
         let reader = conn.ends[end].house;
-        let other = match &mut conn.ends[1 - end].phase {
-            Phase::Up(linked) => linked.heads_said.pop_front(),
-            _ => None,
-        };
+        let said = conn.heads_said[1 - end].pop_front();
         let begun = conn.begun;
         if let Some(linked) = conn.ends[end].up() {
-            linked.known_up_to = linked.known_up_to.max(other.unwrap_or_default());
+            linked.known_up_to = linked.known_up_to.max(said.unwrap_or_default());
             linked.told.extend(&head.dead);
         }
         let well = self.calm_since.map(|since| since.max(begun));
@@ -675,13 +672,14 @@ impl World {
         };
         linked.died.borrow_and_update();
         let head = linked.heads.next(&core, &linked.link, core.clock.now());
-        linked.heads_said.push_back(now);
         linked.head_plan += 1;
         let plan = linked.head_plan;
         let is_sent = linked.link.send(head).is_ok();
         if !is_sent {
             linked.link.close();
         }
+        let conn = self.conns.get_mut(&id).unwrap();
+        conn.heads_said[end].push_back(now);
         self.plan(TICK, Event::Head(id, end, plan));
     }
 
@@ -747,7 +745,6 @@ impl World {
             peers: state.peers.changes(),
             offers: state.sessions.offers(),
             heard: true,
-            heads_said: VecDeque::new(),
             known_up_to: self.now,
             told: Vec::new(),
         };
@@ -881,6 +878,7 @@ impl World {
         let conn = Conn {
             ends: [dials, listens],
             pipes: Default::default(),
+            heads_said: Default::default(),
             begun: self.now,
         };
         self.conns.insert(id, conn);
