@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tests::lab::{Actor, START, organisation};
 use tokio::sync::mpsc;
 
-use crate::network::{House as Index, Moment};
+use crate::network::{Index, Moment};
 
 /// No broker's clock is behind the founding of its organisation.
 const BEGIN: Duration = Duration::from_secs(3_600);
@@ -229,7 +229,7 @@ pub(crate) fn said(bytes: Bytes) -> Heard {
     match (envelope.kind(), envelope.re()) {
         (Kind::Error, Some(re)) => {
             let body: ErrorBody = envelope.read_body().unwrap();
-            Heard::Refused(re, body.code.to_string())
+            Heard::Refused(re, body.code)
         }
         _ => Heard::Other,
     }

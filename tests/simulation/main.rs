@@ -5,16 +5,21 @@
 //! is one run, always. A failure prints its seed and the end of what happened.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     reason = "a test that is surprised fails"
 )]
 
+mod adversary;
+mod agents;
+mod checks;
 mod days;
+mod dialling;
 mod dice;
 mod house;
+mod links;
 mod network;
 mod oracle;
+mod people;
 mod world;
 
 use oracle::Seen;

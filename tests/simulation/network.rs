@@ -19,7 +19,7 @@ use crate::dice::Dice;
 const HELD_BYTES: usize = 64 << 10;
 
 /// Which broker.
-pub(crate) type House = usize;
+pub(crate) type Index = usize;
 /// Virtual time since the beginning.
 pub(crate) type Moment = Duration;
 
@@ -114,7 +114,7 @@ pub(crate) struct Linked {
 /// One end.
 #[derive(Debug)]
 pub(crate) struct End {
-    pub(crate) house: House,
+    pub(crate) house: Index,
     pub(crate) binding: Binding,
     pub(crate) phase: Phase,
 }
@@ -143,7 +143,7 @@ pub(crate) struct Conn {
 #[derive(Debug)]
 pub(crate) struct Weather {
     latency_ms: u64,
-    cut: BTreeMap<(House, House), u32>,
+    cut: BTreeMap<(Index, Index), u32>,
 }
 
 impl Weather {
@@ -165,7 +165,7 @@ impl Weather {
         )
     }
 
-    pub(crate) fn passes(&self, from: House, to: House) -> bool {
+    pub(crate) fn passes(&self, from: Index, to: Index) -> bool {
         !self.cut.contains_key(&(from, to))
     }
 
@@ -174,18 +174,18 @@ impl Weather {
     }
 
     /// Where nothing gets through, and for how many reasons.
-    pub(crate) fn all_cut(&self) -> Vec<((House, House), usize)> {
+    pub(crate) fn all_cut(&self) -> Vec<((Index, Index), usize)> {
         let all = self.cut.iter();
         all.map(|(way, times)| (*way, *times as usize)).collect()
     }
 
-    pub(crate) fn cut(&mut self, ways: &[(House, House)]) {
+    pub(crate) fn cut(&mut self, ways: &[(Index, Index)]) {
         for way in ways {
             *self.cut.entry(*way).or_default() += 1;
         }
     }
 
-    pub(crate) fn heal(&mut self, ways: &[(House, House)]) {
+    pub(crate) fn heal(&mut self, ways: &[(Index, Index)]) {
         for way in ways {
             if let Some(cuts) = self.cut.get_mut(way) {
                 *cuts -= 1;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto_spec::{Digest, PublicKey};
 
-use crate::network::{House, Moment};
+use crate::network::{Index, Moment};
 
 /// An invariant that does not hold, and where that was seen.
 pub(crate) type Broken = String;
@@ -29,7 +29,7 @@ pub(crate) enum Grant {
     /// Tools of its own; with whether they may be passed on.
     Own { onward: bool },
     /// Passage to another's tools.
-    Through(House),
+    Through(Index),
 }
 
 /// A peer as its owner's admin left it.
@@ -50,10 +50,10 @@ pub(crate) struct Standing {
 /// A call that an agent signed.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    pub(crate) home: House,
+    pub(crate) home: Index,
     pub(crate) caller: &'static str,
     pub(crate) key: PublicKey,
-    pub(crate) owner: House,
+    pub(crate) owner: Index,
     pub(crate) deliveries: u32,
     pub(crate) ended: Option<Ended>,
 }
@@ -68,7 +68,7 @@ pub(crate) enum Ended {
 /// By which link a call came.
 #[derive(Debug, Clone)]
 pub(crate) struct Way {
-    pub(crate) peer: House,
+    pub(crate) peer: Index,
     /// Up to when the reader knows what died there.
     pub(crate) known_up_to: Moment,
     pub(crate) told: Vec<PublicKey>,
@@ -79,16 +79,16 @@ pub(crate) struct Way {
 /// The book.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
-    pub(crate) agents: BTreeMap<(House, &'static str), Standing>,
-    pub(crate) peerings: BTreeMap<(House, House), Peering>,
+    pub(crate) agents: BTreeMap<(Index, &'static str), Standing>,
+    pub(crate) peerings: BTreeMap<(Index, Index), Peering>,
     pub(crate) calls: HashMap<Digest, Call>,
     pub(crate) results: HashSet<Digest>,
     /// Keys that died, where and when.
-    pub(crate) dead: HashMap<PublicKey, (House, Moment)>,
+    pub(crate) dead: HashMap<PublicKey, (Index, Moment)>,
     /// Who was told of which.
-    aware: HashSet<(House, PublicKey)>,
+    aware: HashSet<(Index, PublicKey)>,
     /// Grants that died, where.
-    pub(crate) struck: Vec<(House, Digest)>,
+    pub(crate) struck: Vec<(Index, Digest)>,
     pub(crate) seen: Seen,
 }
 
@@ -148,7 +148,8 @@ impl Seen {
     }
 }
 
-fn broken(invariant: &str, what: impl std::fmt::Display) -> Result<(), Broken> {
+/// Says that an invariant does not hold.
+pub(crate) fn broken(invariant: &str, what: impl std::fmt::Display) -> Result<(), Broken> {
     Err(format!("broken: {invariant}: {what}"))
 }
 
@@ -156,7 +157,7 @@ impl Oracle {
     /// A broker took a call: from its own agent, or over a link.
     pub(crate) fn taken(
         &mut self,
-        at: House,
+        at: Index,
         id: &Digest,
         way: Option<&Way>,
         now: Moment,
@@ -228,7 +229,7 @@ impl Oracle {
     }
 
     /// A provider was given a call.
-    pub(crate) fn delivered(&mut self, at: House, id: &Digest) -> Result<(), Broken> {
+    pub(crate) fn delivered(&mut self, at: Index, id: &Digest) -> Result<(), Broken> {
         let Some(call) = self.calls.get_mut(id).filter(|call| call.owner == at) else {
             return broken(SIGNED, format!("org{at} delivered {id}"));
         };
@@ -261,7 +262,7 @@ impl Oracle {
     }
 
     /// A key died, at its home, and everybody there was told so.
-    pub(crate) fn died(&mut self, key: PublicKey, home: House, now: Moment) {
+    pub(crate) fn died(&mut self, key: PublicKey, home: Index, now: Moment) {
         self.dead.insert(key, (home, now));
         self.seen.count("keys revoked");
     }
@@ -274,7 +275,7 @@ impl Oracle {
     /// A neighbour was told of deaths, over a link that is well since then.
     pub(crate) fn told(
         &mut self,
-        reader: House,
+        reader: Index,
         keys: &[PublicKey],
         now: Moment,
         well_since: Option<Moment>,
