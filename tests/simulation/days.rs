@@ -2,6 +2,7 @@
 //! and the network and the brokers fail. In the end all heals, and everything that should work has to.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use proto_spec::SigningKey;
@@ -46,7 +47,8 @@ pub(crate) fn around_a_ring() -> Result<Vec<u64>, String> {
 /// Runs one seed.
 pub(crate) fn run(seed: u64) -> Result<World, String> {
     let mut world = World::new(seed);
-    match world.live() {
+    let lived = catch_unwind(AssertUnwindSafe(|| world.live()));
+    match lived.unwrap_or_else(|_| Err("a panic, as it is told above".into())) {
         Ok(()) => Ok(world),
         Err(broken) => Err(format!("{}\n{broken}\nFEM_SEED={seed}", world.shown())),
     }
