@@ -119,9 +119,9 @@ fn brokers_whose_clocks_are_four_minutes_apart_answer_each_other_at_any_time() {
 }
 
 #[test]
-fn a_revocation_is_known_by_all_of_a_ring_of_ten_brokers_within_two_seconds() {
+fn in_a_ring_of_ten_brokers_a_revocation_is_known_to_both_neighbours_within_a_second() {
     let took = timeless(days::around_a_ring).unwrap_or_else(|why| panic!("{why}"));
     let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
     println!("known after {median} ms (median), {longest} ms (longest)");
-    assert!(took.len() == 90 && longest < 2_000, "{took:?}");
+    assert!(took.len() == 20 && longest < 1_000, "{took:?}");
 }
