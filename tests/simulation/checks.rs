@@ -104,6 +104,10 @@ impl World {
                 return Some(format!("an agent of org{number} is not attached"));
             }
         }
+        // Two that dial each other at once keep one link, and end what is in flight on the other.
+        if let Some((house, peer)) = self.who_dials() {
+            return Some(format!("org{house} is dialling org{peer}"));
+        }
         for (a, b) in &self.edges {
             for (house, peer) in [(*a, *b), (*b, *a)] {
                 if !self.is_peering(house, peer) {

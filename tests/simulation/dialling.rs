@@ -109,4 +109,22 @@ impl World {
         dialer.is_busy = true;
         self.plan(pause, Event::Dial(house, other, run));
     }
+
+    /// Somebody who dials, or is going to, and is not linked by it.
+    pub(crate) fn who_dials(&self) -> Option<(Index, Index)> {
+        let is_linked = |house: Index, peer: Index| {
+            self.conns.values().any(|conn| {
+                let is_theirs = conn.ends[0].house == house && conn.ends[1].house == peer;
+                let is_up = |end: &End| matches!(end.phase, Phase::Up(_));
+                is_theirs && conn.ends.iter().all(is_up)
+            })
+        };
+        let busy = self.houses.iter().enumerate().flat_map(|(house, it)| {
+            let busy = it.dialers.iter().filter(|(_, dialer)| dialer.is_busy);
+            busy.map(move |(peer, _)| (house, *peer))
+        });
+        busy.into_iter()
+            .filter(|(house, peer)| self.is_peering(*house, *peer))
+            .find(|(house, peer)| !is_linked(*house, *peer))
+    }
 }
