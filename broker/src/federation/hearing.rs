@@ -94,6 +94,7 @@ impl Attached<'_> {
                 let head: RevocationHead = heard.envelope().read_body()?;
                 let dead = self.link.see(head, now)?;
                 if !dead.is_empty() {
+                    // Those that went on from here are cancelled there.
                     Place { core, now }.end_calls_of(&self.link, &dead);
                 }
                 Ok(())
