@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto_spec::limits::PEER_GRANTS_MAX;
+use proto_spec::limits::{CLOCK_SKEW_MAX, PEER_GRANTS_MAX};
 use proto_spec::message::{PeerTokens, RevocationHead};
 use proto_spec::{Audience, Digest, Kind, Org, Timestamp};
 use serde::Serialize;
@@ -16,8 +16,8 @@ use crate::conversation::Ended;
 use crate::pipeline::Core;
 use crate::state::links::Link;
 
-/// How long an advert holds.
-const VALIDITY: Duration = Duration::from_secs(300);
+/// How long an advert holds: also for a peer whose clock is as far ahead as it may be, until the next.
+const VALIDITY: Duration = Duration::from_secs(300 + CLOCK_SKEW_MAX.as_secs());
 /// How often it is told anew that it still holds.
 const REFRESH: Duration = Duration::from_secs(100);
 /// Between two looks at what changed: many changes at once are told once.
@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How long a token holds that we pass on from another peer.
 const PASSED_ON_VALIDITY: Duration = Duration::from_secs(3_600);
 /// How often a head is said.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// Tells a peer what is, and then what changes, until the link has to end.
 pub(super) async fn tell(core: &Core, link: &Link) -> Ended {
