@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use proto_spec::admission::Heard;
@@ -27,6 +28,8 @@ const MESSAGE_CHARS_MAX: usize = 512;
 pub(super) struct Attached<'a> {
     pub(super) core: &'a Core,
     pub(super) link: Arc<Link>,
+    /// Whether anything came since somebody asked last.
+    pub(super) heard: AtomicBool,
 }
 
 impl Hears for Attached<'_> {
@@ -35,6 +38,7 @@ impl Hears for Attached<'_> {
     }
 
     async fn hear(&self, message: Bytes) -> Option<Bytes> {
+        self.heard.store(true, Ordering::Relaxed);
         if message.first() == Some(&RELAY) {
             return self.relayed(message).await;
         }

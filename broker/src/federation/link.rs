@@ -1,6 +1,7 @@
 //! One link: both ends prove who they are on this very connection, then each tells and hears.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -12,12 +13,12 @@ use rustls::ConnectionCommon;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::{client, server};
 use tokio_tungstenite::WebSocketStream;
 
 use super::hearing::Attached;
-use super::telling::tell;
+use super::telling::{TICK, tell};
 use crate::calls::Place;
 use crate::conversation::{Ended, Stream, close, converse, next, send, turn_away};
 use crate::phase::Phase;
@@ -30,6 +31,9 @@ use crate::tls::channel_of;
 
 /// In which header of its upgrade request a broker says whose it is.
 pub const ORG_HEADER: &str = "fem-org";
+
+/// So many heads in a row may not come: then a link is not one any more, whatever TCP believes of it.
+const MISSED_MAX: u32 = 5;
 
 /// What tells this connection from every other, and by which TLS keys its ends are known.
 #[derive(Debug, Clone, Copy)]
@@ -112,10 +116,12 @@ pub async fn run<S: Stream>(
     let hears = Attached {
         core,
         link: Arc::clone(&link),
+        heard: AtomicBool::new(true),
     };
     let why = tokio::select! {
         why = converse(&mut socket, &hears, queue, phase) => why,
         why = tell(core, &link) => why,
+        why = silence(&hears.heard) => why,
     };
     core.state.links.detach(&link);
     Place {
@@ -126,6 +132,20 @@ pub async fn run<S: Stream>(
     tracing::info!(peer = %peer.org, link = link.id(), why = why.says(), "unlinked");
     close(&mut socket, why).await;
     Ok(why)
+}
+
+/// Ends once nothing has come for as long as five heads take. A connection whose network is gone says
+/// nothing about it, and one that is being written to is not read.
+async fn silence(heard: &AtomicBool) -> Ended {
+    let mut missed = 0;
+    while missed < MISSED_MAX {
+        sleep(TICK).await;
+        missed = match heard.swap(false, Ordering::Relaxed) {
+            true => 0,
+            false => missed + 1,
+        };
+    }
+    Ended::Silent
 }
 
 fn bail_late() -> anyhow::Result<PublicKey> {
