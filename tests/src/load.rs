@@ -79,12 +79,12 @@ pub async fn provide(line: &Line, fs: &Actor) -> Result<Socket> {
     Ok(provider)
 }
 
-/// Answers every call; answers that are ready together go out together.
+/// Answers every call, after `executes` was told of it; answers that are ready together go out together.
 ///
 /// # Errors
 ///
 /// When the connection fails.
-pub async fn serve(provider: Socket, fs: Actor) -> Result<()> {
+pub async fn serve(provider: Socket, fs: &Actor, executes: impl Fn(&Envelope)) -> Result<()> {
     let mut socket = provider.into_inner();
     let text = padding();
     while let Some(message) = socket.next().await {
@@ -93,6 +93,7 @@ pub async fn serve(provider: Socket, fs: Actor) -> Result<()> {
             let bytes = next?.into_data();
             if bytes.first() == Some(&proto_spec::frame::FRAME) {
                 let call = Envelope::parse(Frame::decode(bytes)?.envelope, 1 << 20)?;
+                executes(&call);
                 let extra = Extra {
                     re: Some(Digest::of(&call.signed_bytes())),
                     ..Extra::default()

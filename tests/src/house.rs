@@ -1,0 +1,205 @@
+//! An organisation at work: its files, its broker as a process, and what its admin does to make peers.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use proto_spec::message::{Ack, PeerRecord};
+use proto_spec::peering::Descriptor;
+use proto_spec::{Digest, Kind};
+use serde_json::{Value, json};
+
+use crate::binaries::{self, Process};
+use crate::lab::Actor;
+use crate::load;
+use crate::site::Site;
+use crate::wire::{Line, PATIENCE};
+
+/// An organisation whose broker runs.
+#[derive(Debug)]
+pub struct House {
+    /// Its files.
+    pub site: Site,
+    /// How its agents reach the broker.
+    pub line: Line,
+    /// How far its broker's clock is ahead, in seconds.
+    ahead: i64,
+    broker: Option<Process>,
+}
+
+impl House {
+    /// Starts the broker of a site.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn open(site: Site) -> Result<Self> {
+        Self::with_clock(site, 0)
+    }
+
+    /// Starts the broker of a site with a clock that is so many seconds ahead, which takes libfaketime.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn with_clock(site: Site, ahead: i64) -> Result<Self> {
+        let broker = start(&site, ahead)?;
+        let line = site.line(&broker)?;
+        Ok(Self {
+            site,
+            line,
+            ahead,
+            broker: Some(broker),
+        })
+    }
+
+    /// Its admin.
+    #[must_use]
+    pub fn admin(&self) -> &Actor {
+        &self.site.admin
+    }
+
+    /// Its broker's process.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn broker(&self) -> Result<&Process> {
+        self.broker.as_ref().context("its broker does not run")
+    }
+
+    /// Stops its broker with SIGTERM, or kills it with SIGKILL, and starts another at the same place.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end well or does not start.
+    pub fn restart(&mut self, kill: bool) -> Result<()> {
+        let broker = self.broker.take().context("its broker does not run")?;
+        match kill {
+            true => broker.kill()?,
+            false => broker.stop()?,
+        }
+        self.broker = Some(start(&self.site, self.ahead)?);
+        Ok(())
+    }
+
+    /// Does something as its admin.
+    ///
+    /// # Errors
+    ///
+    /// When it is refused.
+    pub async fn ask(&self, kind: Kind, body: Value) -> Result<Ack> {
+        load::ask(&self.line, self.admin(), kind, &body).await
+    }
+
+    /// Registers and approves an agent.
+    ///
+    /// # Errors
+    ///
+    /// When either is refused.
+    pub async fn agent(&self, name: &str, seed: u8, capabilities: &[&str]) -> Result<Actor> {
+        load::agent(&self.line, self.admin(), name, seed, capabilities).await
+    }
+
+    /// Revokes an agent, and with it its key.
+    ///
+    /// # Errors
+    ///
+    /// When it is refused.
+    pub async fn revoke_agent(&self, name: &str) -> Result<()> {
+        let body = json!({"name": name});
+        self.ask(Kind::AdminAgentRevoke, body).await.map(drop)
+    }
+
+    /// Grants a peer's agents something.
+    ///
+    /// # Errors
+    ///
+    /// When it is refused.
+    pub async fn grant(&self, body: Value) -> Result<Digest> {
+        match self.ask(Kind::AdminPeerGrant, body).await? {
+            Ack::Issued { id, .. } => Ok(id),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Takes another organisation as a peer, to be dialled where it says that it is reached, or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When either admin is refused.
+    pub async fn take(&self, other: &Self, is_dialled: bool) -> Result<()> {
+        let invited = other.ask(Kind::AdminPeerInvite, json!({})).await?;
+        let Ack::PeerInvited { descriptor } = invited else {
+            bail!("{invited:?}");
+        };
+        let said = Descriptor::read(&descriptor)?;
+        let endpoints = match is_dialled {
+            true => said.body().endpoints.clone(),
+            false => Vec::new(),
+        };
+        let key = said.body().key;
+        let body = json!({"descriptor": descriptor, "key": key, "endpoints": endpoints});
+        self.ask(Kind::AdminPeerAdd, body).await.map(drop)
+    }
+
+    /// Makes both peers of each other: this one dials.
+    ///
+    /// # Errors
+    ///
+    /// When either admin is refused.
+    pub async fn join(&self, other: &Self) -> Result<()> {
+        other.take(self, false).await?;
+        self.take(other, true).await
+    }
+
+    /// Its peers.
+    ///
+    /// # Errors
+    ///
+    /// When it is refused.
+    pub async fn peers(&self) -> Result<Vec<PeerRecord>> {
+        match self.ask(Kind::AdminPeerList, json!({})).await? {
+            Ack::Peers { peers } => Ok(peers),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Waits until something is so of what it knows of a peer.
+    ///
+    /// # Errors
+    ///
+    /// When that does not come about.
+    pub async fn until(&self, org: &str, is: impl Fn(&PeerRecord) -> bool) -> Result<()> {
+        let waiting = async {
+            loop {
+                let peers = self.peers().await?;
+                if peers
+                    .iter()
+                    .any(|peer| peer.org.as_str() == org && is(peer))
+                {
+                    return Ok(());
+                }
+                // Each question is a word in the replay window of a broker that has other things to do.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        waited.with_context(|| format!("{org} is not so"))?
+    }
+}
+
+fn start(site: &Site, ahead: i64) -> Result<Process> {
+    if ahead == 0 {
+        return site.start();
+    }
+    let library = binaries::faketime().context("no libfaketime")?;
+    let mut command = Command::new(binaries::path("fem-broker")?);
+    command
+        .arg(site.at("broker.toml"))
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME", format!("{ahead:+}s"))
+        // Waits are not what is tested, and condition variables do not take it.
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    Process::launch(&mut command)
+}

@@ -1,0 +1,210 @@
+//! What was executed, and what callers were told: written down where it happens, for whoever has to show
+//! afterwards that nothing happened twice or too late.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use proto_spec::{AgentId, Audience, Code, Digest, Envelope, Kind, Sealed};
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::lab::{Actor, code_of, wall_clock};
+use crate::load::{provide, serve};
+use crate::wire::{Heard, Line, PATIENCE, Socket};
+
+/// Before a connection that was lost is made again.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How long a caller waits for its answer before it asks again with the same bytes.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// The calls that providers were given.
+#[derive(Debug, Default, Clone)]
+pub struct Executions(Arc<Mutex<Vec<(Instant, AgentId, Digest)>>>);
+
+impl Executions {
+    /// Notes a call.
+    pub fn note(&self, call: &Envelope) {
+        if let Some(caller) = call.speaker().agent() {
+            let id = Digest::of(&call.signed_bytes());
+            let one = (Instant::now(), caller.clone(), id);
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(one);
+        }
+    }
+
+    fn all(&self) -> Vec<(Instant, AgentId, Digest)> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// How many there were.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.all().len()
+    }
+
+    /// When an agent's last call was executed.
+    #[must_use]
+    pub fn last_of(&self, caller: &AgentId) -> Option<Instant> {
+        let all = self.all();
+        let own = all.iter().filter(|(_, agent, _)| agent == caller);
+        own.map(|(at, ..)| *at).max()
+    }
+
+    /// Whether a call was executed.
+    #[must_use]
+    pub fn has(&self, call: &Digest) -> bool {
+        self.all().iter().any(|(_, _, id)| id == call)
+    }
+
+    /// # Errors
+    ///
+    /// When one and the same envelope was executed more than once.
+    pub fn check_none_twice(&self) -> Result<()> {
+        let mut seen: HashMap<Digest, usize> = HashMap::new();
+        for (_, _, id) in self.all() {
+            *seen.entry(id).or_default() += 1;
+        }
+        match seen.iter().find(|(_, count)| **count > 1) {
+            Some((id, count)) => bail!("{id} was executed {count} times"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A task that ends when this is dropped.
+#[derive(Debug)]
+pub struct Running(JoinHandle<()>);
+
+impl Running {
+    /// Starts a task.
+    pub fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Has a provider of `fs.read` answer whatever comes, and come back whenever its broker does.
+#[must_use]
+pub fn keep_serving(line: Line, fs: Actor, executions: Executions) -> Running {
+    Running::spawn(async move {
+        loop {
+            if let Ok(session) = provide(&line, &fs).await {
+                // It ends with its connection.
+                let _ = serve(session, &fs, |call| executions.note(call)).await;
+            }
+            sleep(AGAIN).await;
+        }
+    })
+}
+
+/// What callers were told, newest last.
+#[derive(Debug, Default, Clone)]
+pub struct Answers(Arc<Mutex<Vec<(Instant, Option<Code>)>>>);
+
+impl Answers {
+    fn note(&self, code: Option<Code>) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((Instant::now(), code));
+    }
+
+    /// How many calls of those made since `from` came to this: nothing is a result.
+    #[must_use]
+    pub fn count(&self, from: Instant, code: Option<Code>) -> usize {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .filter(|(at, told)| *at >= from && *told == code)
+            .count()
+    }
+
+    /// Waits until so many calls more came to this.
+    ///
+    /// # Errors
+    ///
+    /// When they do not.
+    pub async fn until(&self, count: usize, code: Option<Code>) -> Result<()> {
+        let from = Instant::now();
+        let waiting = async {
+            while self.count(from, code) < count {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(PATIENCE, waiting).await.is_err() {
+            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = all.iter().rev().take(5).collect::<Vec<_>>();
+            bail!("not {count} times {code:?}, but {last:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Has a caller make one call after the other, whatever becomes of them. What was not answered, or not for
+/// certain, it sends again as it was, as a client would that hopes for the best.
+#[must_use]
+pub fn keep_calling(line: Line, caller: Arc<Actor>, to: Audience, answers: Answers) -> Running {
+    Running::spawn(async move {
+        let mut unsure: Option<Sealed> = None;
+        loop {
+            let Ok(mut session) = caller.attach(&line, wall_clock()).await else {
+                sleep(AGAIN).await;
+                continue;
+            };
+            while let Ok(call) = unsure.take().map_or_else(|| one(&caller, &to), Ok) {
+                let told = outcome(&mut session, &call).await;
+                let is_unsure = matches!(told, None | Some(Some(Code::OutcomeUnknown)));
+                unsure = is_unsure.then_some(call);
+                match told {
+                    Some(code) => answers.note(code),
+                    None => break,
+                }
+                if told != Some(None) {
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    })
+}
+
+/// A call of `fs.read`.
+///
+/// # Errors
+///
+/// Never: it serialises.
+pub fn one(caller: &Actor, to: &Audience) -> Result<Sealed> {
+    let body = json!({"tool": "fs.read", "arguments": {}});
+    caller.seal(Kind::ToolCall, to, wall_clock(), &body)
+}
+
+/// What a call comes to: nothing where that did not come, else the code of a refusal, if it was one.
+pub async fn outcome(session: &mut Socket, call: &Sealed) -> Option<Option<Code>> {
+    let asking = async {
+        session.send(call.bytes.clone()).await.ok()?;
+        loop {
+            match session.hear().await.ok()? {
+                Heard::Delivered { envelope, .. } if envelope.re() == Some(call.id) => {
+                    return Some(None);
+                }
+                Heard::Said(said) if said.re() == Some(call.id) => {
+                    return Some(Some(code_of(&said).ok()?));
+                }
+                Heard::Closed => return None,
+                _ => {}
+            }
+        }
+    };
+    timeout(ANSWER_MAX, asking).await.ok()?
+}
