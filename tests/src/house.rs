@@ -23,7 +23,7 @@ pub struct House {
     /// How its agents reach the broker.
     pub line: Line,
     /// How far its broker's clock is ahead, in seconds.
-    ahead: i64,
+    ahead: u64,
     broker: Option<Process>,
 }
 
@@ -42,7 +42,7 @@ impl House {
     /// # Errors
     ///
     /// When it does not start.
-    pub fn with_clock(site: Site, ahead: i64) -> Result<Self> {
+    pub fn with_clock(site: Site, ahead: u64) -> Result<Self> {
         let broker = start(&site, ahead)?;
         let line = site.line(&broker)?;
         Ok(Self {
@@ -189,7 +189,7 @@ impl House {
     }
 }
 
-fn start(site: &Site, ahead: i64) -> Result<Process> {
+fn start(site: &Site, ahead: u64) -> Result<Process> {
     if ahead == 0 {
         return site.start();
     }
@@ -198,7 +198,7 @@ fn start(site: &Site, ahead: i64) -> Result<Process> {
     command
         .arg(site.at("broker.toml"))
         .env("LD_PRELOAD", library)
-        .env("FAKETIME", format!("{ahead:+}s"))
+        .env("FAKETIME", format!("+{ahead}s"))
         // Waits are not what is tested, and condition variables do not take it.
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     Process::launch(&mut command)
