@@ -50,6 +50,16 @@ pub async fn agent(
     capabilities: &[&str],
 ) -> Result<Actor> {
     let actor = Actor::of(admin.id.org(), name, seed)?;
+    enrol(line, admin, &actor, capabilities).await?;
+    Ok(actor)
+}
+
+/// As [`agent`], of one that has its key already.
+///
+/// # Errors
+///
+/// When either is refused.
+pub async fn enrol(line: &Line, admin: &Actor, actor: &Actor, capabilities: &[&str]) -> Result<()> {
     let request = RegisterAgent {
         pubkey: actor.key.public(),
         capabilities: Vec::new(),
@@ -57,10 +67,11 @@ pub async fn agent(
         enrolment: None,
         note: None,
     };
-    ask(line, &actor, Kind::RegisterAgent, &request).await?;
-    let approval = json!({"name": name, "key": actor.key.public(), "capabilities": capabilities});
+    ask(line, actor, Kind::RegisterAgent, &request).await?;
+    let (name, key) = (actor.id.name(), actor.key.public());
+    let approval = json!({"name": name, "key": key, "capabilities": capabilities});
     ask(line, admin, Kind::AdminAgentApprove, &approval).await?;
-    Ok(actor)
+    Ok(())
 }
 
 /// Attaches a session that offers `fs.read`.

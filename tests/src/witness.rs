@@ -1,8 +1,8 @@
 //! What was executed, and what callers were told: written down where it happens, for whoever has to show
 //! afterwards that nothing happened twice or too late.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -20,63 +20,55 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// How long a caller waits for its answer before it asks again with the same bytes.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// The calls that providers were given.
+/// The calls that providers were given, by caller.
 #[derive(Debug, Default, Clone)]
-pub struct Executions(Arc<Mutex<Vec<(Instant, AgentId, Digest)>>>);
+pub struct Executions(Arc<Mutex<HashMap<AgentId, Vec<(Instant, Digest)>>>>);
 
 impl Executions {
     /// Notes a call.
     pub fn note(&self, call: &Envelope) {
         if let Some(caller) = call.speaker().agent() {
-            let id = Digest::of(&call.signed_bytes());
-            let one = (Instant::now(), caller.clone(), id);
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(one);
+            let one = (Instant::now(), Digest::of(&call.signed_bytes()));
+            lock(&self.0).entry(caller.clone()).or_default().push(one);
         }
     }
 
-    fn all(&self) -> Vec<(Instant, AgentId, Digest)> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// How many there were.
+    /// The calls of one caller, and when each was executed.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.all().len()
+    pub fn of(&self, caller: &AgentId) -> Vec<(Instant, Digest)> {
+        lock(&self.0).get(caller).cloned().unwrap_or_default()
     }
 
     /// When an agent's last call was executed.
     #[must_use]
     pub fn last_of(&self, caller: &AgentId) -> Option<Instant> {
-        let all = self.all();
-        let own = all.iter().filter(|(_, agent, _)| agent == caller);
-        own.map(|(at, ..)| *at).max()
+        self.of(caller).iter().map(|(at, _)| *at).max()
     }
 
     /// Whether a call was executed.
     #[must_use]
     pub fn has(&self, call: &Digest) -> bool {
-        self.all().iter().any(|(_, _, id)| id == call)
+        lock(&self.0).values().flatten().any(|(_, id)| id == call)
     }
 
+    /// That no envelope was executed more than once.
+    ///
     /// # Errors
     ///
-    /// When one and the same envelope was executed more than once.
+    /// When one was.
     pub fn check_none_twice(&self) -> Result<()> {
-        let mut seen: HashMap<Digest, usize> = HashMap::new();
-        for (_, _, id) in self.all() {
-            *seen.entry(id).or_default() += 1;
-        }
-        match seen.iter().find(|(_, count)| **count > 1) {
-            Some((id, count)) => bail!("{id} was executed {count} times"),
+        let mut seen = HashSet::new();
+        let all = lock(&self.0);
+        match all.values().flatten().find(|(_, id)| !seen.insert(*id)) {
+            Some((_, id)) => bail!("{id} was executed twice"),
             None => Ok(()),
         }
     }
+}
+
+/// What a task wrote that panicked is true all the same.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A task that ends when this is dropped.
@@ -116,16 +108,13 @@ pub struct Answers(Arc<Mutex<Vec<(Instant, Option<Code>)>>>);
 
 impl Answers {
     fn note(&self, code: Option<Code>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((Instant::now(), code));
+        lock(&self.0).push((Instant::now(), code));
     }
 
     /// How many calls of those made since `from` came to this: nothing is a result.
     #[must_use]
     pub fn count(&self, from: Instant, code: Option<Code>) -> usize {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&self.0);
         all.iter()
             .filter(|(at, told)| *at >= from && *told == code)
             .count()
@@ -144,7 +133,7 @@ impl Answers {
             }
         };
         if timeout(PATIENCE, waiting).await.is_err() {
-            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = lock(&self.0);
             let last = all.iter().rev().take(5).collect::<Vec<_>>();
             bail!("not {count} times {code:?}, but {last:?}");
         }
