@@ -734,6 +734,10 @@ async fn who_passes_a_call_on_says_how_old_its_view_of_the_home_is_and_no_peer_k
     let refused = link.word(Kind::Error).await.unwrap().unwrap();
     assert_eq!(refused.re(), Some(sent.id));
     assert_eq!(code_of(&refused).unwrap(), Code::RevocationsStale);
+    // What acme itself says of its agents ends what went on from globex, and the provider is told.
+    link.say(Kind::RevocationHead, None, &head).await.unwrap();
+    let told = serving.hear().await.unwrap().said().unwrap();
+    assert_eq!(told.kind(), Kind::ToolCancel);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use proto_spec::{Audience, Code, Digest, Kind};
 use serde_json::json;
 use tests::binaries::faketime;
 use tests::cable::{Cable, Loss, Way};
-use tests::house::House;
+use tests::house::{House, Surroundings};
 use tests::lab::{Actor, hears_refusal, wall_clock};
 use tests::site::{Site, free};
 use tests::witness::{Answers, Executions, Running, keep_calling, keep_serving, one, outcome};
@@ -29,18 +29,20 @@ async fn behind_a_cable(org: &str, ahead: u64) -> (House, Cable) {
     let bound = format!("stale_after_ms = {}", BOUND.as_millis());
     let site = Site::of(org, "").unwrap();
     let site = site.reachable_by(listen, cable.address(), &bound).unwrap();
-    (House::with_clock(site, ahead).unwrap(), cable)
+    let surroundings = match ahead {
+        0 => Surroundings::Here,
+        seconds => Surroundings::Ahead(seconds),
+    };
+    (House::open_in(site, surroundings).unwrap(), cable)
 }
 
-/// acme, whose `x` calls what globex' `fs` serves; acme dials.
-struct Scene {
-    acme: House,
-    globex: House,
-    /// `There` is towards globex.
-    cable: Cable,
-    caller: Arc<Actor>,
-    executions: Executions,
-    answers: Answers,
+/// acme, whose `x` calls what globex' `fs` serves, all the time; acme dials.
+pub(crate) struct Scene {
+    pub(crate) acme: House,
+    pub(crate) globex: House,
+    pub(crate) caller: Arc<Actor>,
+    pub(crate) executions: Executions,
+    pub(crate) answers: Answers,
     _running: [Running; 2],
 }
 
@@ -48,15 +50,21 @@ fn fs() -> Audience {
     "fs@globex".parse().unwrap()
 }
 
-impl Scene {
-    async fn begin() -> Self {
-        Self::with_clocks([0, 0]).await
-    }
+/// With a cable that is `There` towards globex.
+async fn begin() -> (Scene, Cable) {
+    with_clocks([0, 0]).await
+}
 
-    /// With clocks that are so many seconds ahead.
-    async fn with_clocks(ahead: [u64; 2]) -> Self {
-        let (acme, _) = behind_a_cable("acme", ahead[0]).await;
-        let (globex, cable) = behind_a_cable("globex", ahead[1]).await;
+/// With clocks that are so many seconds ahead.
+async fn with_clocks(ahead: [u64; 2]) -> (Scene, Cable) {
+    let (acme, _) = behind_a_cable("acme", ahead[0]).await;
+    let (globex, cable) = behind_a_cable("globex", ahead[1]).await;
+    (Scene::of(acme, globex).await, cable)
+}
+
+impl Scene {
+    /// Has both become peers, and waits until calls come through.
+    pub(crate) async fn of(acme: House, globex: House) -> Self {
         acme.join(&globex).await.unwrap();
         let granted = globex.grant(json!({"org": "acme", "capabilities": ["fs.*"]}));
         granted.await.unwrap();
@@ -70,27 +78,33 @@ impl Scene {
         let scene = Self {
             acme,
             globex,
-            cable,
             caller,
             executions,
             answers,
             _running: [serving, calling],
         };
-        scene.answers.until(SOME, None).await.unwrap();
+        scene.goes_on().await;
         scene
     }
 
-    /// That the network is well again, and all has come right by itself.
-    async fn heals(&self) {
-        self.cable.heal();
+    /// That calls come through again by themselves, and each did once at most.
+    pub(crate) async fn goes_on(&self) {
         self.answers.until(SOME, None).await.unwrap();
         self.executions.check_none_twice().unwrap();
     }
 
-    /// Waits until acme's broker says that its link is so.
-    async fn until_link(&self, link: &str) {
-        let is = |peer: &PeerRecord| peer.link == link;
-        self.acme.until("globex", is).await.unwrap();
+    /// Waits until both brokers have noticed that they have no link.
+    pub(crate) async fn is_parted(&self) {
+        let is_down = |peer: &PeerRecord| peer.link == "down";
+        self.acme.until("globex", is_down).await.unwrap();
+        self.globex.until("acme", is_down).await.unwrap();
+    }
+
+    /// That nothing was executed when nobody can have known any more who is revoked.
+    pub(crate) fn stopped_in_time(&self, lost: Instant) {
+        let last = self.executions.last_of(&self.caller.id).unwrap();
+        let late = last.saturating_duration_since(lost);
+        assert!(late < BOUND + NOTING, "executed after {late:?}");
     }
 }
 
@@ -107,12 +121,12 @@ async fn pass(time: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_loses_nothing_that_was_acknowledged_and_heals_without_help() {
-    let scene = Scene::begin().await;
+    let (scene, cable) = begin().await;
     let (acme, globex) = (&scene.acme, &scene.globex);
     let y = caller(acme, "y", 4).await;
     let other = globex.grant(json!({"org": "acme", "capabilities": ["db.*"]}));
     let other = other.await.unwrap();
-    scene.cable.part(Loss::Forever);
+    cable.part(Loss::Forever);
     // Either side does what it likes, and is told that it is done.
     acme.revoke_agent("y").await.unwrap();
     let body = json!({"ids": [other]});
@@ -120,17 +134,14 @@ async fn a_partition_loses_nothing_that_was_acknowledged_and_heals_without_help(
     let granted = globex.grant(json!({"org": "acme", "capabilities": ["mail.*"]}));
     let granted = granted.await.unwrap();
     // Both notice by themselves, and say so to whoever calls.
-    scene.until_link("down").await;
-    globex
-        .until("acme", |peer| peer.link == "down")
-        .await
-        .unwrap();
+    scene.is_parted().await;
     scene
         .answers
         .until(SOME, Some(Code::Unavailable))
         .await
         .unwrap();
-    scene.heals().await;
+    cable.heal();
+    scene.goes_on().await;
     let has = |id: Digest| move |peer: &PeerRecord| peer.grants.iter().any(|grant| grant.id == id);
     globex.until("acme", has(granted)).await.unwrap();
     globex
@@ -142,7 +153,7 @@ async fn a_partition_loses_nothing_that_was_acknowledged_and_heals_without_help(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_network_held_back_past_the_bound_is_refused_as_stale_and_not_executed() {
-    let scene = Scene::begin().await;
+    let (scene, cable) = begin().await;
     let z = caller(&scene.acme, "z", 4).await;
     // The link itself is given up after five seconds: on a machine that stands still for one of them
     // callers learn of that instead.
@@ -153,16 +164,16 @@ async fn what_the_network_held_back_past_the_bound_is_refused_as_stale_and_not_e
         for agent in [&y, &z] {
             sessions.push(agent.attach(&scene.acme.line, wall_clock()).await.unwrap());
         }
-        scene.cable.lose(Way::There, Loss::Late);
+        cable.lose(Way::There, Loss::Late);
         let calls = [&y, &z].map(|agent| one(agent, &fs()).unwrap());
         for (session, call) in sessions.iter_mut().zip(&calls) {
             session.send(call.bytes.clone()).await.unwrap();
         }
         scene.acme.revoke_agent(&name).await.unwrap();
         pass(BOUND + Duration::from_secs(1)).await;
-        scene.cable.heal();
+        cable.heal();
         let told = hears_refusal(&mut sessions[1]).await.unwrap();
-        scene.heals().await;
+        scene.goes_on().await;
         for call in &calls {
             assert!(!scene.executions.has(&call.id));
         }
@@ -176,32 +187,23 @@ async fn what_the_network_held_back_past_the_bound_is_refused_as_stale_and_not_e
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_is_lost_one_way_stops_calls_at_the_bound_and_heals_without_help() {
-    let scene = Scene::begin().await;
+    let (scene, cable) = begin().await;
     for way in [Way::There, Way::Back] {
         for loss in [Loss::Late, Loss::Forever] {
             let lost = Instant::now();
-            scene.cable.lose(way, loss);
-            scene.until_link("down").await;
-            scene
-                .globex
-                .until("acme", |peer| peer.link == "down")
-                .await
-                .unwrap();
-            let last = scene.executions.last_of(&scene.caller.id).unwrap();
-            assert!(
-                last < lost + BOUND + NOTING,
-                "{way:?}: executed {:?} after",
-                last - lost
-            );
-            scene.heals().await;
+            cable.lose(way, loss);
+            scene.is_parted().await;
+            scene.stopped_in_time(lost);
+            cable.heal();
+            scene.goes_on().await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_of_200_ms_carries_calls_and_revocations_and_its_links_stay_up() {
-    let scene = Scene::begin().await;
-    scene.cable.delay(Duration::from_millis(200));
+    let (scene, cable) = begin().await;
+    cable.delay(Duration::from_millis(200));
     let begun = Instant::now();
     let y = caller(&scene.acme, "y", 4).await;
     let mut calling = y.attach(&scene.acme.line, wall_clock()).await.unwrap();
@@ -218,8 +220,8 @@ async fn a_network_of_200_ms_carries_calls_and_revocations_and_its_links_stay_up
     let lost = scene.answers.count(begun, Some(Code::OutcomeUnknown));
     assert_eq!(lost, 0, "no link was lost");
     // One that has to be made anew is made over the same network.
-    scene.cable.cut();
-    scene.heals().await;
+    cable.cut();
+    scene.goes_on().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +232,7 @@ async fn brokers_whose_clocks_are_four_minutes_apart_serve_each_other_and_believ
         return;
     }
     for ahead in [[240, 0], [0, 240]] {
-        let scene = Scene::with_clocks(ahead).await;
+        let (scene, cable) = with_clocks(ahead).await;
         let y = caller(&scene.acme, "y", 4).await;
         // An agent's clock may be its own broker's, or any between.
         let mut calling = y.attach(&scene.acme.line, wall_clock()).await.unwrap();
@@ -240,13 +242,14 @@ async fn brokers_whose_clocks_are_four_minutes_apart_serve_each_other_and_believ
             assert_eq!(outcome(&mut calling, &call).await, Some(None));
         }
         // The call was let through at home; its key dies while the network holds it.
-        scene.cable.part(Loss::Late);
+        cable.part(Loss::Late);
         let held = one(&y, &fs()).unwrap();
         calling.send(held.bytes.clone()).await.unwrap();
         scene.acme.revoke_agent("y").await.unwrap();
         let revoked = Instant::now();
-        scene.until_link("down").await;
-        scene.heals().await;
+        scene.is_parted().await;
+        cable.heal();
+        scene.goes_on().await;
         let last = scene.executions.last_of(&y.id).unwrap();
         assert!(last < revoked + BOUND + NOTING, "{ahead:?}");
         assert!(!scene.executions.has(&held.id), "{ahead:?}");
@@ -295,6 +298,7 @@ async fn a_rolling_restart_of_every_broker_loses_no_act_and_executes_no_call_twi
         answers.push(told);
     }
     let mut acts = Vec::new();
+    let (mut kept, mut gone) = (Vec::new(), Vec::new());
     for round in 0..2 {
         for restarted in 0..houses.len() {
             for told in &answers {
@@ -310,6 +314,14 @@ async fn a_rolling_restart_of_every_broker_loses_no_act_and_executes_no_call_twi
                 house.revoke_agent(&gone).await.unwrap();
                 acts.push((at, name, actor));
             }
+            for (ids, word) in [(&mut kept, "db"), (&mut gone, "mail")] {
+                let what = format!("{word}.round-{round}.{restarted}");
+                let body = json!({"org": "acme", "capabilities": [what]});
+                ids.push(grant(&houses[1], body).await);
+            }
+            let body = json!({"ids": gone});
+            let revoked = houses[1].ask(Kind::AdminTokenRevoke, body).await;
+            revoked.unwrap();
             houses[restarted].restart(round == 1).unwrap();
         }
     }
@@ -317,6 +329,11 @@ async fn a_rolling_restart_of_every_broker_loses_no_act_and_executes_no_call_twi
         told.until(SOME, None).await.unwrap();
     }
     executions.check_none_twice().unwrap();
+    let peers = houses[1].peers().await.unwrap();
+    let acme = peers.iter().find(|peer| peer.org.as_str() == "acme");
+    let held: Vec<Digest> = acme.unwrap().grants.iter().map(|one| one.id).collect();
+    assert!(kept.iter().all(|id| held.contains(id)));
+    assert!(gone.iter().all(|id| !held.contains(id)));
     for (at, kept, gone) in acts {
         let house = &houses[at];
         let Ack::Agents { agents, .. } = house.ask(Kind::AdminAgentList, json!({})).await.unwrap()

@@ -15,6 +15,17 @@ use crate::load;
 use crate::site::Site;
 use crate::wire::{Line, PATIENCE};
 
+/// What a broker runs in.
+#[derive(Debug, Clone, Copy)]
+pub enum Surroundings {
+    /// This machine as it is.
+    Here,
+    /// A machine whose clock is so many seconds ahead, which takes libfaketime.
+    Ahead(u64),
+    /// The network namespace of this process.
+    Namespace(u32),
+}
+
 /// An organisation whose broker runs.
 #[derive(Debug)]
 pub struct House {
@@ -22,8 +33,7 @@ pub struct House {
     pub site: Site,
     /// How its agents reach the broker.
     pub line: Line,
-    /// How far its broker's clock is ahead, in seconds.
-    ahead: u64,
+    surroundings: Surroundings,
     broker: Option<Process>,
 }
 
@@ -34,21 +44,21 @@ impl House {
     ///
     /// When it does not start.
     pub fn open(site: Site) -> Result<Self> {
-        Self::with_clock(site, 0)
+        Self::open_in(site, Surroundings::Here)
     }
 
-    /// Starts the broker of a site with a clock that is so many seconds ahead, which takes libfaketime.
+    /// Starts the broker of a site in other surroundings.
     ///
     /// # Errors
     ///
     /// When it does not start.
-    pub fn with_clock(site: Site, ahead: u64) -> Result<Self> {
-        let broker = start(&site, ahead)?;
+    pub fn open_in(site: Site, surroundings: Surroundings) -> Result<Self> {
+        let broker = start(&site, surroundings)?;
         let line = site.line(&broker)?;
         Ok(Self {
             site,
             line,
-            ahead,
+            surroundings,
             broker: Some(broker),
         })
     }
@@ -79,7 +89,7 @@ impl House {
             true => broker.kill()?,
             false => broker.stop()?,
         }
-        self.broker = Some(start(&self.site, self.ahead)?);
+        self.broker = Some(start(&self.site, self.surroundings)?);
         Ok(())
     }
 
@@ -189,17 +199,27 @@ impl House {
     }
 }
 
-fn start(site: &Site, ahead: u64) -> Result<Process> {
-    if ahead == 0 {
-        return site.start();
+fn start(site: &Site, surroundings: Surroundings) -> Result<Process> {
+    let broker = binaries::path("fem-broker")?;
+    let mut command = match surroundings {
+        Surroundings::Namespace(process) => {
+            let mut enter = Command::new("nsenter");
+            enter
+                .arg(format!("--net=/proc/{process}/ns/net"))
+                .arg(broker);
+            enter
+        }
+        _ => Command::new(broker),
+    };
+    if let Surroundings::Ahead(seconds) = surroundings {
+        command
+            .env(
+                "LD_PRELOAD",
+                binaries::faketime().context("no libfaketime")?,
+            )
+            .env("FAKETIME", format!("+{seconds}s"))
+            // Waits are not what is tested, and condition variables do not take it.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     }
-    let library = binaries::faketime().context("no libfaketime")?;
-    let mut command = Command::new(binaries::path("fem-broker")?);
-    command
-        .arg(site.at("broker.toml"))
-        .env("LD_PRELOAD", library)
-        .env("FAKETIME", format!("+{ahead}s"))
-        // Waits are not what is tested, and condition variables do not take it.
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    Process::launch(&mut command)
+    Process::launch(command.arg(site.at("broker.toml")))
 }
