@@ -20,9 +20,12 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// How long a caller waits for its answer before it asks again with the same bytes.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
+/// A call, and when it was executed.
+type Executed = (Instant, Digest);
+
 /// The calls that providers were given, by caller.
 #[derive(Debug, Default, Clone)]
-pub struct Executions(Arc<Mutex<HashMap<AgentId, Vec<(Instant, Digest)>>>>);
+pub struct Executions(Arc<Mutex<HashMap<AgentId, Vec<Executed>>>>);
 
 impl Executions {
     /// Notes a call.
@@ -35,7 +38,7 @@ impl Executions {
 
     /// The calls of one caller, and when each was executed.
     #[must_use]
-    pub fn of(&self, caller: &AgentId) -> Vec<(Instant, Digest)> {
+    pub fn of(&self, caller: &AgentId) -> Vec<Executed> {
         lock(&self.0).get(caller).cloned().unwrap_or_default()
     }
 
@@ -102,9 +105,12 @@ pub fn keep_serving(line: Line, fs: Actor, executions: Executions) -> Running {
     })
 }
 
+/// When a call came to what: nothing is a result, else the code of its refusal.
+type Told = (Instant, Option<Code>);
+
 /// What callers were told, newest last.
 #[derive(Debug, Default, Clone)]
-pub struct Answers(Arc<Mutex<Vec<(Instant, Option<Code>)>>>);
+pub struct Answers(Arc<Mutex<Vec<Told>>>);
 
 impl Answers {
     fn note(&self, code: Option<Code>) {
