@@ -580,7 +580,7 @@ async fn subscribe(lab: &Lab, actor: &Actor, socket: &mut Socket, topics: &str) 
     let asked = actor.seal(Kind::Subscribe, &actor.broker(), lab.now(), &body);
     socket.send(asked.unwrap().bytes).await.unwrap();
     let said = socket.hear().await.unwrap().said().unwrap();
-    (said.kind() == Kind::Error).then(|| tests::lab::code_of(&said).unwrap())
+    (said.kind() == Kind::Error).then(|| code_of(&said).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -648,7 +648,6 @@ async fn an_event_crosses_to_those_that_both_sides_let_hear_it_and_to_nobody_els
     assert_eq!(heard.bytes(), &last);
 }
 
-#[tokio::test(flavor = "multi_thread")]
 #[tokio::test(flavor = "multi_thread")]
 async fn who_passes_a_call_on_says_how_old_its_view_of_the_home_is_and_ends_what_went_on_from_it() {
     // acme's broker is in a test's hand; globex, which would take views that are minutes old, passes on.
