@@ -149,7 +149,10 @@ impl Place<'_> {
                     return Err(Refusal::Unavailable(format!("{org}, which is silent,")));
                 }
                 link.send(match door {
-                    Door::Link(_, carried) => pass_call(&core.state.org, link, call, carried)?,
+                    Door::Link(from, carried) => {
+                        let age = carried.age(from, call.agent().org(), self.now);
+                        pass_call(&core.state.org, link, call, carried, age)?
+                    }
                     _ => relay_call(&core.voice, &core.state.org, link, call, tool, self.now)?,
                 })
             }

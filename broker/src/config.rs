@@ -431,6 +431,8 @@ mod tests {
             .collect();
         let written: Written = toml::from_str(&uncommented).unwrap();
         assert_eq!(written.limits, Limits::default());
+        assert_eq!(written.federation, Federation::default());
+        assert!(EXAMPLE.contains("# stale_after_ms = "));
         let names = serde_json::to_value(Limits::default()).unwrap();
         for name in names.as_object().unwrap().keys() {
             assert!(

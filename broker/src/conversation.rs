@@ -17,9 +17,11 @@ use crate::phase::{Phase, reached};
 use crate::state::outbox::Outbox;
 
 /// An idle connection is pinged so often, and closed when it has said nothing for two of these.
-pub const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long the other end may take to read what is written to it.
 const WRITE_MAX: Duration = Duration::from_secs(30);
+/// How long the last word may take to one that is not known to read.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// Messages read, and messages written, before the other side has its turn.
 const BATCH: usize = 64;
 /// Ten thousand idle sessions are cheap: buffers begin small.
@@ -76,7 +78,7 @@ pub async fn next<S: Stream>(socket: &mut WebSocketStream<S>) -> Option<Bytes> {
 pub enum Ended {
     /// The other end closed it, or the network did.
     ByClient,
-    /// It did not answer a ping.
+    /// Nothing came, not even an answer to a ping.
     Silent,
     /// It does not read.
     TooSlow,
@@ -94,7 +96,7 @@ impl Ended {
     pub fn says(self) -> &'static str {
         match self {
             Self::ByClient => "the client closed",
-            Self::Silent => "it did not answer a ping",
+            Self::Silent => "it was silent",
             Self::TooSlow => "it did not read",
             Self::TooLarge => "it sent more than an envelope may hold",
             Self::Closed => "its key is no longer good, or its queue was full",
@@ -128,7 +130,11 @@ pub async fn turn_away<S: Stream>(socket: &mut WebSocketStream<S>) {
 
 /// Closes a connection, and says why.
 pub async fn close<S: Stream>(socket: &mut WebSocketStream<S>, why: Ended) {
-    let _ = timeout(WRITE_MAX, socket.close(why.frame())).await;
+    let patience = match why {
+        Ended::Silent | Ended::TooSlow => FAREWELL_MAX,
+        _ => WRITE_MAX,
+    };
+    let _ = timeout(patience, socket.close(why.frame())).await;
 }
 
 /// Writes one message.

@@ -35,6 +35,8 @@ use crate::state::sessions::{Session, Subscription};
 use crate::tls::Certificates;
 use crate::voice::Voice;
 
+/// The age of a view that nobody has: beyond every bound.
+const NO_VIEW: Duration = Duration::from_millis(u32::MAX as u64);
 /// How long a descriptor may be accepted where its admin does not say.
 const INVITATION: Duration = Duration::from_secs(7 * 86_400);
 /// How often one call may find its budget's reserve used up by others.
@@ -76,6 +78,22 @@ pub struct Carried {
     pub onward: Vec<Bytes>,
     /// Where it says that it has been.
     pub visited: Vec<Org>,
+    /// How old it says that the view of its home's dead keys was by which it was let through.
+    pub age: Option<Duration>,
+}
+
+impl Carried {
+    /// How old the view of `home`'s dead keys is by which a call of its agent comes over `link`: ours of the
+    /// peer, and before that the peer's of the home. What a third's peer does not say is no view at all.
+    #[must_use]
+    pub fn age(&self, link: &Link, home: &Org, now: Timestamp) -> Duration {
+        let before = match self.age {
+            Some(age) => age,
+            None if *home == link.org => Duration::ZERO,
+            None => NO_VIEW,
+        };
+        link.age(now) + before
+    }
 }
 
 impl Door {
@@ -370,14 +388,6 @@ impl Core {
                 let refusal = Refusal::Unavailable("a link that ends".into());
                 return Err(Box::new(Refused { refusal, ..stopped }));
             }
-            let age = link.age(now);
-            if age > self.config.federation.stale_after() {
-                let refusal = Refusal::RevocationsStale {
-                    org: link.org.clone(),
-                    age,
-                };
-                return Err(Box::new(Refused { refusal, ..stopped }));
-            }
             let home = received.envelope().speaker().org();
             let revoked = [&link.org, home].into_iter();
             if let Some(org) = revoked
@@ -409,6 +419,17 @@ impl Core {
         stopped.sender = verified.envelope().speaker().agent().cloned();
         if let Some(agent) = &stopped.sender {
             stopped.tell = Some((door.audience(agent), verified.id()));
+        }
+        if let (Door::Link(link, carried), Kind::ToolCall) = (door, kind) {
+            let home = verified.envelope().speaker().org();
+            let age = carried.age(link, home, now);
+            if age > self.config.federation.stale_after() {
+                let refusal = Refusal::RevocationsStale {
+                    org: home.clone(),
+                    age,
+                };
+                return Err(Box::new(Refused { refusal, ..stopped }));
+            }
         }
         stopped.stage = "admit";
         // An admin's act is judged by time like any other: nobody can talk a wrong clock right.
@@ -721,6 +742,7 @@ impl Core {
                     tokens,
                     onward: relay.onward,
                     visited: relay.visited,
+                    age: relay.age,
                 };
                 let door = Door::Link(Arc::clone(link), Arc::new(carried));
                 self.handle(relay.envelope, &door).await

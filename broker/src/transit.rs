@@ -2,6 +2,7 @@
 //! own agents, and passes on for a peer's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto_spec::frame::Relay;
@@ -41,13 +42,14 @@ pub fn relay_call(
             onward => tokens(onward)?,
         },
         visited: vec![me.clone()],
+        age: None,
         envelope: call.envelope().bytes().clone(),
     };
     Ok(relay.encode())
 }
 
-/// A call of a peer's agent to what lies behind us. Our part was to permit it; what permits it there came with
-/// it.
+/// A call of a peer's agent to what lies behind us. Our part was to permit it, by a view of its home's dead
+/// keys of this age; what permits it there came with it.
 ///
 /// # Errors
 ///
@@ -57,12 +59,14 @@ pub fn pass_call(
     link: &Link,
     call: &Authorized,
     carried: &Carried,
+    age: Duration,
 ) -> Result<Bytes, Refusal> {
     let visited = one_more(me, &link.org, call.agent().org(), &carried.visited)?;
     let relay = Relay {
         tokens: carried.onward.clone(),
         onward: Vec::new(),
         visited,
+        age: Some(age),
         envelope: call.envelope().bytes().clone(),
     };
     Ok(relay.encode())

@@ -4,6 +4,8 @@
 //! many bytes. The envelope is the last field. An envelope begins with `{`, so no message on a
 //! connection can be taken for the other.
 
+use std::time::Duration;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::identity::Org;
@@ -82,9 +84,10 @@ pub const RELAY: u8 = 0xfd;
 const TOKEN: u8 = 3;
 const ONWARD: u8 = 4;
 const VISITED: u8 = 5;
+const AGE: u8 = 6;
 
-/// An agent's envelope on its way between brokers, with what its home broker adds. Only the tokens count:
-/// where it has been is the neighbour's claim.
+/// An agent's envelope on its way between brokers, with what its home broker adds. Only the tokens prove
+/// anything: where it has been, and how old a view is, are the neighbour's claims.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Relay {
     /// Sealed tokens of the recipient's own root for whoever signed the envelope, base64url; with a call.
@@ -93,6 +96,9 @@ pub struct Relay {
     pub onward: Vec<Bytes>,
     /// Organisations that it has come through.
     pub visited: Vec<Org>,
+    /// With a call that is passed on: how old the view of its home's dead keys was by which it was let
+    /// through. To the millisecond; more than 49 days count as 49 days.
+    pub age: Option<Duration>,
     /// The envelope, byte for byte as it was signed.
     pub envelope: Bytes,
 }
@@ -105,8 +111,12 @@ impl Relay {
         let onward = self.onward.iter().map(|token| (ONWARD, &**token));
         let visited = self.visited.iter();
         let visited = visited.map(|org| (VISITED, org.as_str().as_bytes()));
+        let age = self.age.map(|age| age.as_millis());
+        let age = age.map(|age| u32::try_from(age).unwrap_or(u32::MAX).to_be_bytes());
+        let age = age.iter().map(|age| (AGE, &age[..]));
         let envelope = std::iter::once((ENVELOPE, &*self.envelope));
-        let fields = tokens.chain(onward).chain(visited).chain(envelope);
+        let fields = tokens.chain(onward).chain(visited);
+        let fields = fields.chain(age).chain(envelope);
         encode(RELAY, &fields.collect::<Vec<_>>())
     }
 
@@ -125,6 +135,10 @@ impl Relay {
                 VISITED if relay.visited.len() < HOPS_MAX => {
                     let org = std::str::from_utf8(&part).map_err(|_| broken())?;
                     relay.visited.push(org.parse().map_err(|_| broken())?);
+                }
+                AGE if relay.age.is_none() => {
+                    let age = part.as_ref().try_into().map_err(|_| broken())?;
+                    relay.age = Some(Duration::from_millis(u32::from_be_bytes(age).into()));
                 }
                 ENVELOPE if fields.are_over() => {
                     relay.envelope = part;
@@ -227,6 +241,7 @@ mod tests {
             tokens: vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")],
             onward: vec![Bytes::from_static(b"next")],
             visited: vec!["acme".parse().unwrap()],
+            age: Some(Duration::from_millis(70_000)),
             envelope: Bytes::from_static(b"{}"),
         };
         let good = relay.encode();

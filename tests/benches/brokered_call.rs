@@ -58,7 +58,7 @@ async fn run() -> Result<()> {
         call.len(),
         result.len()
     );
-    let serving = tokio::spawn(serve(provider, fs));
+    let serving = tokio::spawn(async move { serve(provider, &fs, |_| {}).await });
     let verify = verify_cost(&caller, &call)?;
     println!("one verify_strict: {:.1} µs", verify * 1e6);
     for (connections, each) in SHAPES {

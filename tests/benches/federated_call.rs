@@ -7,16 +7,13 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
-use proto_spec::message::{Ack, PeerRecord};
-use proto_spec::{Audience, Kind};
+use anyhow::Result;
+use proto_spec::Audience;
 use serde_json::json;
-use tests::binaries::Process;
-use tests::lab::Actor;
-use tests::load::{agent, ask, call, provide, serve};
+use tests::house::House;
+use tests::load::{call, provide, serve};
 use tests::measure::{cpu, median};
 use tests::site::Site;
-use tests::wire::Line;
 
 const CALLS: usize = 20_000;
 const ALONE: usize = 2_000;
@@ -28,74 +25,28 @@ fn main() -> Result<()> {
     tokio::runtime::Runtime::new()?.block_on(run())
 }
 
-/// One organisation, running.
-struct House {
-    broker: Process,
-    line: Line,
-    site: Site,
-}
-
-impl House {
-    fn open(org: &str) -> Result<Self> {
-        let limits = "nonces_per_peer_max = 4000000";
-        let site = Site::of(org, limits)?
-            .nonces(4_000_000, 4_000_000)?
-            .reachable()?;
-        let broker = site.start()?;
-        let line = site.line(&broker)?;
-        Ok(Self { broker, line, site })
-    }
-
-    fn admin(&self) -> &Actor {
-        &self.site.admin
-    }
-
-    async fn ask(&self, kind: Kind, body: serde_json::Value) -> Result<Ack> {
-        ask(&self.line, self.admin(), kind, &body).await
-    }
-
-    async fn descriptor(&self) -> Result<String> {
-        match self.ask(Kind::AdminPeerInvite, json!({})).await? {
-            Ack::PeerInvited { descriptor } => Ok(descriptor),
-            other => bail!("{other:?}"),
-        }
-    }
-
-    async fn add(&self, other: &Self) -> Result<()> {
-        let text = other.descriptor().await?;
-        let said = proto_spec::peering::Descriptor::read(&text)?;
-        let body = json!({
-            "descriptor": text, "key": said.body().key, "endpoints": said.body().endpoints,
-        });
-        self.ask(Kind::AdminPeerAdd, body).await.map(drop)
-    }
-
-    async fn peers(&self) -> Result<Vec<PeerRecord>> {
-        match self.ask(Kind::AdminPeerList, json!({})).await? {
-            Ack::Peers { peers } => Ok(peers),
-            other => bail!("{other:?}"),
-        }
-    }
+fn open(org: &str) -> Result<House> {
+    let limits = "nonces_per_peer_max = 4000000";
+    let site = Site::of(org, limits)?.nonces(4_000_000, 4_000_000)?;
+    House::open(site.reachable()?)
 }
 
 async fn run() -> Result<()> {
-    let (acme, globex) = (House::open("acme")?, House::open("globex")?);
-    acme.add(&globex).await?;
-    globex.add(&acme).await?;
+    let (acme, globex) = (open("acme")?, open("globex")?);
+    acme.join(&globex).await?;
     let grant = json!({"org": "acme", "capabilities": ["fs.*"]});
-    globex.ask(Kind::AdminPeerGrant, grant).await?;
-    let fs = agent(&globex.line, globex.admin(), "fs", 2, &[]).await?;
-    let near = agent(&globex.line, globex.admin(), "near", 3, &["fs.*"]).await?;
-    let far = agent(&acme.line, acme.admin(), "far", 4, &["peer.globex.fs.*"]).await?;
+    globex.grant(grant).await?;
+    let fs = globex.agent("fs", 2, &[]).await?;
+    let near = globex.agent("near", 3, &["fs.*"]).await?;
+    let far = acme.agent("far", 4, &["peer.globex.fs.*"]).await?;
     let (near, far) = (Arc::new(near), Arc::new(far));
     let provider = provide(&globex.line, &fs).await?;
-    let serving = tokio::spawn(serve(provider, fs));
-    while acme.peers().await?.first().context("a peer")?.tools == 0 {
-        tokio::task::yield_now().await;
-    }
+    let serving = tokio::spawn(async move { serve(provider, &fs, |_| {}).await });
+    acme.until("globex", |peer| peer.tools > 0).await?;
     let to: Audience = "fs@globex".parse()?;
-    let brokers =
-        || -> Result<f64> { Ok((cpu(acme.broker.id())? + cpu(globex.broker.id())?).as_secs_f64()) };
+    let brokers = || -> Result<f64> {
+        Ok((cpu(acme.broker()?.id())? + cpu(globex.broker()?.id())?).as_secs_f64())
+    };
     for shape in SHAPES {
         let (mut inside, mut across) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {

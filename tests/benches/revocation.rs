@@ -11,6 +11,7 @@ use proto_spec::message::Ack;
 use proto_spec::{AgentId, Code, Kind, SigningKey};
 use serde_json::{Value, json};
 use tests::lab::{Actor, code_of, to_broker, wall_clock as now};
+use tests::measure::percentile;
 use tests::site::Site;
 use tests::wire::{Posting, Socket};
 
@@ -108,14 +109,6 @@ async fn ask(door: &mut Posting, by: &Actor, kind: Kind, body: &Value) -> Result
         bail!("{kind}: {}", envelope.body());
     }
     Ok(envelope.read_body()?)
-}
-
-fn percentile(times: &mut [Duration], percent: usize) -> Duration {
-    times.sort();
-    times
-        .get(times.len() * percent / 100)
-        .copied()
-        .unwrap_or_default()
 }
 
 fn ms(time: Duration) -> f64 {

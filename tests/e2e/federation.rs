@@ -1,9 +1,13 @@
 //! Two organisations: peering, exposure, calls across, discovery, and taking it back.
 
-use proto_spec::message::{Ack, PeerRecord, ToolsDiscovered};
+use std::time::Duration;
+
+use proto_spec::frame::Relay;
+use proto_spec::message::{Ack, PeerRecord, RevocationHead, ToolsDiscovered};
 use proto_spec::{Code, Digest, Kind, Org};
 use serde_json::json;
-use tests::lab::{Actor, Extra, Lab, hears_refusal};
+use tests::lab::{Actor, Extra, Lab, code_of, hears_refusal};
+use tests::peer::Hand;
 use tests::wire::{PATIENCE, Socket};
 
 /// Two organisations whose brokers are peers of each other, linked.
@@ -576,7 +580,7 @@ async fn subscribe(lab: &Lab, actor: &Actor, socket: &mut Socket, topics: &str) 
     let asked = actor.seal(Kind::Subscribe, &actor.broker(), lab.now(), &body);
     socket.send(asked.unwrap().bytes).await.unwrap();
     let said = socket.hear().await.unwrap().said().unwrap();
-    (said.kind() == Kind::Error).then(|| tests::lab::code_of(&said).unwrap())
+    (said.kind() == Kind::Error).then(|| code_of(&said).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -642,4 +646,94 @@ async fn an_event_crosses_to_those_that_both_sides_let_hear_it_and_to_nobody_els
     let last = emit("build.done", 5).await;
     let heard = hears.hear().await.unwrap().delivered().unwrap();
     assert_eq!(heard.bytes(), &last);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_passes_a_call_on_says_how_old_its_view_of_the_home_is_and_ends_what_went_on_from_it() {
+    // acme's broker is in a test's hand; globex, which would take views that are minutes old, passes on.
+    let globex = Lab::of("globex", "").await.unwrap();
+    let lines = "[federation]\nstale_after_ms = 600000";
+    let globex = globex.reconfigured(lines).await.unwrap();
+    let initech = Lab::of("initech", "").await.unwrap();
+    let initech = initech.reachable().await.unwrap();
+    let (ours, theirs) = (invite(&globex).await, invite(&initech).await);
+    accept(&initech, &globex, &ours).await;
+    accept(&globex, &initech, &theirs).await;
+    let grant = async |lab: &Lab, body| {
+        let granted = lab.ask(&lab.admin, Kind::AdminPeerGrant, &body).await;
+        granted.unwrap();
+    };
+    let fs = initech.agent("fs", 7, &[]).await.unwrap();
+    let mut serving = initech.provide(&fs, &["fs.read"]).await.unwrap();
+    grant(
+        &initech,
+        json!({"org": "globex", "capabilities": ["fs.*"], "depth": 1}),
+    )
+    .await;
+    let acme = Hand::new("acme", 0x61).unwrap();
+    let body = json!({
+        "descriptor": acme.descriptor(globex.now()).unwrap(),
+        "key": acme.key.public(),
+    });
+    let added = globex.ask(&globex.admin, Kind::AdminPeerAdd, &body).await;
+    added.unwrap();
+    grant(
+        &globex,
+        json!({"org": "acme", "capabilities": ["peer.initech.fs.*"]}),
+    )
+    .await;
+    let mut link = acme.linked(&globex).await.unwrap();
+    let held = link.tokens(|said| !said.onward.is_empty()).await.unwrap();
+    let x = Actor::of(&acme.org, "x", 0x71).unwrap();
+    let made = |grants: &[String]| {
+        let now = globex.now();
+        let made = grants.iter().map(|grant| acme.introduce(grant, &x, now));
+        made.collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let call = || {
+        let call = x.call("fs@initech", "fs.read", &json!({}), initech.now());
+        let call = call.unwrap();
+        let relay = Relay {
+            tokens: made(&held.tokens),
+            onward: made(&held.onward),
+            visited: vec![acme.org.clone()],
+            envelope: call.bytes.clone(),
+            ..Relay::default()
+        };
+        (relay, call)
+    };
+    let (relay, sent) = call();
+    link.pass(&relay).await.unwrap();
+    let delivered = serving.delivery().await.unwrap();
+    assert_eq!(delivered.bytes(), &sent.bytes);
+    // acme says nothing for a while, by globex's clock; initech hears from globex all the time.
+    globex.broker.core().clock.advance(Duration::from_secs(20));
+    let (relay, sent) = call();
+    link.pass(&relay).await.unwrap();
+    let refused = link.word(Kind::Error).await.unwrap().unwrap();
+    assert_eq!(refused.re(), Some(sent.id));
+    assert_eq!(code_of(&refused).unwrap(), Code::RevocationsStale);
+    // What acme itself says of its agents ends what went on from globex, and the provider is told.
+    let head = RevocationHead {
+        seq: 2,
+        dead: vec![x.key.public()],
+        ..link.head()
+    };
+    link.say(Kind::RevocationHead, None, &head).await.unwrap();
+    let told = serving.hear().await.unwrap().said().unwrap();
+    assert_eq!(told.kind(), Kind::ToolCancel);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_advert_holds_until_the_next_for_a_peer_whose_clock_is_four_minutes_ahead() {
+    let pair = Pair::linked().await;
+    let ahead = Duration::from_secs(240);
+    pair.acme.broker.core().clock.advance(ahead);
+    let (_fs, _serving) = provider(&pair).await;
+    pair.grant(json!({})).await;
+    pair.until_advertised(1).await;
+    // It is told anew after 100 s.
+    let later = pair.acme.now().later(Duration::from_secs(110));
+    let link = pair.acme.broker.core().state.links.of(pair.globex.org());
+    assert_eq!(link.unwrap().tools(later).len(), 1);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use proto_spec::capability::{encode_text, issue};
+use proto_spec::frame::Relay;
 use proto_spec::message::{Ack, Advert, AdvertisedTool, DiscoveredTool, RevocationHead};
 use proto_spec::{Code, Digest, Kind, SigningKey};
 use serde_json::{Value, json};
@@ -29,7 +30,10 @@ pub(super) async fn add(lab: &Lab, hand: &Hand) {
 }
 
 async fn grant(lab: &Lab, org: &str) -> Digest {
-    let body = json!({"org": org, "capabilities": ["fs.*"]});
+    grant_with(lab, json!({"org": org, "capabilities": ["fs.*"]})).await
+}
+
+async fn grant_with(lab: &Lab, body: Value) -> Digest {
     match lab
         .ask(&lab.admin, Kind::AdminPeerGrant, &body)
         .await
@@ -696,4 +700,59 @@ async fn a_peers_event_is_its_own_agents_on_its_own_topic_and_comes_once() {
     link.say(Kind::PeerEvent, None, &said).await.unwrap();
     let heard = hears.hear().await.unwrap().delivered().unwrap();
     assert_eq!(heard.bytes(), late.as_bytes());
+}
+
+#[tokio::test]
+async fn a_link_over_which_nothing_comes_any_more_ends_by_itself() {
+    let mut scene = Scene::begin().await;
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    // It reads what is said to it, and says nothing: not even what is dead.
+    link.closes().await.unwrap();
+    let links = &scene.acme.broker.core().state.links;
+    assert!(links.of(&scene.globex.org).is_none());
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn a_call_through_a_third_is_as_old_as_that_ones_view_of_the_home_and_ours_of_it_together() {
+    let mut scene = Scene::begin().await;
+    let initech = Hand::new("initech", 0x62).unwrap();
+    let body = json!({"org": "globex", "capabilities": ["fs.*"], "depth": 1});
+    grant_with(&scene.acme, body).await;
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
+    let held = link.granted(2).await.unwrap();
+    let x = scene.agent("x", "initech", 0x71);
+    let now = scene.acme.now();
+    // One of the two may go on.
+    let passed = held.iter().filter_map(|grant| {
+        let grant = scene.globex.pass_on(grant, &initech).ok()?;
+        initech.introduce(&grant, &x, now).ok()
+    });
+    let tokens: Vec<_> = passed.collect();
+    let seconds = Duration::from_secs;
+    // The bound is 10 s.
+    for (ours, theirs, is_taken) in [
+        (0, None, false),
+        (0, Some(11), false),
+        (0, Some(9), true),
+        (5, Some(6), false),
+        (0, Some(4), true),
+    ] {
+        scene.acme.broker.core().clock.advance(seconds(ours));
+        let call = scene.call(&x);
+        let relay = Relay {
+            tokens: tokens.clone(),
+            visited: vec![initech.org.clone(), scene.globex.org.clone()],
+            age: theirs.map(seconds),
+            envelope: call.bytes.clone(),
+            ..Relay::default()
+        };
+        link.pass(&relay).await.unwrap();
+        if is_taken {
+            let delivered = scene.serving.delivery().await.unwrap();
+            assert_eq!(delivered.bytes(), &call.bytes, "{ours} {theirs:?}");
+        } else {
+            assert_eq!(refusal(&mut link, call.id).await, Code::RevocationsStale);
+        }
+    }
 }

@@ -17,6 +17,8 @@ mod events;
 mod federation;
 mod hostile_peer;
 mod model;
+mod namespaces;
+mod partition;
 mod registration;
 mod restart;
 mod storage;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use broker::federation::dial::{CONNECT_MAX, is_dialled};
+use broker::federation::dial::{ANSWER_MAX, PAUSE_MAX, is_dialled};
 use broker::federation::link::{Binding, Greeting};
 use proto_spec::Digest;
 use proto_spec::limits::CHALLENGE_VALIDITY;
@@ -47,7 +47,7 @@ impl World {
         let is_through = self.weather.passes(house, other) && self.weather.passes(other, house);
         match is_through {
             true => self.plan(trip * 4, Event::Connect(house, other, run)),
-            false => self.plan(CONNECT_MAX, Event::NotConnected(house, other, run)),
+            false => self.plan(ANSWER_MAX, Event::NotConnected(house, other, run)),
         }
         Ok(())
     }
@@ -105,7 +105,7 @@ impl World {
         let random = self.dice.next();
         let run = self.houses[house].run;
         let dialer = self.houses[house].dialers.entry(other).or_default();
-        let pause = dialer.backoff.failed(random);
+        let pause = dialer.backoff.failed(random).min(PAUSE_MAX);
         dialer.is_busy = true;
         self.plan(pause, Event::Dial(house, other, run));
     }

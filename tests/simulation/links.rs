@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use broker::conversation::{Hears as _, PING_EVERY};
+use broker::conversation::Hears as _;
 use broker::federation::dial::LASTING;
 use broker::federation::hearing::Attached;
-use broker::federation::link::{Greeting, gone};
+use broker::federation::link::{Greeting, Silence, gone};
 use broker::federation::telling::{Heads, PAUSE, REFRESH, TICK, Terms};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -190,7 +191,11 @@ impl World {
             }
         };
         let core = self.houses[house].core().unwrap();
-        let attached = Attached { core: &core, link };
+        let attached = Attached {
+            core: &core,
+            link,
+            heard: AtomicBool::new(true),
+        };
         let answer = self.houses[house].finish(attached.hear(bytes));
         drop(core);
         if let Some(call) = call {
@@ -321,13 +326,14 @@ impl World {
             peers: state.peers.changes(),
             offers: state.sessions.offers(),
             heard: true,
+            silence: Silence::default(),
             known_up_to: self.now,
             told: Vec::new(),
         };
         self.conns.get_mut(&id).unwrap().ends[end].phase = Phase::Up(Box::new(linked));
         self.say_head(id, end);
         self.say_terms(id, end);
-        self.plan(PING_EVERY, Event::Ping(id, end));
+        self.plan(TICK, Event::Listen(id, end));
         self.settle(house)
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::federation::link::{Binding, Queue};
+use broker::federation::link::{Binding, Queue, Silence};
 use broker::federation::telling::{Heads, Terms};
 use broker::state::links::Link;
 use bytes::Bytes;
@@ -105,6 +105,7 @@ pub(crate) struct Linked {
     pub(crate) peers: watch::Receiver<()>,
     pub(crate) offers: watch::Receiver<()>,
     pub(crate) heard: bool,
+    pub(crate) silence: Silence,
     /// Up to when we know what died at the other end.
     pub(crate) known_up_to: Moment,
     /// Which keys we were told are dead.

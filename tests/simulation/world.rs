@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use broker::calls::Place;
-use broker::conversation::PING_EVERY;
+use broker::federation::telling::TICK;
 use broker::state::calls::Answer;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -35,7 +35,8 @@ pub(crate) enum Event {
     Head(u64, usize, u64),
     /// It looks at what the other end has to know.
     Terms(u64, usize, u64),
-    Ping(u64, usize),
+    /// It looks whether anything came lately.
+    Listen(u64, usize),
     GreetingIsLate(u64),
     /// A broker dials a peer: tries to, does.
     Dial(Index, Index, u64),
@@ -167,12 +168,15 @@ impl World {
                 }
                 Ok(())
             }
-            Event::Ping(conn, end) => {
+            Event::Listen(conn, end) => {
                 if let Some(linked) = self.linked(conn, end) {
-                    if !std::mem::take(&mut linked.heard) {
+                    if linked
+                        .silence
+                        .is_too_long(std::mem::take(&mut linked.heard))
+                    {
                         return self.close(conn, end, "silence");
                     }
-                    self.plan(PING_EVERY, Event::Ping(conn, end));
+                    self.plan(TICK, Event::Listen(conn, end));
                 }
                 Ok(())
             }

@@ -61,6 +61,19 @@ pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
+/// Debian's libfaketime, which brings a process its own clock; or the file that `FEM_FAKETIME` names.
+/// Nothing where neither is there (`apt-get install libfaketime`).
+#[must_use]
+pub fn faketime() -> Option<PathBuf> {
+    let named = std::env::var_os("FEM_FAKETIME").map(PathBuf::from);
+    let debians = || {
+        let arch = std::env::consts::ARCH;
+        let folder = format!("/usr/lib/{arch}-linux-gnu/faketime/libfaketime.so.1");
+        PathBuf::from(folder)
+    };
+    Some(named.unwrap_or_else(debians)).filter(|library| library.exists())
+}
+
 /// A `fem-broker` process; killed when dropped.
 #[derive(Debug)]
 pub struct Process {

@@ -2,10 +2,13 @@
 //! speak the wire protocol by hand, so that a test can say what no well-behaved client would.
 
 pub mod binaries;
+pub mod cable;
 pub mod certs;
+pub mod house;
 pub mod lab;
 pub mod load;
 pub mod measure;
 pub mod peer;
 pub mod site;
 pub mod wire;
+pub mod witness;

@@ -50,6 +50,16 @@ pub async fn agent(
     capabilities: &[&str],
 ) -> Result<Actor> {
     let actor = Actor::of(admin.id.org(), name, seed)?;
+    enrol(line, admin, &actor, capabilities).await?;
+    Ok(actor)
+}
+
+/// As [`agent`], of one that has its key already.
+///
+/// # Errors
+///
+/// When either is refused.
+pub async fn enrol(line: &Line, admin: &Actor, actor: &Actor, capabilities: &[&str]) -> Result<()> {
     let request = RegisterAgent {
         pubkey: actor.key.public(),
         capabilities: Vec::new(),
@@ -57,10 +67,11 @@ pub async fn agent(
         enrolment: None,
         note: None,
     };
-    ask(line, &actor, Kind::RegisterAgent, &request).await?;
-    let approval = json!({"name": name, "key": actor.key.public(), "capabilities": capabilities});
+    ask(line, actor, Kind::RegisterAgent, &request).await?;
+    let (name, key) = (actor.id.name(), actor.key.public());
+    let approval = json!({"name": name, "key": key, "capabilities": capabilities});
     ask(line, admin, Kind::AdminAgentApprove, &approval).await?;
-    Ok(actor)
+    Ok(())
 }
 
 /// Attaches a session that offers `fs.read`.
@@ -79,12 +90,12 @@ pub async fn provide(line: &Line, fs: &Actor) -> Result<Socket> {
     Ok(provider)
 }
 
-/// Answers every call; answers that are ready together go out together.
+/// Answers every call, after `executes` was told of it; answers that are ready together go out together.
 ///
 /// # Errors
 ///
 /// When the connection fails.
-pub async fn serve(provider: Socket, fs: Actor) -> Result<()> {
+pub async fn serve(provider: Socket, fs: &Actor, executes: impl Fn(&Envelope)) -> Result<()> {
     let mut socket = provider.into_inner();
     let text = padding();
     while let Some(message) = socket.next().await {
@@ -93,6 +104,7 @@ pub async fn serve(provider: Socket, fs: Actor) -> Result<()> {
             let bytes = next?.into_data();
             if bytes.first() == Some(&proto_spec::frame::FRAME) {
                 let call = Envelope::parse(Frame::decode(bytes)?.envelope, 1 << 20)?;
+                executes(&call);
                 let extra = Extra {
                     re: Some(Digest::of(&call.signed_bytes())),
                     ..Extra::default()

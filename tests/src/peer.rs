@@ -189,6 +189,18 @@ impl Hand {
         let made = issue::delegate(&grant, &self.key, &key, &narrowing, [9; 32])?;
         Ok(encode_text(&issue::seal(&made)?).into())
     }
+
+    /// Passes what it was granted on to another organisation's broker.
+    ///
+    /// # Errors
+    ///
+    /// When the token cannot be delegated from.
+    pub fn pass_on(&self, grant: &str, to: &Self) -> Result<String> {
+        let grant = decode_text(grant)?;
+        let key = to.key.public();
+        let made = issue::delegate(&grant, &self.key, &key, &Narrowing::default(), [8; 32])?;
+        Ok(encode_text(&made))
+    }
 }
 
 /// A certificate that nobody signed but itself's authority.
@@ -284,6 +296,15 @@ impl Linked {
             envelope: envelope.clone(),
             ..Relay::default()
         };
+        self.pass(&relay).await
+    }
+
+    /// Sends a frame.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone.
+    pub async fn pass(&mut self, relay: &Relay) -> Result<()> {
         self.wire.send(relay.encode()).await
     }
 
@@ -324,11 +345,21 @@ impl Linked {
     ///
     /// When it does not come.
     pub async fn granted(&mut self, count: usize) -> Result<Vec<String>> {
+        let said = self.tokens(|said| said.tokens.len() == count).await?;
+        Ok(said.tokens)
+    }
+
+    /// The tokens that it holds from the other side, once they are as they should be.
+    ///
+    /// # Errors
+    ///
+    /// When they do not come.
+    pub async fn tokens(&mut self, is: impl Fn(&PeerTokens) -> bool) -> Result<PeerTokens> {
         loop {
             let word = self.word(Kind::PeerTokens).await?.context("it closed")?;
             let said: PeerTokens = word.read_body()?;
-            if said.tokens.len() == count {
-                return Ok(said.tokens);
+            if is(&said) {
+                return Ok(said);
             }
         }
     }

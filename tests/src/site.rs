@@ -1,9 +1,11 @@
 //! An organisation's files for the real binaries: `broker.toml` starts its broker, as often as a test
 //! likes.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use tempfile::TempDir;
@@ -11,6 +13,24 @@ use tempfile::TempDir;
 use crate::binaries::Process;
 use crate::lab::{Actor, organisation};
 use crate::wire::Line;
+
+/// A loopback address that nobody listens at, of a port that no outgoing connection is given: a broker that
+/// is started anew finds it free.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn free() -> Result<SocketAddr> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let begin = (std::process::id() % 200) as u16 * 100;
+    for _ in 0..20_000 {
+        let port = 10_000 + begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(listener.local_addr()?);
+        }
+    }
+    bail!("no free port")
+}
 
 /// An organisation's files, and its first admin.
 #[derive(Debug)]
@@ -48,10 +68,26 @@ impl Site {
     ///
     /// When the files cannot be written.
     pub fn reachable(self) -> Result<Self> {
-        let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let free = free()?;
+        self.reachable_by(free, free, "")
+    }
+
+    /// Has its broker listen at `listen` and say that it is reached at `endpoint`, with these lines more
+    /// under `[federation]`.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written.
+    pub fn reachable_by(
+        self,
+        listen: SocketAddr,
+        endpoint: SocketAddr,
+        federation: &str,
+    ) -> Result<Self> {
         let text = std::fs::read_to_string(self.at("broker.toml"))?;
-        let text = text.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{free}\""));
-        let text = format!("{text}[federation]\nendpoints = [\"{free}\"]\n");
+        let listens = format!("listen = \"{listen}\"");
+        let text = text.replace("listen = \"127.0.0.1:0\"", &listens);
+        let text = format!("{text}[federation]\nendpoints = [\"{endpoint}\"]\n{federation}\n");
         std::fs::write(self.at("broker.toml"), text)?;
         Ok(self)
     }

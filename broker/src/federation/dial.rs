@@ -23,8 +23,13 @@ use crate::phase::Phase;
 use crate::pipeline::Core;
 use crate::state::peers::Peer;
 
+/// How long a peer may take to answer at all. A network that is back is found by the next attempt, not by
+/// TCP's own repetitions, which come ever more rarely.
+pub const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long a connection to a peer may take to be made.
 pub const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// Between two attempts. Longer waits would spare a peer that is down nothing, and cost one that is back.
+pub const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A link of this age was a good one.
 pub const LASTING: Duration = Duration::from_secs(5);
 
@@ -85,16 +90,15 @@ async fn dial(core: Arc<Core>, org: Org, phase: watch::Receiver<Phase>) {
                 attempt -= 1;
                 format!("the link ended: {}", ended.says())
             }
-            Err(why) => {
-                tracing::info!(peer = %org, endpoint, why = format!("{why:#}"), "not linked");
-                format!("{endpoint}: {why:#}")
-            }
+            Err(why) => format!("{endpoint}: {why:#}"),
         };
-        core.state.links.note_trouble(&org, ended);
+        if core.state.links.note_trouble(&org, &ended) {
+            tracing::info!(peer = %org, why = ended, "not linked");
+        }
         let mut random = [0; 8];
         // Without randomness every wait is the longest.
         let random = getrandom::fill(&mut random).map_or(u64::MAX, |()| u64::from_le_bytes(random));
-        let pause = backoff.failed(random);
+        let pause = backoff.failed(random).min(PAUSE_MAX);
         tokio::select! {
             () = sleep(pause) => {}
             _ = peers.changed() => {}
@@ -110,7 +114,8 @@ async fn connect(
 ) -> anyhow::Result<Ended> {
     let pair = core.certificates.current();
     let connecting = async {
-        let tcp = TcpStream::connect(endpoint).await?;
+        let tcp = timeout(ANSWER_MAX, TcpStream::connect(endpoint)).await;
+        let tcp = tcp.context("nobody answers")??;
         tcp.set_nodelay(true)?;
         let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');

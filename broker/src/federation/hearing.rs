@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use proto_spec::admission::Heard;
@@ -30,6 +31,8 @@ pub struct Attached<'a> {
     pub core: &'a Core,
     /// Over which link.
     pub link: Arc<Link>,
+    /// Whether anything came since somebody asked last.
+    pub heard: AtomicBool,
 }
 
 impl Hears for Attached<'_> {
@@ -38,6 +41,7 @@ impl Hears for Attached<'_> {
     }
 
     async fn hear(&self, message: Bytes) -> Option<Bytes> {
+        self.heard.store(true, Ordering::Relaxed);
         if message.first() == Some(&RELAY) {
             return self.relayed(message).await;
         }
@@ -97,6 +101,7 @@ impl Attached<'_> {
                 let head: RevocationHead = heard.envelope().read_body()?;
                 let dead = self.link.see(head, now)?;
                 if !dead.is_empty() {
+                    // Those that went on from here are cancelled there.
                     Place { core, now }.end_calls_of(&self.link, &dead);
                 }
                 Ok(())

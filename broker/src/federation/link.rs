@@ -1,6 +1,7 @@
 //! One link: both ends prove who they are on this very connection, then each tells and hears.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -12,12 +13,12 @@ use rustls::ConnectionCommon;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::{client, server};
 use tokio_tungstenite::WebSocketStream;
 
 use super::hearing::Attached;
-use super::telling::tell;
+use super::telling::{TICK, tell};
 use crate::calls::Place;
 use crate::conversation::{Ended, Stream, close, converse, next, send, turn_away};
 use crate::phase::Phase;
@@ -30,6 +31,9 @@ use crate::tls::channel_of;
 
 /// In which header of its upgrade request a broker says whose it is.
 pub const ORG_HEADER: &str = "fem-org";
+
+/// So many heads in a row may not come: then a link is not one any more, whatever TCP believes of it.
+const MISSED_MAX: u32 = 5;
 
 /// What tells this connection from every other, and by which TLS keys its ends are known.
 #[derive(Debug, Clone, Copy)]
@@ -115,10 +119,12 @@ pub async fn run<S: Stream>(
     let hears = Attached {
         core,
         link: Arc::clone(&link),
+        heard: AtomicBool::new(true),
     };
     let why = tokio::select! {
         why = converse(&mut socket, &hears, queue, phase) => why,
         why = tell(core, &link) => why,
+        why = silence(&hears.heard) => why,
     };
     gone(core, &link);
     tracing::info!(peer = %peer.org, link = link.id(), why = why.says(), "unlinked");
@@ -131,6 +137,34 @@ pub fn gone(core: &Core, link: &Link) {
     core.state.links.detach(link);
     let now = core.clock.now();
     Place { core, now }.connection_gone(link);
+}
+
+/// How long nothing has come, in heads that the other end should have said.
+#[derive(Debug, Default)]
+pub struct Silence {
+    missed: u32,
+}
+
+impl Silence {
+    /// Looks once in a [`TICK`]: whether the link is lost. A connection whose network is gone says nothing
+    /// about it, and one that is being written to is not read.
+    pub fn is_too_long(&mut self, was_heard: bool) -> bool {
+        self.missed = match was_heard {
+            true => 0,
+            false => self.missed + 1,
+        };
+        self.missed >= MISSED_MAX
+    }
+}
+
+async fn silence(heard: &AtomicBool) -> Ended {
+    let mut silence = Silence::default();
+    loop {
+        sleep(TICK).await;
+        if silence.is_too_long(heard.swap(false, Ordering::Relaxed)) {
+            return Ended::Silent;
+        }
+    }
 }
 
 fn bail_late() -> anyhow::Result<PublicKey> {

@@ -509,9 +509,10 @@ impl Links {
         }
     }
 
-    /// Notes why a peer's link is down.
-    pub fn note_trouble(&self, org: &Org, why: String) {
-        self.trouble.insert(org.clone(), why);
+    /// Notes why a peer's link is down, and says whether that is another reason than before.
+    pub fn note_trouble(&self, org: &Org, why: &str) -> bool {
+        let before = self.trouble.insert(org.clone(), why.to_owned());
+        before.is_none_or(|before| before != why)
     }
 
     /// Why a peer's link went down, or did not come up, the last time.
