@@ -928,6 +928,15 @@ pub struct PeerRecord {
     /// Why it is down, the last time that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// How old our view of its dead keys is, in milliseconds, while its link is up and a head has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocations_age_ms: Option<u64>,
+    /// From which age on its agents' calls are refused.
+    #[serde(default)]
+    pub revocations_age_max_ms: u64,
+    /// The TLS keys that it says are its own, on the link that is up: more than one while it changes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<Digest>,
     /// Tools of it that it advertises to us.
     pub tools: u64,
     /// What its agents are granted here: ids of grants, and what.

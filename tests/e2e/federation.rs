@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use proto_spec::frame::Relay;
+use std::sync::Arc;
+
+use proto_spec::capability::Token;
 use proto_spec::message::{Ack, PeerRecord, RevocationHead, ToolsDiscovered};
 use proto_spec::{Code, Digest, Kind, Org};
 use serde_json::json;
@@ -614,17 +617,16 @@ async fn an_event_crosses_to_those_that_both_sides_let_hear_it_and_to_nobody_els
     let id = pair
         .grant(json!({"capabilities": ["event.subscribe.build.*"]}))
         .await;
-    let listened = |count: usize| {
-        let link = pair.globex.broker.core().state.links.of(pair.acme.org());
+    let core = pair.globex.broker.core();
+    let listens = || {
+        let alive = |token: &Arc<Token>| core.state.revocations.alive(token).is_ok();
+        let link = core.state.links.of(pair.acme.org());
         link.is_some_and(|link| {
-            link.listeners()
-                .iter()
-                .filter(|one| !one.tokens.is_empty())
-                .count()
-                == count
+            let listeners = link.listeners();
+            listeners.iter().any(|one| one.tokens.iter().any(alive))
         })
     };
-    until("globex knows who listens", || listened(1)).await;
+    until("globex knows who listens", listens).await;
     emit("secret.done", 2).await;
     let third = emit("build.done", 3).await;
     let heard = hears.hear().await.unwrap().delivered().unwrap();
@@ -642,7 +644,7 @@ async fn an_event_crosses_to_those_that_both_sides_let_hear_it_and_to_nobody_els
     emit("build.done", 4).await;
     pair.grant(json!({"capabilities": ["event.subscribe.build.*"]}))
         .await;
-    until("it is introduced anew", || listened(1)).await;
+    until("it is introduced anew", listens).await;
     let last = emit("build.done", 5).await;
     let heard = hears.hear().await.unwrap().delivered().unwrap();
     assert_eq!(heard.bytes(), &last);
@@ -736,4 +738,33 @@ async fn an_advert_holds_until_the_next_for_a_peer_whose_clock_is_four_minutes_a
     let later = pair.acme.now().later(Duration::from_secs(110));
     let link = pair.acme.broker.core().state.links.of(pair.globex.org());
     assert_eq!(link.unwrap().tools(later).len(), 1);
+}
+
+/// Their clocks tell different hours, so neither believes a word of the other: no link stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_was_away_for_an_hour_comes_back_to_what_is_in_force_by_then() {
+    let pair = Pair::linked().await;
+    let (fs, mut serving) = provider(&pair).await;
+    pair.grant(json!({})).await;
+    let right = ["peer.globex.*"];
+    let stays = pair.acme.agent("stays", 3, &right).await.unwrap();
+    let goes = pair.acme.agent("goes", 4, &right).await.unwrap();
+    pair.until_advertised(1).await;
+    calls(&pair, &goes, &fs, &mut serving).await;
+    let hour = std::time::Duration::from_secs(3_600);
+    let (acme, globex) = (&pair.acme, &pair.globex);
+    let linked = |lab: &Lab, org: &Org| lab.broker.core().state.links.of(org);
+    acme.broker.core().clock.advance(hour);
+    until("the link ends", || linked(acme, globex.org()).is_none()).await;
+    let revoke = json!({"name": "goes"});
+    let revoked = acme.ask(&acme.admin, Kind::AdminAgentRevoke, &revoke).await;
+    revoked.unwrap();
+    globex.broker.core().clock.advance(hour);
+    pair.until_linked().await;
+    pair.until_advertised(1).await;
+    calls(&pair, &stays, &fs, &mut serving).await;
+    until("globex knows which key died", || {
+        linked(globex, acme.org()).is_some_and(|link| link.is_dead(&goes.key.public()))
+    })
+    .await;
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use broker::voice::Voice;
 use proto_spec::message::{Advert, AdvertisedTool, RevocationHead, ToolsDiscovered};
-use proto_spec::{Code, Kind};
+use proto_spec::{Code, Kind, SigningKey};
 use serde_json::json;
 use tests::lab::{Actor, Lab, hears_refusal};
-use tests::peer::{Hand, Linked};
+use tests::peer::{Hand, Linked, certificate};
 
 use super::hostile_peer::{Scene, add, advertised};
 
@@ -153,4 +154,33 @@ async fn a_peer_that_calls_a_call_stale_has_it_made_no_second_time() {
         hears_refusal(&mut calling).await.unwrap(),
         Code::Unavailable
     );
+}
+
+#[tokio::test]
+async fn the_key_that_a_peer_had_before_is_nobodys() {
+    let scene = Scene::begin().await;
+    let (acme, old) = (&scene.acme, &scene.globex);
+    let mut new = Hand::new("globex", 0x66).unwrap();
+    new.tls = certificate().unwrap();
+    let now = acme.now();
+    let voice = Voice::new(SigningKey::from_seed(old.key.seed()), old.org.clone(), 7);
+    let succession = voice.name_successor(&new.key, now).unwrap();
+    let (mut wire, exporter) = new.knock(acme, &new.tls).await.unwrap();
+    let attach = new.attach_after(acme, exporter, vec![succession]).unwrap();
+    wire.send(attach).await.unwrap();
+    let peers = &acme.broker.core().state.peers;
+    while peers.find(&old.org).unwrap().key != new.key.public() {
+        tokio::task::yield_now().await;
+    }
+    let mut link = old.link(acme).await.unwrap();
+    link.closes().await.unwrap();
+}
+
+/// Half of a message, and no more: whoever waits for the rest waits five seconds.
+#[tokio::test]
+async fn a_peer_that_stalls_in_the_middle_of_a_message_loses_its_link() {
+    let scene = Scene::begin().await;
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
+    link.begin(b"{\"type\":\"advert\",").await.unwrap();
+    link.closes().await.unwrap();
 }

@@ -133,11 +133,25 @@ impl Hand {
     ///
     /// Never: it serialises.
     pub fn attach(&self, lab: &Lab, exporter: Digest) -> Result<Bytes> {
+        self.attach_after(lab, exporter, Vec::new())
+    }
+
+    /// As [`Hand::attach`], and how its key followed from another.
+    ///
+    /// # Errors
+    ///
+    /// Never: it serialises.
+    pub fn attach_after(
+        &self,
+        lab: &Lab,
+        exporter: Digest,
+        successions: Vec<String>,
+    ) -> Result<Bytes> {
         let body = LinkAttach {
             role: LinkRole::Dials,
             exporter,
             descriptor: self.descriptor(lab.now())?,
-            successions: Vec::new(),
+            successions,
         };
         let to = lab.admin.broker();
         Ok(self
@@ -282,6 +296,15 @@ impl Linked {
     /// When the connection is gone.
     pub async fn send(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
         self.wire.send(bytes).await
+    }
+
+    /// Sends the beginning of a message, and never its end.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone.
+    pub async fn begin(&mut self, bytes: &'static [u8]) -> Result<()> {
+        self.wire.begin(bytes).await
     }
 
     /// Passes an envelope on, with tokens.

@@ -19,6 +19,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame as Part;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 /// Nothing in a test takes longer; a test that hangs fails instead.
@@ -154,6 +156,16 @@ impl Wire {
     /// When the connection is gone.
     pub async fn send(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
         Ok(timeout(PATIENCE, self.0.send(Message::Binary(bytes.into()))).await??)
+    }
+
+    /// Sends the beginning of a message, and never its end.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone.
+    pub async fn begin(&mut self, bytes: impl Into<Bytes>) -> Result<()> {
+        let part = Part::message(bytes.into(), OpCode::Data(Data::Binary), false);
+        Ok(timeout(PATIENCE, self.0.send(Message::Frame(part))).await??)
     }
 
     /// The next message; nothing when the connection ended.

@@ -1,5 +1,7 @@
 //! Peers: taken by an admin, granted to by an admin, and let go.
 
+use std::time::Duration;
+
 use proto_spec::capability::{Check, Claims, PeerTerms, decode_text, encode_text, issue};
 use proto_spec::limits::{HOPS_MAX, PEER_GRANTS_MAX};
 use proto_spec::message::{Ack, PeerAdd, PeerGrant, PeerName, PeerRecord};
@@ -18,7 +20,7 @@ use crate::state::peers::{PEERS_MAX, Peer};
 impl Desk {
     pub(super) fn list_peers(&self, body: &str) -> Result<Decision, Refusal> {
         let _: Nothing = read(body)?;
-        Ok(answer(shown(&self.state, None)))
+        Ok(answer(self.seen().shown(&self.state, None)))
     }
 
     /// Takes another organisation as a peer. Its key stays what it is: another key is another peer, and
@@ -76,7 +78,8 @@ impl Desk {
             at,
         };
         let org = said.org.clone();
-        Ok(change(added, move |state| shown(state, Some(&org))))
+        let seen = self.seen();
+        Ok(change(added, move |state| seen.shown(state, Some(&org))))
     }
 
     pub(super) fn pause_peer(
@@ -94,7 +97,8 @@ impl Desk {
             by: by.first.clone(),
             at: self.clock.now(),
         };
-        Ok(change(change_, move |state| shown(state, Some(&org))))
+        let seen = self.seen();
+        Ok(change(change_, move |state| seen.shown(state, Some(&org))))
     }
 
     pub(super) fn remove_peer(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
@@ -107,7 +111,8 @@ impl Desk {
             by: by.first.clone(),
             at: self.clock.now(),
         };
-        Ok(change(removed, |state| shown(state, None)))
+        let seen = self.seen();
+        Ok(change(removed, move |state| seen.shown(state, None)))
     }
 
     /// Grants a peer's agents something here. The token goes to the peer's broker, over its link.
@@ -235,6 +240,13 @@ impl Desk {
         })
     }
 
+    fn seen(&self) -> Seen {
+        Seen {
+            now: self.clock.now(),
+            stale_after: self.config.federation.stale_after(),
+        }
+    }
+
     fn peer(&self, org: &Org) -> Result<std::sync::Arc<Peer>, Refusal> {
         let found = self.state.peers.find(org);
         found.ok_or_else(|| Refusal::NotFound(format!("peer {org}")))
@@ -256,39 +268,54 @@ fn only_providers(agents: &[NamePattern], org: &Org) -> Option<String> {
     (!each.is_empty()).then(|| format!("check if {}", each.join(" or ")))
 }
 
-/// Peers as admins see them: all, or one.
-fn shown(state: &State, only: Option<&Org>) -> Ack {
-    let peers = state.peers.all();
-    let peers = peers
-        .iter()
-        .filter(|peer| only.is_none_or(|org| *org == peer.org));
-    Ack::Peers {
-        peers: peers.map(|peer| record(state, peer)).collect(),
-    }
+/// When peers are looked at, and how old what they say may be.
+#[derive(Clone, Copy)]
+struct Seen {
+    now: Timestamp,
+    stale_after: Duration,
 }
 
-fn record(state: &State, peer: &Peer) -> PeerRecord {
-    let link = state.links.of(&peer.org);
-    let grants = peer.grants.iter();
-    let grants = grants.filter_map(|grant| state.registry.issued_by_id(&grant.id));
-    PeerRecord {
-        org: peer.org.clone(),
-        key: peer.key,
-        fingerprint: peer.key.fingerprint(),
-        endpoints: peer.endpoints.clone(),
-        link: match (&link, peer.is_paused) {
-            (_, true) => "paused",
-            (Some(_), _) => "up",
-            (None, _) => "down",
+impl Seen {
+    /// Peers as admins see them: all, or one.
+    fn shown(self, state: &State, only: Option<&Org>) -> Ack {
+        let peers = state.peers.all();
+        let peers = peers
+            .iter()
+            .filter(|peer| only.is_none_or(|org| *org == peer.org));
+        Ack::Peers {
+            peers: peers.map(|peer| self.record(state, peer)).collect(),
         }
-        .into(),
-        trouble: match &link {
-            Some(_) => None,
-            None => state.links.trouble(&peer.org),
-        },
-        tools: link.as_ref().map_or(0, |link| link.tool_count() as u64),
-        grants: grants.map(|record| token_record(state, &record)).collect(),
-        asks: peer.asks.clone(),
-        since: peer.since,
+    }
+
+    fn record(self, state: &State, peer: &Peer) -> PeerRecord {
+        let link = state.links.of(&peer.org);
+        let grants = peer.grants.iter();
+        let grants = grants.filter_map(|grant| state.registry.issued_by_id(&grant.id));
+        PeerRecord {
+            org: peer.org.clone(),
+            key: peer.key,
+            fingerprint: peer.key.fingerprint(),
+            endpoints: peer.endpoints.clone(),
+            link: match (&link, peer.is_paused) {
+                (_, true) => "paused",
+                (Some(_), _) => "up",
+                (None, _) => "down",
+            }
+            .into(),
+            trouble: match &link {
+                Some(_) => None,
+                None => state.links.trouble(&peer.org),
+            },
+            revocations_age_ms: link
+                .as_ref()
+                .and_then(|link| link.known_age(self.now))
+                .and_then(|age| age.as_millis().try_into().ok()),
+            revocations_age_max_ms: self.stale_after.as_millis().try_into().unwrap_or(u64::MAX),
+            channels: Vec::new(),
+            tools: link.as_ref().map_or(0, |link| link.tool_count() as u64),
+            grants: grants.map(|record| token_record(state, &record)).collect(),
+            asks: peer.asks.clone(),
+            since: peer.since,
+        }
     }
 }

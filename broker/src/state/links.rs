@@ -219,6 +219,13 @@ impl Link {
         lock(&self.view).tick
     }
 
+    /// How old our view of the peer's dead keys is, once there is one.
+    #[must_use]
+    pub fn known_age(&self, now: Timestamp) -> Option<Duration> {
+        let view = lock(&self.view);
+        (view.seq > 0).then(|| now.distance(view.fresh))
+    }
+
     /// How old our view of the peer's dead keys is.
     #[must_use]
     pub fn age(&self, now: Timestamp) -> Duration {

@@ -29,7 +29,7 @@ pub(super) struct Which {
 }
 
 /// Has the broker do something with keys; gives all as they are then.
-pub(super) async fn act(
+pub(in crate::command) async fn act(
     admin: &agent_sdk::Agent,
     kind: Kind,
     key: Option<PublicKey>,

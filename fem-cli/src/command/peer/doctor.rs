@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use proto_spec::Org;
 use proto_spec::message::{PeerRecord, WellKnown};
+use proto_spec::succession::successors;
+use proto_spec::{Digest, Kind, Org};
 use rustls_pki_types::CertificateDer;
 
 use super::{find, granted};
 use crate::command::doctor::clock;
 use crate::command::doctor::findings::Findings;
+use crate::command::keys;
 use crate::connect::Chosen;
 use crate::failure::Outcome;
 use crate::output::{Output, join};
@@ -30,6 +32,8 @@ pub(super) async fn run(chosen: &Chosen, output: Output, org: &Org) -> Outcome {
         }
     }
     link(&mut found, &peer);
+    lag(&mut found, &peer);
+    rotation(&mut found, &admin).await?;
     here(&mut found, &peer);
     there(&mut found, &peer, admin.id().org());
     callers(&mut found, &peer, &admin).await?;
@@ -52,7 +56,7 @@ fn answers(found: &mut Findings, peer: &PeerRecord, endpoint: &str, seen: &Seen)
     found.ok("endpoint", format!("{endpoint} answers"));
     let certificate = CertificateDer::from(seen.certificate.as_slice());
     if let Ok(channel) = broker::tls::channel_of(&certificate) {
-        found.ok("TLS key", channel.to_string());
+        tls_key(found, peer, &channel);
     }
     match &seen.well_known {
         Ok(said) => says(found, peer, said),
@@ -64,11 +68,40 @@ fn answers(found: &mut Findings, peer: &PeerRecord, endpoint: &str, seen: &Seen)
     }
 }
 
+/// Whether the peer says over its link that this TLS key is its own. While it changes them it names several.
+fn tls_key(found: &mut Findings, peer: &PeerRecord, channel: &Digest) {
+    match &peer.channels[..] {
+        // Nobody has said anything: there is no link.
+        [] => found.ok("TLS key", channel.to_string()),
+        named if named.contains(channel) => found.ok(
+            "TLS key",
+            match named.len() {
+                1 => channel.to_string(),
+                several => format!("{channel}, one of {several} that it names"),
+            },
+        ),
+        _ => found.warn(
+            "TLS key",
+            format!("{channel} is none that the peer names on its link"),
+            "did it just change its certificate? then the next link names it; else who answers there?",
+        ),
+    }
+}
+
 /// What it says about itself. Anybody can say it; the link alone proves it.
 fn says(found: &mut Findings, peer: &PeerRecord, said: &WellKnown) {
     let shown = format!("{}, {}", said.org, said.key.fingerprint());
     if said.org == peer.org && said.key == peer.key {
         found.ok("broker key", shown);
+    } else if said.org == peer.org && follows(peer, said) {
+        found.warn(
+            "broker key",
+            format!(
+                "it goes on under {}, which follows from the key that was accepted",
+                said.key.fingerprint()
+            ),
+            "nothing to do: the next link brings it; see `fem-cli peer show`",
+        );
     } else {
         found.fail(
             "broker key",
@@ -91,6 +124,54 @@ fn says(found: &mut Findings, peer: &PeerRecord, said: &WellKnown) {
     }
     let most = Duration::from_millis(said.clock_skew_max_ms);
     clock(found, time::now(), said.now, most);
+}
+
+/// Whether its key follows from the accepted one.
+fn follows(peer: &PeerRecord, said: &WellKnown) -> bool {
+    let chain = successors(&peer.key, &said.successions, &peer.org);
+    chain.last().is_some_and(|last| *last.to() == said.key)
+}
+
+/// How far its word about its dead keys lags behind: its agents are refused when it lags too far.
+fn lag(found: &mut Findings, peer: &PeerRecord) {
+    let most = peer.revocations_age_max_ms;
+    match peer.revocations_age_ms {
+        None => {}
+        Some(age) if age <= most => {
+            found.ok("revocations", format!("known as of {} s ago", tenths(age)))
+        }
+        Some(age) => found.fail(
+            "revocations",
+            format!(
+                "known as of {} s ago only; beyond {} s its agents are refused",
+                tenths(age),
+                tenths(most)
+            ),
+            "the connection is slow or stalls: look at the network in between",
+        ),
+    }
+}
+
+fn tenths(ms: u64) -> String {
+    format!("{}.{}", ms / 1_000, ms % 1_000 / 100)
+}
+
+/// Our own keys that are being replaced: peers follow by themselves, while both are good.
+async fn rotation(found: &mut Findings, admin: &agent_sdk::Agent) -> Outcome {
+    let keys = keys::act(admin, Kind::AdminBrokerList, None).await?;
+    let waiting = keys.iter().filter(|held| held.state != "active");
+    let waiting: Vec<String> = waiting
+        .map(|held| format!("{} is {}", held.key.fingerprint(), held.state))
+        .collect();
+    match waiting.is_empty() {
+        true => found.ok("our broker key", "one, active"),
+        false => found.warn(
+            "our broker key",
+            waiting.join("; "),
+            "peers follow at their next link; retire the old one when all have: `fem-cli broker-key list`",
+        ),
+    }
+    Ok(())
 }
 
 fn link(found: &mut Findings, peer: &PeerRecord) {
@@ -177,6 +258,9 @@ mod tests {
             endpoints: vec!["broker.globex.example:7443".into()],
             link: link.into(),
             trouble: Some("refused".into()),
+            revocations_age_ms: None,
+            revocations_age_max_ms: 10_000,
+            channels: Vec::new(),
             tools: 0,
             grants: Vec::new(),
             asks: Vec::new(),
@@ -212,6 +296,40 @@ mod tests {
             assert_eq!(shown.contains("fail"), wrong.is_some(), "{shown}");
             assert!(wrong.is_none_or(|line| shown.contains(line)), "{shown}");
         }
+    }
+
+    #[test]
+    fn a_lag_is_told_in_seconds_and_fails_where_agents_are_refused() {
+        let shown = |age| {
+            let mut found = Findings::default();
+            let record = PeerRecord {
+                revocations_age_ms: age,
+                ..peer("up")
+            };
+            lag(&mut found, &record);
+            told(&found.0)
+        };
+        assert_eq!(shown(None), "");
+        assert!(shown(Some(1_250)).contains("known as of 1.2 s ago"));
+        assert!(shown(Some(10_001)).contains("fail  revocations"));
+    }
+
+    #[test]
+    fn a_tls_key_that_the_peer_does_not_name_is_doubtful() {
+        let (named, other) = (Digest([1; 32]), Digest([2; 32]));
+        let shown = |channels: Vec<Digest>, seen| {
+            let mut found = Findings::default();
+            let record = PeerRecord {
+                channels,
+                ..peer("up")
+            };
+            tls_key(&mut found, &record, &seen);
+            told(&found.0)
+        };
+        assert!(shown(vec![named], named).contains("ok"));
+        assert!(shown(vec![other, named], named).contains("one of 2"));
+        assert!(shown(vec![named], other).contains("warn  TLS key"));
+        assert!(shown(Vec::new(), other).contains("ok"));
     }
 
     #[test]
