@@ -18,7 +18,6 @@ use proto_spec::{
 use tokio::sync::oneshot;
 
 use crate::delivery::{about_call, about_sender, deliver, permit_of, relay, vouch};
-use crate::federation::tell_event;
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Standing, Step};
 use crate::routing::{self, Route, Way};
@@ -28,7 +27,7 @@ use crate::state::links::Link;
 use crate::state::outbox::Outbox;
 use crate::state::registry::grant_id;
 use crate::state::sessions::{CredentialKey, Session, Subscription};
-use crate::transit::{pass_call, relay_call};
+use crate::transit::{pass_call, relay_call, tell_event};
 
 /// One moment of a broker: what it does with a call now.
 #[derive(Debug, Clone, Copy)]

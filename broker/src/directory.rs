@@ -46,7 +46,7 @@ pub fn discover(
     let own = offers(&query, after, standing.state());
     let own = own
         .into_iter()
-        .map(|(position, offer)| (position, Place::Here(offer)));
+        .map(|(position, offer)| (position, Place::Here(Box::new(offer))));
     let mut all = beyond(&query, after, standing.state(), now);
     all.extend(own);
     for (position, place) in all {
@@ -140,7 +140,7 @@ pub(crate) fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTree
 
 /// Where a tool is.
 enum Place {
-    Here(Offer),
+    Here(Box<Offer>),
     /// Somewhere behind peers.
     Beyond(AgentId, Capability),
 }
@@ -149,7 +149,7 @@ impl Place {
     /// The tool by every way that leads there, the best first.
     fn ways(self, state: &State, now: Timestamp) -> Vec<Offer> {
         match self {
-            Self::Here(offer) => vec![offer],
+            Self::Here(offer) => vec![*offer],
             Self::Beyond(agent, tool) => {
                 let ways = ways(&agent, &tool, state, now);
                 let offers = ways.iter().filter_map(|(link, tool)| by_way(link, tool));

@@ -1,17 +1,21 @@
-//! A call on its way to another broker: with the tokens that permit it there, which our broker makes for its
-//! own agents, and passes on for a peer's.
+//! What is on its way to another broker. A call goes with the tokens that permit it there, which our broker
+//! makes for its own agents, and passes on for a peer's; an event, for those that our grants let hear it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use proto_spec::capability::{Question, Token};
 use proto_spec::frame::Relay;
 use proto_spec::limits::{HOPS_MAX, INTRODUCTION_VALIDITY};
-use proto_spec::message::AdvertisedTool;
-use proto_spec::{Authorized, Digest, Org, Refusal, Timestamp};
+use proto_spec::message::{AdvertisedTool, PeerEvent};
+use proto_spec::{
+    AgentId, Audience, Authorized, Capability, Digest, Kind, Org, Pattern, Refusal, Timestamp,
+};
 
-use crate::pipeline::Carried;
-use crate::state::links::{Held, Link};
+use crate::pipeline::{Carried, Core};
+use crate::state::links::{Hearer, Held, Link};
 use crate::voice::Voice;
 
 /// A call of our own agent, with tokens in which our broker introduces it.
@@ -79,6 +83,85 @@ fn one_more(me: &Org, next: &Org, home: &Org, visited: &[Org]) -> Result<Vec<Org
         return Err(Refusal::Denied("a call that goes in a circle".into()));
     }
     Ok(visited.iter().chain([me]).cloned().collect())
+}
+
+/// Passes an event of ours on to a peer, for those of its agents that listen and may.
+pub(crate) fn tell_event(
+    core: &Core,
+    link: &Link,
+    event: &Authorized,
+    topic: &Capability,
+    now: Timestamp,
+) {
+    let hearers = link.listeners();
+    if hearers.is_empty() {
+        return;
+    }
+    let Ok(required) = Pattern::from(topic.clone()).under("event.subscribe") else {
+        return;
+    };
+    let topic = Pattern::from(topic.clone());
+    let listens = |one: &&Hearer| one.topics.iter().any(|topics| topics.covers(&topic));
+    let may = |one: &&Hearer| {
+        let permits = |token: &Arc<Token>| permits(core, link, token, &one.agent, &required, now);
+        one.tokens.iter().any(permits)
+    };
+    let listeners = hearers.iter().filter(listens).filter(may);
+    let listeners: Vec<AgentId> = listeners.map(|one| one.agent.clone()).collect();
+    if listeners.is_empty() {
+        return;
+    }
+    let missed = link.missed().swap(0, Ordering::Relaxed);
+    let said = PeerEvent {
+        listeners,
+        key: *event.key(),
+        event: String::from_utf8_lossy(event.envelope().bytes()).into_owned(),
+        missed,
+    };
+    let to = Audience::Broker(link.org.clone());
+    let word = core
+        .voice
+        .say(Kind::PeerEvent, Some(&to), None, &said, now)
+        .bytes;
+    let is_told = !link.is_closed()
+        && link.age(now) <= core.config.federation.stale_after()
+        && link.send(word).is_ok();
+    if !is_told {
+        link.missed().fetch_add(missed + 1, Ordering::Relaxed);
+    }
+}
+
+/// The rule that decides calls, asked for one who listens.
+fn permits(
+    core: &Core,
+    link: &Link,
+    token: &Token,
+    agent: &AgentId,
+    required: &Pattern,
+    now: Timestamp,
+) -> bool {
+    let state = &core.state;
+    if token.holder().is_none_or(|key| link.is_dead(key))
+        || state.trust.is_revoked(&link.org)
+        || state.trust.is_revoked(agent.org())
+        || state.revocations.is_barred(token.issued(), required)
+        || state.revocations.alive(token).is_err()
+    {
+        return false;
+    }
+    let via = (*agent.org() != link.org).then_some(&link.org);
+    let score = |org| state.trust.score(org, required, now);
+    let trust = match via {
+        _ if !token.names_trust() => None,
+        Some(neighbour) => score(neighbour).min(score(agent.org())),
+        None => score(agent.org()),
+    };
+    let question = Question {
+        via,
+        trust,
+        ..Question::plain(required, agent, now)
+    };
+    token.permits(&question).is_ok()
 }
 
 #[cfg(test)]

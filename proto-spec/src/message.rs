@@ -12,7 +12,13 @@ use crate::capability::{Capability, Pattern};
 use crate::identity::{AgentId, Name, NamePattern, Org};
 use crate::signature::{Digest, PublicKey};
 use crate::time::Timestamp;
-use crate::trust::{Decision, Level, Picture, Score};
+
+mod trust;
+
+pub use trust::{
+    Arrow, BadTrust, Decision, Hop, Introduced, Level, Node, Path, Picture, Score, Trust,
+    TrustDecide, TrustDecided, TrustNews, TrustRecord, TrustShow, TrustState, TrustStatement,
+};
 
 /// `registerAgent`: what the agent asks for is a request, never a grant.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -1077,64 +1083,6 @@ pub enum Basis {
     Peer,
 }
 
-/// How far one organisation trusts another: 0, not at all, to 100, as itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "u8")]
-pub struct Trust(u8);
-
-impl Trust {
-    /// Not at all.
-    pub const NONE: Self = Self(0);
-    /// As itself.
-    pub const FULL: Self = Self(100);
-
-    /// The number, 0 to 100.
-    #[must_use]
-    pub const fn percent(self) -> u8 {
-        self.0
-    }
-}
-
-/// Not a number from 0 to 100.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("trust is a whole number from 0 to 100")]
-pub struct BadTrust;
-
-impl TryFrom<u8> for Trust {
-    type Error = BadTrust;
-    fn try_from(percent: u8) -> Result<Self, BadTrust> {
-        if percent <= Self::FULL.0 {
-            Ok(Self(percent))
-        } else {
-            Err(BadTrust)
-        }
-    }
-}
-
-impl std::fmt::Display for Trust {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// `trustStatement`: what the organisation whose broker signs it thinks of another. It says the same to
-/// everybody, so it has no `to`, and whoever has it may pass it on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrustStatement {
-    /// Of whom.
-    pub trustee: Org,
-    /// How far; 0 takes back what was said before.
-    pub trust: Trust,
-    /// It counts only for what one of these covers; at most 16, and for everything when there is none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub capabilities: Vec<Pattern>,
-    /// Replaces what the signer said about this trustee with a lower one. The time in milliseconds serves.
-    pub seq: u64,
-    /// Counts until just before; at most 90 days after the envelope's `ts`.
-    pub expires: Timestamp,
-}
-
 /// `peerTopics`: all of a peer's agents that listen to topics here. Replaces what was said before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -1173,95 +1121,6 @@ pub struct PeerEvent {
 
 fn is_zero(count: &u64) -> bool {
     *count == 0
-}
-
-/// `trustNews`: what a peer's broker knows of trust and tells: what its own organisation states and what
-/// its own peers do. The first on a link says all; each after it says what changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrustNews {
-    /// Whom it vouches for, and under which key: its own peers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub introduced: Vec<Introduced>,
-    /// For whom no longer.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub withdrawn: Vec<Org>,
-    /// `trustStatement` envelopes as text: as their makers signed them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub statements: Vec<String>,
-}
-
-/// An organisation that a peer vouches for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Introduced {
-    /// Which.
-    pub org: Org,
-    /// The key of its broker, as the peer knows it.
-    pub key: PublicKey,
-}
-
-/// `admin.trust.state`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrustState {
-    /// Of whom.
-    pub trustee: Org,
-    /// How far; 0 takes back what was stated before.
-    pub trust: Trust,
-    /// For what; for everything when there is none. At most 16.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub capabilities: Vec<Pattern>,
-    /// Until when; 90 days from now where it does not say, and at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<Timestamp>,
-}
-
-/// `admin.trust.decide`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrustDecide {
-    /// About whom.
-    pub org: Org,
-    /// What; without it, it is left to what is said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decision: Option<Decision>,
-}
-
-/// `admin.trust.show`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrustShow {
-    /// Who trusts.
-    pub from: Org,
-    /// Whom.
-    pub to: Org,
-    /// For what; without it, in general.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capability: Option<Pattern>,
-}
-
-/// What this organisation states of another, as admins see it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TrustRecord {
-    /// Of whom.
-    pub trustee: Org,
-    /// How far.
-    pub trust: Trust,
-    /// For what; for everything when there is none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub capabilities: Vec<Pattern>,
-    /// Until when.
-    pub expires: Timestamp,
-}
-
-/// What an admin decided about another organisation, as admins see it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TrustDecided {
-    /// About whom.
-    pub org: Org,
-    /// What.
-    pub decision: Decision,
 }
 
 /// `/.well-known/fem`: for people and for set-up; nothing in it is to be trusted by itself.

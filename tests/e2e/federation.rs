@@ -751,7 +751,7 @@ async fn a_peer_that_was_away_for_an_hour_comes_back_to_what_is_in_force_by_then
     let goes = pair.acme.agent("goes", 4, &right).await.unwrap();
     pair.until_advertised(1).await;
     calls(&pair, &goes, &fs, &mut serving).await;
-    let hour = std::time::Duration::from_secs(3_600);
+    let hour = Duration::from_hours(1);
     let (acme, globex) = (&pair.acme, &pair.globex);
     let linked = |lab: &Lab, org: &Org| lab.broker.core().state.links.of(org);
     acme.broker.core().clock.advance(hour);

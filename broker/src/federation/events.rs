@@ -10,14 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto_spec::admission::KeyBook;
-use proto_spec::capability::{Claims, Question, Token};
+use proto_spec::capability::{Claims, Token};
 use proto_spec::limits::{
     INTRODUCTION_VALIDITY, LISTENERS_MAX, RELAY_TOKENS_MAX, SUBSCRIPTIONS_MAX,
 };
 use proto_spec::message::{Listener, PeerEvent, PeerTopics};
 use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Kind, Pattern, PublicKey, Received, Refusal,
-    Speaker, Timestamp,
+    AgentId, Audience, Digest, Kind, Pattern, PublicKey, Received, Refusal, Speaker, Timestamp,
 };
 
 use super::telling::{changed, say};
@@ -162,80 +161,6 @@ pub(super) fn introduced(
         })
     };
     said.listeners.into_iter().map(hearer).collect()
-}
-
-/// Passes an event of ours on to a peer, for those of its agents that listen and may.
-pub(crate) fn tell_event(
-    core: &Core,
-    link: &Link,
-    event: &Authorized,
-    topic: &Capability,
-    now: Timestamp,
-) {
-    let hearers = link.listeners();
-    if hearers.is_empty() {
-        return;
-    }
-    let Ok(required) = Pattern::from(topic.clone()).under("event.subscribe") else {
-        return;
-    };
-    let topic = Pattern::from(topic.clone());
-    let listens = |one: &&Hearer| one.topics.iter().any(|topics| topics.covers(&topic));
-    let may = |one: &&Hearer| {
-        let permits = |token: &Arc<Token>| permits(core, link, token, &one.agent, &required, now);
-        one.tokens.iter().any(permits)
-    };
-    let listeners = hearers.iter().filter(listens).filter(may);
-    let listeners: Vec<AgentId> = listeners.map(|one| one.agent.clone()).collect();
-    if listeners.is_empty() {
-        return;
-    }
-    let missed = link.missed().swap(0, Ordering::Relaxed);
-    let said = PeerEvent {
-        listeners,
-        key: *event.key(),
-        event: String::from_utf8_lossy(event.envelope().bytes()).into_owned(),
-        missed,
-    };
-    let is_told = !link.is_closed()
-        && link.age(now) <= core.config.federation.stale_after()
-        && say(core, link, Kind::PeerEvent, &said).is_ok();
-    if !is_told {
-        link.missed().fetch_add(missed + 1, Ordering::Relaxed);
-    }
-}
-
-/// The rule that decides calls, asked for one who listens.
-fn permits(
-    core: &Core,
-    link: &Link,
-    token: &Token,
-    agent: &AgentId,
-    required: &Pattern,
-    now: Timestamp,
-) -> bool {
-    let state = &core.state;
-    if token.holder().is_none_or(|key| link.is_dead(key))
-        || state.trust.is_revoked(&link.org)
-        || state.trust.is_revoked(agent.org())
-        || state.revocations.is_barred(token.issued(), required)
-        || state.revocations.alive(token).is_err()
-    {
-        return false;
-    }
-    let via = (*agent.org() != link.org).then_some(&link.org);
-    let score = |org| state.trust.score(org, required, now);
-    let trust = match via {
-        _ if !token.names_trust() => None,
-        Some(neighbour) => score(neighbour).min(score(agent.org())),
-        None => score(agent.org()),
-    };
-    let question = Question {
-        via,
-        trust,
-        ..Question::plain(required, agent, now)
-    };
-    token.permits(&question).is_ok()
 }
 
 /// The key that a peer certifies for an emitter.

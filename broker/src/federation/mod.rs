@@ -8,5 +8,3 @@ pub mod hearing;
 pub mod link;
 pub mod telling;
 mod trust;
-
-pub(crate) use events::tell_event;

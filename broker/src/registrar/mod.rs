@@ -321,7 +321,7 @@ impl Desk {
             Order::Act(act) => self.act(&act),
             Order::Reserve(need, caller) => self.reserve(need, &caller),
             Order::Rekey(rekey) => self.rekey_peer(&rekey),
-            Order::Hear(from, news) => self.hear_trust(from, *news),
+            Order::Hear(from, news) => self.hear_trust(from, &news),
         }
     }
 

@@ -58,7 +58,7 @@ impl Desk {
     }
 
     /// Puts on record what of a peer's news has an effect. Whoever sends them verified the statements.
-    pub(super) fn hear_trust(&mut self, from: Org, news: TrustNews) -> Result<Decision, Refusal> {
+    pub(super) fn hear_trust(&mut self, from: Org, news: &TrustNews) -> Result<Decision, Refusal> {
         let at = self.clock.now();
         if self.state.peers.find(&from).is_none() {
             return Ok(Decision::Nothing);

@@ -26,8 +26,11 @@ pub struct CredentialKey {
     /// Under which key.
     pub key: PublicKey,
     /// For a call: the tool, the capability it requires, and what permitted it, by which trust score.
-    pub call: Option<(Capability, Capability, Basis, Option<Digest>, Option<u8>)>,
+    pub call: Option<Permitted>,
 }
+
+/// A tool, the capability it requires, and what permitted it, by which trust score.
+type Permitted = (Capability, Capability, Basis, Option<Digest>, Option<u8>);
 
 /// Credentials that one connection has carried: identity and expiry.
 pub type Credentials = LruCache<CredentialKey, (Digest, Timestamp)>;

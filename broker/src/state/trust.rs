@@ -205,8 +205,8 @@ impl TrustBook {
 
     /// What of some news would have an effect; nothing where none would. `news` was verified.
     #[must_use]
-    pub fn sift(&self, from: &Org, news: TrustNews, at: Timestamp) -> Option<TrustNews> {
-        let effective = read(&self.book).clone().hear(from, &news, at);
+    pub fn sift(&self, from: &Org, news: &TrustNews, at: Timestamp) -> Option<TrustNews> {
+        let effective = read(&self.book).clone().hear(from, news, at);
         (effective != TrustNews::default()).then_some(effective)
     }
 

@@ -13,15 +13,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
 use crate::capability::Pattern;
 use crate::identity::Org;
 use crate::limits::{
     TRUST_DECISIONS_MAX, TRUST_INTRODUCTIONS_MAX, TRUST_PEERS_MAX, TRUST_STATEMENTS_MAX,
     TRUST_STATEMENTS_PER_MAKER_MAX,
 };
-use crate::message::Trust;
 use crate::refusal::Refusal;
 use crate::time::Timestamp;
 
@@ -32,69 +29,8 @@ mod score;
 mod statement;
 mod svg;
 
-pub use picture::{Arrow, Node, Picture};
-pub use score::{Hop, Path, Score};
+pub use crate::message::{Arrow, Decision, Hop, Level, Node, Path, Picture, Score};
 pub use statement::Statement;
-
-/// Where an organisation stands: what an admin decided, or else what its score says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// An admin decided that nothing of it counts.
-    Revoked,
-    /// A score below [`Level::PARTNER`], or none.
-    External,
-    /// A score from [`Level::PARTNER`].
-    Partner,
-    /// A score from [`Level::TRUSTED`].
-    Trusted,
-    /// This organisation itself, or a peer that an admin decided to treat alike.
-    System,
-}
-
-impl Level {
-    /// From this score on an organisation is trusted: nobody is by hearsay of three hops, which is worth
-    /// 64 at most.
-    pub const TRUSTED: u8 = 75;
-    /// From this score on an organisation is a partner.
-    pub const PARTNER: u8 = 40;
-
-    /// What a score alone says.
-    #[must_use]
-    pub fn of(score: Option<&Score>) -> Self {
-        match score.map(|score| score.value) {
-            Some(Self::TRUSTED..) => Self::Trusted,
-            Some(Self::PARTNER..) => Self::Partner,
-            _ => Self::External,
-        }
-    }
-}
-
-impl std::fmt::Display for Level {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Revoked => "revoked",
-            Self::External => "external",
-            Self::Partner => "partner",
-            Self::Trusted => "trusted",
-            Self::System => "system",
-        })
-    }
-}
-
-/// What an admin decided about an organisation. It is told to nobody, and nothing that is said prevails
-/// over it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Decision {
-    /// As this organisation itself: 100. It needs to be a peer, or it has no effect.
-    System,
-    /// Whatever is said, no path is worth more when it reaches this organisation. A statement of one's
-    /// own recommends and can be surpassed by hearsay; this cannot.
-    AtMost(Trust),
-    /// It has no score, and no path leads through it.
-    Revoked,
-}
 
 /// What became of a statement that was not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,57 +3,14 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
 use crate::capability::Pattern;
 use crate::identity::Org;
 use crate::limits::{PICTURE_ARROWS_MAX, PICTURE_NODES_MAX, TRUST_HOPS_MAX};
-use crate::message::Trust;
+use crate::message::{Arrow, Node, Picture, Score};
 use crate::time::Timestamp;
 
+use super::TrustGraph;
 use super::score::Asked;
-use super::{Level, Score, TrustGraph};
-
-/// A part of a [`TrustGraph`] that fits on a page, to be drawn with [`Self::dot`] or [`Self::svg`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Picture {
-    /// One line above it.
-    pub caption: String,
-    /// At most 40, nearest first.
-    pub nodes: Vec<Node>,
-    /// At most 120, between these nodes.
-    pub arrows: Vec<Arrow>,
-    /// Organisations for which there was no place.
-    pub nodes_left_out: usize,
-    /// Statements between the nodes for which there was no place.
-    pub arrows_left_out: usize,
-}
-
-/// An organisation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
-    /// Which.
-    pub org: Org,
-    /// Its score as the picture's first organisation sees it.
-    pub value: Option<u8>,
-    /// How it stands by that score, and by what the home organisation decided.
-    pub level: Level,
-    /// How many statements away it is: the column in which it is drawn.
-    pub hops: u8,
-}
-
-/// A statement that counts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Arrow {
-    /// Who says it.
-    pub trustor: Org,
-    /// Of whom.
-    pub trustee: Org,
-    /// How far.
-    pub trust: Trust,
-    /// Whether it is part of the best path to whom the picture is about.
-    pub best: bool,
-}
 
 impl TrustGraph {
     /// What can be seen from `from`, for what `capability` permits: whoever is at most three statements

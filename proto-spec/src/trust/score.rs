@@ -10,12 +10,10 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::capability::Pattern;
 use crate::identity::Org;
 use crate::limits::{TRUST_HOPS_MAX, TRUST_PATHS_MAX};
-use crate::message::Trust;
+use crate::message::{Hop, Path, Score, Trust};
 use crate::time::Timestamp;
 
 use super::{Decision, Statement, TrustGraph};
@@ -26,47 +24,6 @@ const HOP_PERCENT: u64 = 80;
 /// One percent. Two hops after the first divide by ten thousand each, so no path of three is ever rounded:
 /// only what is shown is, downwards.
 const UNIT: u64 = 100_000_000;
-
-/// How far one organisation trusts another, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Score {
-    /// 1 to 100: that of the best path. What is worth less than 1 is no score at all.
-    pub value: u8,
-    /// How far whoever made the path's last statement is trusted to make it: 100 for what one says
-    /// oneself, 80 for what somebody fully trusted says. Never less than `value`.
-    pub confidence: u8,
-    /// The best first, at most 8. Where two are worth the same: the more confident, then the shorter, then
-    /// by name. None where an organisation is asked about itself.
-    pub paths: Vec<Path>,
-}
-
-/// A chain of statements that leads from one organisation to another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Path {
-    /// 1 to 3, each beginning where the one before ends.
-    pub hops: Vec<Hop>,
-    /// What it is worth, rounded down.
-    pub value: u8,
-    /// As that of a [`Score`].
-    pub confidence: u8,
-}
-
-/// One statement of a path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hop {
-    /// Who says it.
-    pub trustor: Org,
-    /// Of whom.
-    pub trustee: Org,
-    /// How far.
-    pub trust: Trust,
-    /// For what; for everything when there is none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub capabilities: Vec<Pattern>,
-    /// Until when; nothing where an admin decided it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<Timestamp>,
-}
 
 impl TrustGraph {
     /// How far `from` trusts `to` for what `capability` permits, or in general; nothing where no path is

@@ -138,7 +138,7 @@ fn lag(found: &mut Findings, peer: &PeerRecord) {
     match peer.revocations_age_ms {
         None => {}
         Some(age) if age <= most => {
-            found.ok("revocations", format!("known as of {} s ago", tenths(age)))
+            found.ok("revocations", format!("known as of {} s ago", tenths(age)));
         }
         Some(age) => found.fail(
             "revocations",
