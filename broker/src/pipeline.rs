@@ -31,6 +31,7 @@ use crate::state::State;
 use crate::state::budgets::Need;
 use crate::state::calls::{Answer, InFlight, Party, Reply};
 use crate::state::links::Link;
+use crate::state::outbox::Queued;
 use crate::state::sessions::{Session, Subscription};
 use crate::tls::Certificates;
 use crate::voice::Voice;
@@ -805,7 +806,7 @@ impl Core {
         bytes: Bytes,
         challenge: Digest,
         channel: Digest,
-        outbox: mpsc::Sender<Bytes>,
+        outbox: mpsc::Sender<Queued>,
     ) -> Result<(Arc<Session>, Bytes), Answer> {
         let begun = Instant::now();
         let refuse = |refused: &Refused| self.refuse(refused, begun);
@@ -862,7 +863,7 @@ impl Core {
         act: &Authorized,
         challenge: Digest,
         channel: Digest,
-        outbox: mpsc::Sender<Bytes>,
+        outbox: mpsc::Sender<Queued>,
     ) -> Result<Arc<Session>, Refusal> {
         let body: Attach = act.envelope().read_body()?;
         if body.challenge != challenge {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use proto_spec::admission::KeyBook;
 use proto_spec::capability::{Claims, Question, Token};
 use proto_spec::limits::{
-    INTRODUCTION_VALIDITY, LISTENERS_MAX, RELAY_TOKENS_MAX, SUBSCRIPTIONS_MAX,
+    INTRODUCTION_VALIDITY, LISTENERS_MAX, RELAY_TOKENS_MAX, SUBSCRIPTIONS_MAX, WORD_BYTES_MAX,
 };
 use proto_spec::message::{Listener, PeerEvent, PeerTopics};
 use proto_spec::{
@@ -25,6 +25,7 @@ use crate::calls::Place;
 use crate::conversation::Ended;
 use crate::pipeline::Core;
 use crate::state::links::{Hearer, Held, Link};
+use crate::state::room::Guest;
 
 /// Between two looks at who listens.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -199,10 +200,30 @@ pub(crate) fn tell_event(
     };
     let is_told = !link.is_closed()
         && link.age(now) <= core.config.federation.stale_after()
-        && say(core, link, Kind::PeerEvent, &said).is_ok();
+        && relay_event(core, link, event, &said, now).is_ok();
     if !is_told {
         link.missed().fetch_add(missed + 1, Ordering::Relaxed);
     }
+}
+
+/// Queues an event in its emitter's share of the link: the word is ours, and how many there are is not.
+fn relay_event(
+    core: &Core,
+    link: &Link,
+    event: &Authorized,
+    said: &PeerEvent,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let to = Audience::Broker(link.org.clone());
+    let word = core
+        .voice
+        .say(Kind::PeerEvent, Some(&to), None, said, now)
+        .bytes;
+    if word.len() > WORD_BYTES_MAX {
+        return Err(Refusal::TooLarge(word.len(), WORD_BYTES_MAX));
+    }
+    let emitter = Guest::Agent(event.agent().clone());
+    link.relay(&emitter, event.envelope().bytes(), word)
 }
 
 /// The rule that decides calls, asked for one who listens.

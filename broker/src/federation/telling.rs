@@ -47,7 +47,8 @@ async fn tell_heads(core: &Core, link: &Link) -> Ended {
     loop {
         died.borrow_and_update();
         let head = heads.next(core, link, core.clock.now());
-        if link.send(head).is_err() {
+        // Peers refuse our agents' calls when it is late.
+        if link.say_first(head).is_err() {
             return Ended::TooSlow;
         }
         tokio::select! {
@@ -71,7 +72,9 @@ async fn tell_terms(core: &Core, link: &Link) -> Ended {
             return Ended::Closed;
         };
         for word in words {
-            if link.send(word).is_err() {
+            // One at a time, as fast as the peer reads: what agents offer never fills the room for words.
+            link.settled().await;
+            if link.say(word).is_err() {
                 return Ended::TooSlow;
             }
         }
@@ -85,7 +88,8 @@ async fn tell_terms(core: &Core, link: &Link) -> Ended {
     }
 }
 
-/// Says something to the peer's broker. A word that finds no room ends the link: what comes after depends on it.
+/// Says something to the peer's broker. A word that finds no room ends the link: what comes after depends on
+/// it, and only a peer that does not read leaves none.
 pub(super) fn say(
     core: &Core,
     link: &Link,
@@ -93,7 +97,7 @@ pub(super) fn say(
     body: &impl Serialize,
 ) -> Result<(), Ended> {
     let said = word(core, link, kind, body, core.clock.now());
-    link.send(said).map_err(|_| Ended::TooSlow)
+    link.say(said).map_err(|_| Ended::TooSlow)
 }
 
 /// Which keys of ours are dead, as far as the peer was told on one link.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use dashmap::DashMap;
 use lru::LruCache;
 use proto_spec::admission::Neighbour;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 use super::outbox::Outbox;
 use super::revocations::REMEMBERED;
+use super::room::{Guest, Room};
 use crate::locks::{lock, read, write};
 
 /// A link of this age is not given up for one that the other side dialled at the same time.
@@ -45,6 +47,15 @@ pub struct Held {
 /// Whose token it is, under which key, and from which of the peer's grants.
 type Introduced = (AgentId, PublicKey, Digest);
 
+/// How much one link carries.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Calls in flight to the peer, and from it.
+    pub calls_max: usize,
+    /// Bytes of an envelope that the peer takes of agents, as it says itself.
+    pub envelope_bytes_max: usize,
+}
+
 /// The attached connection to one peer's broker.
 pub struct Link {
     outbox: Outbox,
@@ -56,6 +67,11 @@ pub struct Link {
     pub role: LinkRole,
     /// When it was attached.
     pub since: Timestamp,
+    /// Room for calls in flight to the peer.
+    pub calls_to: Arc<Room>,
+    /// Room for calls in flight from it.
+    pub calls_from: Arc<Room>,
+    envelope_bytes_max: usize,
     held: ArcSwap<Vec<Held>>,
     directory: RwLock<Directory>,
     introductions: Mutex<LruCache<Introduced, (Arc<str>, Timestamp)>>,
@@ -94,13 +110,23 @@ impl Deref for Link {
 impl Link {
     /// A link that was just attached.
     #[must_use]
-    pub fn new(outbox: Outbox, org: Org, key: PublicKey, role: LinkRole, since: Timestamp) -> Self {
+    pub fn new(
+        outbox: Outbox,
+        org: Org,
+        key: PublicKey,
+        role: LinkRole,
+        since: Timestamp,
+        bounds: Bounds,
+    ) -> Self {
         Self {
             outbox,
             org,
             key,
             role,
             since,
+            calls_to: Room::new(bounds.calls_max),
+            calls_from: Room::new(bounds.calls_max),
+            envelope_bytes_max: bounds.envelope_bytes_max,
             held: ArcSwap::default(),
             directory: RwLock::default(),
             introductions: Mutex::new(LruCache::new(INTRODUCED)),
@@ -109,6 +135,28 @@ impl Link {
             granted: watch::Sender::new(()),
             missed: AtomicU64::new(0),
         }
+    }
+
+    /// As whom an agent takes room of what comes from the peer or goes back to it: those behind it share.
+    #[must_use]
+    pub fn guest(&self, caller: &AgentId) -> Guest {
+        match caller.org() == &self.org {
+            true => Guest::Agent(caller.clone()),
+            false => Guest::Through(caller.org().clone()),
+        }
+    }
+
+    /// Queues what an agent signed, in its share.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::TooLarge`] where the peer said that it takes no such envelope; those of
+    /// [`Outbox::send_for`].
+    pub fn relay(&self, guest: &Guest, envelope: &Bytes, frame: Bytes) -> Result<(), Refusal> {
+        if envelope.len() > self.envelope_bytes_max {
+            return Err(Refusal::TooLarge(envelope.len(), self.envelope_bytes_max));
+        }
+        self.send_for(guest, frame)
     }
 
     /// The peer, as what it says is judged.
@@ -575,7 +623,11 @@ mod tests {
             let (queue, _) = tokio::sync::mpsc::channel(1);
             let since = Timestamp::from_ms(seconds * 1_000);
             let outbox = Outbox::new(queue, 1);
-            Arc::new(Link::new(outbox, org(peer), key, role, since))
+            let bounds = Bounds {
+                calls_max: 1,
+                envelope_bytes_max: 1,
+            };
+            Arc::new(Link::new(outbox, org(peer), key, role, since, bounds))
         };
         // What acme dialled stays, at acme, where globex listens, and at globex, where acme dials.
         for (me, peer, kept, other) in [
