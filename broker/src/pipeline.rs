@@ -491,7 +491,8 @@ impl Core {
             (Kind::ToolCancel, _) => place.cancelled(&act).map(|()| Step::Nothing),
             (Kind::OfferTools, Door::Session(session)) => self.offer(&act, session, now),
             (Kind::DiscoverTools, _) => {
-                let found = directory::discover(&act, &self.standing(door), now)?;
+                let bytes_max = self.config.limits.envelope_bytes_max;
+                let found = directory::discover(&act, &self.standing(door), bytes_max, now)?;
                 let to = act.agent().clone().into();
                 let said = self.voice.say(
                     Kind::ToolsDiscovered,

@@ -6,7 +6,9 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use proto_spec::capability::{encode_text, issue};
 use proto_spec::frame::Relay;
-use proto_spec::message::{Ack, Advert, AdvertisedTool, DiscoveredTool, RevocationHead};
+use proto_spec::message::{
+    Ack, Advert, AdvertisedTool, DiscoveredTool, RevocationHead, ToolsDiscovered,
+};
 use proto_spec::{Code, Digest, Envelope, Kind, SigningKey};
 use serde_json::{Value, json};
 use tests::lab::{Actor, Lab, code_of, hears_refusal, tool};
@@ -298,6 +300,11 @@ async fn an_advert_that_lies_or_is_beyond_its_bound_ends_the_link_and_is_not_tak
         id: own.id.clone(),
         key: SigningKey::from_seed(&[0x72; 32]),
     };
+    let heavy = |name: &str, bytes: usize| {
+        let mut tool = advertised(&own, name);
+        tool.tool.checks = vec!["c".repeat(bytes)];
+        tool
+    };
     let through_us = |via: &[&str]| {
         let mut tool = advertised(&other, "x.a");
         tool.tool.via = via.iter().map(|org| org.parse().unwrap()).collect();
@@ -310,6 +317,7 @@ async fn an_advert_that_lies_or_is_beyond_its_bound_ends_the_link_and_is_not_tak
         first(vec![through_us(&["hooli", "initech"])]),
         first(vec![advertised(&own, "x.a"), advertised(&twice, "x.b")]),
         first(crowd.collect()),
+        first(vec![heavy("x.a", 65_536)]),
         Advert {
             seq: 2,
             ..first(Vec::new())
@@ -963,4 +971,55 @@ async fn what_the_next_broker_does_not_take_ends_one_call_and_no_link() {
     let call = scene.call(&x);
     link.relay(&call.bytes, vec![token]).await.unwrap();
     scene.serving.delivery().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_peers_say_of_their_tools_breaks_no_page_of_discovery() {
+    let scene = Scene::with_limits("envelope_bytes_max = 65536").await;
+    let own = scene.agent("x", "globex", 0x71);
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let tools = (0..20).map(|n| {
+        let mut tool = advertised(&own, &format!("x.t{n}"));
+        tool.tool.checks = vec!["c".repeat(50_000)];
+        tool
+    });
+    let advert = Advert {
+        seq: 1,
+        tools: tools.collect(),
+        gone: Vec::new(),
+        expires: scene.acme.now().later(Duration::from_secs(300)),
+    };
+    link.say(Kind::Advert, None, &advert).await.unwrap();
+    let links = &scene.acme.broker.core().state.links;
+    until("the tools are known", || {
+        let link = links.of(&scene.globex.org);
+        link.is_some_and(|link| link.tool_count() == 20)
+    })
+    .await;
+    let asker = scene
+        .acme
+        .agent("own", 5, &["peer.globex.*"])
+        .await
+        .unwrap();
+    let mut asking = scene.acme.attach(&asker).await.unwrap();
+    let (mut found, mut after) = (0, None);
+    loop {
+        let body = json!({ "after": after });
+        let ask = asker.seal(
+            Kind::DiscoverTools,
+            &asker.broker(),
+            scene.acme.now(),
+            &body,
+        );
+        asking.send(ask.unwrap().bytes).await.unwrap();
+        let page = asking.hear().await.unwrap().said().unwrap();
+        assert!(page.bytes().len() < 70_000, "{}", page.bytes().len());
+        let page: ToolsDiscovered = page.read_body().unwrap();
+        found += page.tools.len();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, 20);
 }

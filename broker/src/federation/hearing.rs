@@ -89,12 +89,14 @@ impl Attached<'_> {
                 let tools = advert.tools.iter().map(|one| &one.tool);
                 let keys: HashMap<_, _> =
                     tools.map(|tool| (tool.agent.clone(), tool.key)).collect();
-                self.link.learn(&core.state.org, advert, tools_max, now)?;
+                let is_news = self.link.learn(&core.state.org, advert, tools_max, now)?;
                 for (agent, key) in keys {
                     core.state.links.note_key(&self.link.org, &agent, &key);
                 }
-                // What lies behind us may be advertised to others.
-                core.state.sessions.offers_changed();
+                if is_news {
+                    // What lies behind us may be advertised to others.
+                    core.state.sessions.offers_changed();
+                }
                 Ok(())
             }
             Kind::RevocationHead => {
