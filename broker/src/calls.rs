@@ -382,6 +382,8 @@ impl Place<'_> {
 
     /// Ends every call that a peer's agents of these keys made.
     pub fn end_calls_of(&self, link: &Link, dead: &[PublicKey]) {
+        // A peer may name 65,536 keys, and every call in flight is looked at.
+        let dead: HashSet<&PublicKey> = dead.iter().collect();
         let made = |call: &InFlight| {
             matches!(&call.reply, Reply::Party(caller) if caller.id() == link.id())
                 && call.token.holder().is_some_and(|key| dead.contains(key))
