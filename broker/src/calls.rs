@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -22,10 +22,11 @@ use crate::locks::lock;
 use crate::pipeline::{Core, Door, Standing, Step};
 use crate::routing::{self, Route, Way};
 use crate::state::budgets::{Need, Spent};
-use crate::state::calls::{Answer, InFlight, Party, Reply};
+use crate::state::calls::{Answer, InFlight, Party, Reply, towards_provider};
 use crate::state::links::Link;
 use crate::state::outbox::Outbox;
 use crate::state::registry::grant_id;
+use crate::state::room::{Guest, Seat};
 use crate::state::sessions::{CredentialKey, Session, Subscription};
 use crate::transit::{pass_call, relay_call, tell_event};
 
@@ -58,21 +59,15 @@ impl Place<'_> {
         let limits = &core.config.limits;
         let route = routing::choose(call, &core.state, self.now)?;
         let party = route.way.party();
-        if party.outstanding().load(Ordering::Relaxed) >= party.calls_max(limits) {
-            return Err(Refusal::Busy("the provider's share of calls"));
-        }
         let (reply, waiting) = match door.party() {
-            Some(caller) => {
-                if caller.made().load(Ordering::Relaxed) >= caller.calls_max(limits) {
-                    return Err(Refusal::Busy("the caller's share of calls"));
-                }
-                (Reply::Party(caller), None)
-            }
+            Some(caller) => (Reply::Party(caller), None),
             None => {
                 let (answer, answered) = oneshot::channel();
                 (Reply::Post(answer), Some(answered))
             }
         };
+        let guest = towards_provider(call.agent(), &reply);
+        let seats = self.seats(call.agent(), &guest, &reply, &party)?;
         let patience = call
             .envelope()
             .deadline()
@@ -102,6 +97,7 @@ impl Place<'_> {
             received: self.now,
             deadline: self.now.later(patience),
             progress: route.progress,
+            seats,
         };
         core.state
             .calls
@@ -119,7 +115,7 @@ impl Place<'_> {
         let delivered = if is_struck != Some(false) || !is_known {
             Err(Refusal::TokenRevoked("what permitted this call".into()))
         } else {
-            self.deliver_call(call, &route, door)
+            self.deliver_call(call, &guest, &route, door)
         };
         if let Err(refusal) = delivered {
             drop(core.state.calls.end(&call.id()));
@@ -132,7 +128,47 @@ impl Place<'_> {
         }))
     }
 
-    fn deliver_call(&self, call: &Authorized, route: &Route, door: &Door) -> Result<(), Refusal> {
+    /// What a call takes of the sessions and links at its two ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] where a session has as many calls as it may, or a link has too few left for others.
+    fn seats(
+        &self,
+        caller: &AgentId,
+        guest: &Guest,
+        reply: &Reply,
+        to: &Party,
+    ) -> Result<Vec<Seat>, Refusal> {
+        let max = self.core.config.limits.calls_per_session_max;
+        let is_full = |calls: &AtomicUsize| calls.load(Ordering::Relaxed) >= max;
+        let provider = Refusal::Busy("the provider's share of calls");
+        let mut seats = Vec::new();
+        match to {
+            Party::Session(session) if is_full(session.outstanding()) => return Err(provider),
+            Party::Session(_) => {}
+            Party::Link(link) => {
+                seats.push(link.calls_to.take(guest, 1).ok_or(provider)?);
+            }
+        }
+        let own = Refusal::Busy("the caller's share of calls");
+        match reply {
+            Reply::Party(Party::Session(session)) if is_full(session.made()) => return Err(own),
+            Reply::Party(Party::Link(link)) => {
+                seats.push(link.calls_from.take(&link.guest(caller), 1).ok_or(own)?);
+            }
+            _ => {}
+        }
+        Ok(seats)
+    }
+
+    fn deliver_call(
+        &self,
+        call: &Authorized,
+        guest: &Guest,
+        route: &Route,
+        door: &Door,
+    ) -> Result<(), Refusal> {
         let core = self.core;
         let bytes = call.envelope().bytes();
         match &route.way {
@@ -147,26 +183,27 @@ impl Place<'_> {
                     let org = &link.org;
                     return Err(Refusal::Unavailable(format!("{org}, which is silent,")));
                 }
-                link.send(match door {
+                let frame = match door {
                     Door::Link(from, carried) => {
                         let age = carried.age(from, call.agent().org(), self.now);
                         pass_call(&core.state.org, link, call, carried, age)?
                     }
                     _ => relay_call(&core.voice, &core.state.org, link, call, tool, self.now)?,
-                })
+                };
+                link.relay(guest, bytes, frame)
             }
         }
     }
 
-    /// Hands on what an agent signed about a call.
-    fn hand(&self, to: &Party, said: &Authorized) -> Result<(), Refusal> {
+    /// Hands on what an agent signed about a call, in the room of `guest`.
+    fn hand(&self, to: &Party, guest: &Guest, said: &Authorized) -> Result<(), Refusal> {
         let bytes = said.envelope().bytes();
         match to {
             Party::Session(session) => {
                 let about = about_sender(said);
                 deliver(&self.core.voice, session, about, || None, bytes, self.now)
             }
-            Party::Link(link) => link.send(relay(bytes)),
+            Party::Link(link) => link.relay(guest, bytes, relay(bytes)),
         }
     }
 
@@ -190,7 +227,12 @@ impl Place<'_> {
                     status: 200,
                 });
             }
-            Reply::Party(caller) => self.pass(&caller, result),
+            Reply::Party(ref caller) => {
+                let handed = self.hand(caller, &call.towards_caller(), result);
+                if let (Err(why), Some(id)) = (handed, result.envelope().re()) {
+                    self.lose(id, call, &why);
+                }
+            }
         }
         Ok(())
     }
@@ -204,7 +246,21 @@ impl Place<'_> {
             .ok_or(Refusal::NoSuchCall)
     }
 
-    /// Passes on how far a call is; a caller by POST, or one that did not ask, does not hear it.
+    /// A result that finds no room is never dropped in silence. A session that does not read closes, and its
+    /// agent learns that something was lost. A link is others' too: there it is this call that ends so.
+    fn lose(&self, id: Digest, call: InFlight, why: &Refusal) {
+        match (&call.reply, why) {
+            (Reply::Party(Party::Session(session)), _) => {
+                tracing::info!(to = %call.caller, "closed: its queue is full and it does not read");
+                session.close();
+            }
+            (_, Refusal::TooLarge(..)) => self.answer(id, call, why),
+            _ => self.answer(id, call, &Refusal::OutcomeUnknown),
+        }
+    }
+
+    /// Passes on how far a call is; a caller by POST, or one that did not ask, does not hear it. Nor does one
+    /// whose room is half full: progress is dropped before an answer is.
     ///
     /// # Errors
     ///
@@ -212,11 +268,13 @@ impl Place<'_> {
     pub fn progress(&self, progress: &Authorized) -> Result<(), Refusal> {
         let id = progress.envelope().re().ok_or(Refusal::NoSuchCall)?;
         let listener = self.core.state.calls.look(&id, |call| match &call.reply {
-            Reply::Party(caller) if call.progress => Some(caller.clone()),
+            Reply::Party(caller) if call.progress => Some((caller.clone(), call.towards_caller())),
             _ => None,
         });
-        if let Some(caller) = listener.ok_or(Refusal::NoSuchCall)? {
-            self.pass(&caller, progress);
+        if let Some((caller, guest)) = listener.ok_or(Refusal::NoSuchCall)?
+            && caller.has_to_spare(&guest)
+        {
+            let _ = self.hand(&caller, &guest, progress);
         }
         Ok(())
     }
@@ -228,8 +286,12 @@ impl Place<'_> {
     /// [`Refusal::NoSuchCall`] when the call has just ended, [`Refusal::Busy`].
     pub fn input(&self, input: &Authorized) -> Result<(), Refusal> {
         let id = input.envelope().re().ok_or(Refusal::NoSuchCall)?;
-        let provider = self.core.state.calls.look(&id, |call| call.at.clone());
-        self.hand(&provider.ok_or(Refusal::NoSuchCall)?, input)
+        let provider = self.core.state.calls.look(&id, |call| {
+            let guest = call.towards_provider();
+            (call.at.clone(), guest)
+        });
+        let (provider, guest) = provider.ok_or(Refusal::NoSuchCall)?;
+        self.hand(&provider, &guest, input)
     }
 
     /// Ends a call as its caller wishes; the provider hears it in the caller's own words.
@@ -240,7 +302,10 @@ impl Place<'_> {
     pub fn cancelled(&self, cancel: &Authorized) -> Result<(), Refusal> {
         let id = cancel.envelope().re().ok_or(Refusal::NoSuchCall)?;
         let call = self.core.state.calls.end(&id).ok_or(Refusal::NoSuchCall)?;
-        if self.hand(&call.at, cancel).is_err() {
+        if self
+            .hand(&call.at, &call.towards_provider(), cancel)
+            .is_err()
+        {
             // It cannot be told through a full queue; its answer will find no call.
             tracing::info!(provider = %call.provider, "a provider's queue is full and it was not told of a cancellation");
         }
@@ -261,7 +326,7 @@ impl Place<'_> {
             .core
             .voice
             .say(Kind::ToolCancel, Some(&to), Some(id), &body, self.now);
-        let _ = call.at.send(said.bytes);
+        let _ = call.at.send_for(&call.towards_provider(), said.bytes);
         self.answer(id, call, refusal);
     }
 
@@ -316,6 +381,8 @@ impl Place<'_> {
 
     /// Ends every call that a peer's agents of these keys made.
     pub fn end_calls_of(&self, link: &Link, dead: &[PublicKey]) {
+        // A peer may name 65,536 keys, and every call in flight is looked at.
+        let dead: HashSet<&PublicKey> = dead.iter().collect();
         let made = |call: &InFlight| {
             matches!(&call.reply, Reply::Party(caller) if caller.id() == link.id())
                 && call.token.holder().is_some_and(|key| dead.contains(key))
@@ -389,20 +456,10 @@ impl Place<'_> {
                 });
             }
             Reply::Party(caller) => {
-                if caller.send(envelope).is_err() {
+                if caller.say(envelope).is_err() {
                     caller.close();
                 }
             }
-        }
-    }
-
-    /// Gives an agent what another signed about its call. An answer is never dropped in silence: a
-    /// caller that does not read loses its session, and with it learns that something was lost.
-    fn pass(&self, caller: &Party, answer: &Authorized) {
-        if self.hand(caller, answer).is_err() {
-            let to = answer.envelope().to().map(ToString::to_string);
-            tracing::info!(to, "closed: its queue is full and it does not read");
-            caller.close();
         }
     }
 

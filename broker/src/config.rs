@@ -140,7 +140,7 @@ impl Default for Limits {
             nonces_per_sender_max: 1_000_000,
             nonces_per_network_max: 4_096,
             nonces_per_peer_max: 1_000_000,
-            tools_per_peer_max: 10_000,
+            tools_per_peer_max: limits::ADVERTISED_TOOLS_MAX,
             pending_max: 1_024,
             pending_lifetime_s: 7 * 86_400,
             proposal_lifetime_s: 86_400,

@@ -13,8 +13,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use proto_spec::limits::WORD_BYTES_MAX;
+
 use crate::phase::{Phase, reached};
-use crate::state::outbox::Outbox;
+use crate::state::outbox::{Outbox, Queued};
 
 /// An idle connection is pinged so often, and closed when it has said nothing for two of these.
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -54,10 +56,11 @@ pub fn bounds(message_bytes_max: usize, envelope_bytes_max: usize) -> WebSocketC
         .max_frame_size(Some(message_bytes_max))
 }
 
-/// As [`bounds`], for a link between brokers: both ways carry frames.
+/// As [`bounds`], for a link between brokers: both ways carry frames, and words whatever agents may say.
 #[must_use]
 pub fn link_bounds(envelope_bytes_max: usize) -> WebSocketConfig {
-    bounds(envelope_bytes_max + AROUND_BYTES, envelope_bytes_max)
+    let message_bytes_max = envelope_bytes_max.max(WORD_BYTES_MAX) + AROUND_BYTES;
+    bounds(message_bytes_max, message_bytes_max)
 }
 
 /// The next message that is not a ping; nothing when the connection has ended.
@@ -154,7 +157,7 @@ pub async fn send<S: Stream>(socket: &mut WebSocketStream<S>, bytes: Bytes) -> R
 pub async fn converse<S: Stream, H: Hears>(
     socket: &mut WebSocketStream<S>,
     hears: &H,
-    mut queue: mpsc::Receiver<Bytes>,
+    mut queue: mpsc::Receiver<Queued>,
     mut phase: watch::Receiver<Phase>,
 ) -> Ended {
     let mut ping = interval(PING_EVERY);
@@ -228,13 +231,14 @@ async fn read<S: Stream, H: Hears>(
 async fn feed<S: Stream>(
     socket: &mut WebSocketStream<S>,
     outbox: &Outbox,
-    first: Bytes,
-    queue: &mut mpsc::Receiver<Bytes>,
+    first: Queued,
+    queue: &mut mpsc::Receiver<Queued>,
 ) -> Result<(), Ended> {
     let (mut next, mut fed) = (Some(first), 0);
-    while let Some(message) = next {
-        outbox.taken(&message);
-        feed_message(socket, Message::Binary(message)).await?;
+    while let Some(turn) = next {
+        for message in outbox.taken(turn) {
+            feed_message(socket, Message::Binary(message)).await?;
+        }
         fed += 1;
         // At the end of a batch nothing more is taken off the queue.
         next = if fed < BATCH {

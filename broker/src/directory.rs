@@ -1,6 +1,7 @@
 //! Who offers what: pure; answers discovery with exactly what the asker could call.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use proto_spec::admission::Authority as _;
@@ -11,11 +12,11 @@ use proto_spec::{AgentId, Authorized, Capability, Org, PublicKey, Refusal, Times
 use crate::pipeline::Standing;
 use crate::routing::{may_offer, under_peer, ways};
 use crate::state::State;
-use crate::state::links::Link;
+use crate::state::links::{Link, Written};
 
 /// Tools on one page unless fewer are asked for, and at most.
 const PAGE: usize = 1_000;
-/// Bytes of tools after which a page ends.
+/// Bytes of tools on one page, of which there is always one.
 const PAGE_BYTES: usize = 1 << 20;
 /// Questions to the Datalog engine after which a page ends: some 100 µs each.
 const PAGE_ASKED: usize = 256;
@@ -28,6 +29,7 @@ const PAGE_ASKED: usize = 256;
 pub fn discover(
     asker: &Authorized,
     standing: &Standing<'_>,
+    envelope_bytes_max: usize,
     now: Timestamp,
 ) -> Result<ToolsDiscovered, Refusal> {
     let query: DiscoverTools = asker.envelope().read_body()?;
@@ -42,6 +44,7 @@ pub fn discover(
     };
     let after = query.after.as_deref().unwrap_or_default();
     let limit = query.limit.map_or(PAGE, usize::from).clamp(1, PAGE);
+    let bytes_max = PAGE_BYTES.min(envelope_bytes_max);
     let mut page = Page::default();
     let own = offers(&query, after, standing.state());
     let own = own
@@ -71,19 +74,22 @@ pub fn discover(
             Some((offer, token))
         });
         if let Some((offer, token)) = permitted {
-            if page.tools.len() >= limit || page.bytes >= PAGE_BYTES {
-                return Ok(page.followed());
-            }
-            page.bytes += weight(&offer.tool);
-            let mut checks = offer.checks;
+            let mut checks = offer.tool.checks().to_vec();
             checks.extend(argument_checks(token));
-            page.tools.push(DiscoveredTool {
+            let tool = DiscoveredTool {
+                tool: Tool::clone(&offer.tool),
                 agent: offer.provider,
                 key: offer.key,
-                tool: (*offer.tool).clone(),
                 checks,
                 via: offer.via,
-            });
+            };
+            let bytes = page.bytes + Written::of(&tool).bytes;
+            let is_full = page.tools.len() >= limit || bytes > bytes_max;
+            if is_full && !page.tools.is_empty() {
+                return Ok(page.followed());
+            }
+            page.bytes = bytes;
+            page.tools.push(tool);
         }
         page.last = position;
     }
@@ -97,12 +103,38 @@ pub fn discover(
 pub(crate) struct Offer {
     pub(crate) provider: AgentId,
     pub(crate) key: PublicKey,
-    pub(crate) tool: Arc<Tool>,
+    pub(crate) tool: Offered,
     /// What calling it from here requires.
     pub(crate) required: Capability,
-    /// What its owner says about arguments.
-    checks: Vec<String>,
     via: Vec<Org>,
+}
+
+/// Where a tool is known from. It is copied only for whom it is shown.
+pub(crate) enum Offered {
+    /// One of our sessions offers it.
+    Here(Arc<Tool>),
+    /// A peer advertises it.
+    Beyond(Arc<AdvertisedTool>),
+}
+
+impl Offered {
+    /// What its owner says about arguments.
+    fn checks(&self) -> &[String] {
+        match self {
+            Self::Here(_) => &[],
+            Self::Beyond(known) => &known.tool.checks,
+        }
+    }
+}
+
+impl Deref for Offered {
+    type Target = Tool;
+    fn deref(&self) -> &Tool {
+        match self {
+            Self::Here(tool) => tool,
+            Self::Beyond(known) => &known.tool.tool,
+        }
+    }
 }
 
 /// What is offered and asked about, each tool of each provider once, in order, from after `after`.
@@ -127,8 +159,7 @@ pub(crate) fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTree
                     provider: provider.clone(),
                     key: *session.key(),
                     required: tool.required().clone(),
-                    tool,
-                    checks: Vec::new(),
+                    tool: Offered::Here(tool),
                     via: Vec::new(),
                 };
                 found.insert(position, offer);
@@ -184,21 +215,20 @@ fn beyond(
 }
 
 /// What a peer advertises, as it is offered here.
-fn by_way(link: &Link, advertised: &AdvertisedTool) -> Option<Offer> {
+fn by_way(link: &Link, advertised: &Arc<AdvertisedTool>) -> Option<Offer> {
     let DiscoveredTool {
         agent,
         key,
         tool,
-        checks,
         via: behind,
+        ..
     } = &advertised.tool;
     let via = std::iter::once(&link.org).chain(behind);
     Some(Offer {
         provider: agent.clone(),
         key: *key,
         required: under_peer(&link.org, tool.required()).ok()?,
-        tool: Arc::new(tool.clone()),
-        checks: checks.clone(),
+        tool: Offered::Beyond(Arc::clone(advertised)),
         via: via.cloned().collect(),
     })
 }
@@ -221,13 +251,6 @@ impl Page {
             next: Some(self.last),
         }
     }
-}
-
-/// About how many bytes a tool takes in an answer.
-pub(crate) fn weight(tool: &Tool) -> usize {
-    let raw = [&tool.input_schema, &tool.output_schema, &tool.annotations];
-    let raw: usize = raw.into_iter().flatten().map(|raw| raw.get().len()).sum();
-    raw + tool.description.as_ref().map_or(0, String::len) + 256
 }
 
 /// What a call will have to satisfy that discovery could not ask.

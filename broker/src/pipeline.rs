@@ -31,6 +31,7 @@ use crate::state::State;
 use crate::state::budgets::Need;
 use crate::state::calls::{Answer, InFlight, Party, Reply};
 use crate::state::links::Link;
+use crate::state::outbox::Queued;
 use crate::state::sessions::{Session, Subscription};
 use crate::tls::Certificates;
 use crate::voice::Voice;
@@ -490,7 +491,8 @@ impl Core {
             (Kind::ToolCancel, _) => place.cancelled(&act).map(|()| Step::Nothing),
             (Kind::OfferTools, Door::Session(session)) => self.offer(&act, session, now),
             (Kind::DiscoverTools, _) => {
-                let found = directory::discover(&act, &self.standing(door), now)?;
+                let bytes_max = self.config.limits.envelope_bytes_max;
+                let found = directory::discover(&act, &self.standing(door), bytes_max, now)?;
                 let to = act.agent().clone().into();
                 let said = self.voice.say(
                     Kind::ToolsDiscovered,
@@ -805,7 +807,7 @@ impl Core {
         bytes: Bytes,
         challenge: Digest,
         channel: Digest,
-        outbox: mpsc::Sender<Bytes>,
+        outbox: mpsc::Sender<Queued>,
     ) -> Result<(Arc<Session>, Bytes), Answer> {
         let begun = Instant::now();
         let refuse = |refused: &Refused| self.refuse(refused, begun);
@@ -862,7 +864,7 @@ impl Core {
         act: &Authorized,
         challenge: Digest,
         channel: Digest,
-        outbox: mpsc::Sender<Bytes>,
+        outbox: mpsc::Sender<Queued>,
     ) -> Result<Arc<Session>, Refusal> {
         let body: Attach = act.envelope().read_body()?;
         if body.challenge != challenge {

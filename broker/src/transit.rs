@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto_spec::capability::{Question, Token};
 use proto_spec::frame::Relay;
-use proto_spec::limits::{HOPS_MAX, INTRODUCTION_VALIDITY};
+use proto_spec::limits::{HOPS_MAX, INTRODUCTION_VALIDITY, WORD_BYTES_MAX};
 use proto_spec::message::{AdvertisedTool, PeerEvent};
 use proto_spec::{
     AgentId, Audience, Authorized, Capability, Digest, Kind, Org, Pattern, Refusal, Timestamp,
@@ -16,6 +16,7 @@ use proto_spec::{
 
 use crate::pipeline::{Carried, Core};
 use crate::state::links::{Hearer, Held, Link};
+use crate::state::room::Guest;
 use crate::voice::Voice;
 
 /// A call of our own agent, with tokens in which our broker introduces it.
@@ -118,17 +119,32 @@ pub(crate) fn tell_event(
         event: String::from_utf8_lossy(event.envelope().bytes()).into_owned(),
         missed,
     };
-    let to = Audience::Broker(link.org.clone());
-    let word = core
-        .voice
-        .say(Kind::PeerEvent, Some(&to), None, &said, now)
-        .bytes;
     let is_told = !link.is_closed()
         && link.age(now) <= core.config.federation.stale_after()
-        && link.send(word).is_ok();
+        && relay_event(core, link, event, &said, now).is_ok();
     if !is_told {
         link.missed().fetch_add(missed + 1, Ordering::Relaxed);
     }
+}
+
+/// Queues an event in its emitter's share of the link: the word is ours, and how many there are is not.
+fn relay_event(
+    core: &Core,
+    link: &Link,
+    event: &Authorized,
+    said: &PeerEvent,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let to = Audience::Broker(link.org.clone());
+    let word = core
+        .voice
+        .say(Kind::PeerEvent, Some(&to), None, said, now)
+        .bytes;
+    if word.len() > WORD_BYTES_MAX {
+        return Err(Refusal::TooLarge(word.len(), WORD_BYTES_MAX));
+    }
+    let emitter = Guest::Agent(event.agent().clone());
+    link.relay(&emitter, event.envelope().bytes(), word)
 }
 
 /// The rule that decides calls, asked for one who listens.

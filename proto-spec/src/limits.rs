@@ -6,6 +6,14 @@ use std::time::Duration;
 pub const ENVELOPE_BYTES: usize = 4 << 20;
 /// Bytes of one envelope that no configuration may exceed: it is held in memory once per hop.
 pub const ENVELOPE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a word that one broker says to another over their link, whatever it takes of agents.
+pub const WORD_BYTES_MAX: usize = 4 << 20;
+/// Bytes of one tool as it is advertised, with all that is said of it. Whoever adds to it, passes it on.
+pub const ADVERTISED_TOOL_BYTES_MAX: usize = 64 << 10;
+/// Bytes of all tools that a broker advertises to one peer at once.
+pub const ADVERTISED_BYTES_MAX: usize = 16 << 20;
+/// Tools that a broker advertises to one peer at once.
+pub const ADVERTISED_TOOLS_MAX: usize = 10_000;
 /// How deep objects and arrays may nest, the envelope itself included. Honest schemas stay below 20.
 pub const DEPTH_MAX: usize = 64;
 /// How far a sender's clock may be from the verifier's, on either side.

@@ -525,6 +525,9 @@ pub struct LinkAttach {
     /// `succession` envelopes, oldest first: how the speaker's key follows from the one that was accepted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub successions: Vec<String>,
+    /// Bytes of an envelope that the speaker takes of agents. Its reader passes on none that is larger.
+    #[serde(rename = "envelopeBytesMax")]
+    pub envelope_bytes_max: u64,
 }
 
 /// One end of a link.

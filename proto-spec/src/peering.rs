@@ -134,6 +134,8 @@ pub struct Greeted {
     pub descriptor: Descriptor,
     /// Its broker's key: the one that stands for it, or one that follows from that.
     pub key: PublicKey,
+    /// Bytes of an envelope that it takes of agents.
+    pub envelope_bytes_max: usize,
 }
 
 impl Expected<'_> {
@@ -179,6 +181,10 @@ impl Expected<'_> {
         if !descriptor.body.channels.contains(self.channel) {
             return denied("a certificate that the peer's descriptor does not name");
         }
-        Ok(Greeted { descriptor, key })
+        Ok(Greeted {
+            descriptor,
+            key,
+            envelope_bytes_max: usize::try_from(said.envelope_bytes_max).unwrap_or(usize::MAX),
+        })
     }
 }

@@ -250,7 +250,7 @@ impl Code {
                 "OUTCOME_UNKNOWN",
                 502,
                 false,
-                "the provider was lost in mid-call: it may or may not have acted",
+                "the provider, or its result, was lost in mid-call: it may or may not have acted",
             ),
             Self::RevocationsStale => (
                 "REVOCATIONS_STALE",
@@ -425,7 +425,7 @@ pub enum Refusal {
     Deadline(Duration),
     #[error("cancelled by the caller")]
     Cancelled,
-    #[error("the provider was lost in mid-call")]
+    #[error("the provider was lost in mid-call, or its result found no room on the way")]
     OutcomeUnknown,
     #[error("{org} has not said for {} ms which of its keys are dead", .age.as_millis())]
     RevocationsStale { org: Org, age: Duration },

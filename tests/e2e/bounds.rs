@@ -247,7 +247,7 @@ async fn an_offer_is_bounded_and_a_page_of_discovery_ends_where_it_grows_large()
             break;
         }
     }
-    assert_eq!(pages, [11, 5]);
+    assert_eq!(pages, [10, 6]);
 }
 
 #[tokio::test]

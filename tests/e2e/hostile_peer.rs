@@ -1,16 +1,21 @@
 //! What a peer may try, and what comes of it: a code, an end of its own link, and nothing for anybody else.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use proto_spec::capability::{encode_text, issue};
 use proto_spec::frame::Relay;
-use proto_spec::message::{Ack, Advert, AdvertisedTool, DiscoveredTool, RevocationHead};
-use proto_spec::{Code, Digest, Kind, SigningKey};
+use proto_spec::message::{
+    Ack, Advert, AdvertisedTool, DiscoveredTool, RevocationHead, ToolsDiscovered,
+};
+use proto_spec::{Code, Digest, Envelope, Kind, SigningKey};
 use serde_json::{Value, json};
-use tests::lab::{Actor, Lab, code_of, tool};
+use tests::lab::{Actor, Lab, code_of, hears_refusal, tool};
 use tests::peer::{Hand, Linked, certificate};
 use tests::wire::Socket;
+
+use crate::federation::until;
 
 /// acme, its `fs`, and globex in a test's hand, granted `fs.*`.
 pub(super) struct Scene {
@@ -46,7 +51,11 @@ async fn grant_with(lab: &Lab, body: Value) -> Digest {
 
 impl Scene {
     pub(super) async fn begin() -> Self {
-        let acme = Lab::start().await.unwrap();
+        Self::with_limits("").await
+    }
+
+    pub(super) async fn with_limits(limits: &str) -> Self {
+        let acme = Lab::with_limits(limits).await.unwrap();
         let fs = acme.agent("fs", 2, &[]).await.unwrap();
         let serving = acme.provide(&fs, &["fs.read"]).await.unwrap();
         let globex = Hand::new("globex", 0x61).unwrap();
@@ -291,6 +300,11 @@ async fn an_advert_that_lies_or_is_beyond_its_bound_ends_the_link_and_is_not_tak
         id: own.id.clone(),
         key: SigningKey::from_seed(&[0x72; 32]),
     };
+    let heavy = |name: &str, bytes: usize| {
+        let mut tool = advertised(&own, name);
+        tool.tool.checks = vec!["c".repeat(bytes)];
+        tool
+    };
     let through_us = |via: &[&str]| {
         let mut tool = advertised(&other, "x.a");
         tool.tool.via = via.iter().map(|org| org.parse().unwrap()).collect();
@@ -303,6 +317,7 @@ async fn an_advert_that_lies_or_is_beyond_its_bound_ends_the_link_and_is_not_tak
         first(vec![through_us(&["hooli", "initech"])]),
         first(vec![advertised(&own, "x.a"), advertised(&twice, "x.b")]),
         first(crowd.collect()),
+        first(vec![heavy("x.a", 65_536)]),
         Advert {
             seq: 2,
             ..first(Vec::new())
@@ -380,7 +395,6 @@ async fn a_head_that_lies_ends_the_link_and_dead_keys_that_are_not_its_own_strik
 
 /// globex, serving a tool of its `x` that it granted to acme.
 pub(super) async fn serves(scene: &Scene, name: &str) -> (Linked, Actor) {
-    let now = scene.acme.now();
     let provider = scene.agent("x", "globex", 0x71);
     let root = SigningKey::from_seed(&[0x55; 32]);
     let terms = proto_spec::capability::PeerTerms {
@@ -399,18 +413,15 @@ pub(super) async fn serves(scene: &Scene, name: &str) -> (Linked, Actor) {
         seq: 1,
         tools: vec![tool],
         gone: Vec::new(),
-        expires: now.later(Duration::from_secs(300)),
+        expires: scene.acme.now().later(Duration::from_secs(300)),
     };
     link.say(Kind::Advert, None, &advert).await.unwrap();
-    let known = || {
-        let links = &scene.acme.broker.core().state.links;
-        links
-            .of(&scene.globex.org)
-            .is_some_and(|link| link.tool_count() == 1)
-    };
-    while !known() {
-        tokio::task::yield_now().await;
-    }
+    let links = &scene.acme.broker.core().state.links;
+    until("the tool is known", || {
+        let link = links.of(&scene.globex.org);
+        link.is_some_and(|link| link.tool_count() == 1)
+    })
+    .await;
     (link, provider)
 }
 
@@ -564,8 +575,8 @@ async fn a_peer_has_a_bound_of_calls_in_flight_and_others_have_theirs() {
         add(&acme, hand).await;
         grant(&acme, hand.org.as_str()).await;
     }
-    let call = async |hand: &Hand, link: &mut Linked, grant: &str| {
-        let caller = Actor::of(&hand.org, "x", 0x71).unwrap();
+    let call = async |hand: &Hand, name: &str, link: &mut Linked, grant: &str| {
+        let caller = Actor::of(&hand.org, name, 0x71).unwrap();
         let token = hand.introduce(grant, &caller, acme.now()).unwrap();
         let call = caller
             .call("fs@acme", "fs.read", &json!({}), acme.now())
@@ -575,15 +586,25 @@ async fn a_peer_has_a_bound_of_calls_in_flight_and_others_have_theirs() {
     };
     let mut flood = globex.linked(&acme).await.unwrap();
     let held = flood.granted(1).await.unwrap().remove(0);
-    for _ in 0..4 {
-        call(&globex, &mut flood, &held).await;
-        serving.hear().await.unwrap().delivered().unwrap();
+    // Nobody of them takes more than is left for the others.
+    for (name, is_taken) in [
+        ("greedy", true),
+        ("greedy", true),
+        ("greedy", false),
+        ("late", true),
+        ("late", false),
+        ("last", true),
+        ("beyond", false),
+    ] {
+        let id = call(&globex, name, &mut flood, &held).await;
+        match is_taken {
+            true => drop(serving.hear().await.unwrap().delivered().unwrap()),
+            false => assert_eq!(refusal(&mut flood, id).await, Code::Busy, "{name}"),
+        }
     }
-    let id = call(&globex, &mut flood, &held).await;
-    assert_eq!(refusal(&mut flood, id).await, Code::Busy);
     let mut other = initech.linked(&acme).await.unwrap();
     let held = other.granted(1).await.unwrap().remove(0);
-    call(&initech, &mut other, &held).await;
+    call(&initech, "x", &mut other, &held).await;
     serving.hear().await.unwrap().delivered().unwrap();
 }
 
@@ -755,4 +776,250 @@ async fn a_call_through_a_third_is_as_old_as_that_ones_view_of_the_home_and_ours
             assert_eq!(refusal(&mut link, call.id).await, Code::RevocationsStale);
         }
     }
+}
+
+/// What comes of calls over a link: so many results, and these codes for the others.
+async fn outcomes(link: &mut Linked, mut calls: HashSet<Digest>) -> (usize, Vec<Code>) {
+    let (mut results, mut codes) = (0, Vec::new());
+    while !calls.is_empty() {
+        let said = link.heard().await.unwrap().expect("the link is up");
+        let ended = said.re().is_some_and(|id| calls.remove(&id));
+        match said.kind() {
+            Kind::ToolResult if ended => results += 1,
+            Kind::Error if ended => codes.push(code_of(&said).unwrap()),
+            _ => {}
+        }
+    }
+    (results, codes)
+}
+
+#[tokio::test]
+async fn results_that_find_no_room_on_a_link_end_their_own_calls_and_nobody_elses() {
+    let limits = "envelope_bytes_max = 2097152\noutbox_bytes_max = 4194304";
+    let mut scene = Scene::with_limits(limits).await;
+    let mut link = scene.globex.linked(&scene.acme).await.unwrap();
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let now = scene.acme.now();
+    let greedy = scene.agent("greedy", "globex", 0x71);
+    let token = scene.globex.introduce(&grant, &greedy, now).unwrap();
+    let (mut calls, mut delivered) = (HashSet::new(), Vec::new());
+    for _ in 0..32 {
+        let call = scene.call(&greedy);
+        link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+        delivered.push(scene.serving.delivery().await.unwrap());
+        calls.insert(call.id);
+    }
+    // More than the link takes while globex does not read.
+    let large = json!("x".repeat(1 << 20));
+    for call in &delivered {
+        let result = scene.acme.result(&scene.fs, call, &large).unwrap();
+        scene.serving.send(result.bytes).await.unwrap();
+    }
+    let in_flight = &scene.acme.broker.core().state.calls;
+    until("all are answered", || in_flight.is_empty()).await;
+    let (results, codes) = outcomes(&mut link, calls).await;
+    assert!(results > 0 && !codes.is_empty(), "{results} {codes:?}");
+    assert!(codes.iter().all(|code| *code == Code::OutcomeUnknown));
+    // It is the same link, and another's call goes through.
+    let honest = scene.agent("honest", "globex", 0x77);
+    let token = scene.globex.introduce(&grant, &honest, now).unwrap();
+    let call = scene.call(&honest);
+    link.relay(&call.bytes, vec![token]).await.unwrap();
+    let delivered = scene.serving.delivery().await.unwrap();
+    let result = scene.acme.result(&scene.fs, &delivered, &json!(1)).unwrap();
+    scene.serving.send(result.bytes).await.unwrap();
+    let ended = outcomes(&mut link, [call.id].into()).await;
+    assert_eq!(ended, (1, Vec::new()));
+}
+
+#[tokio::test]
+async fn an_agent_that_fills_a_link_is_busy_and_others_and_the_broker_are_heard() {
+    let limits = "envelope_bytes_max = 2097152\noutbox_bytes_max = 4194304";
+    let scene = Scene::with_limits(limits).await;
+    let (mut link, _) = serves(&scene, "x.a").await;
+    let mut sessions = Vec::new();
+    for (name, seed) in [("greedy", 5), ("late", 6)] {
+        let agent = ["peer.globex.x.a"];
+        let agent = scene.acme.agent(name, seed, &agent).await.unwrap();
+        let socket = scene.acme.attach(&agent).await.unwrap();
+        sessions.push((agent, socket));
+    }
+    let call = |agent: &Actor, bytes: usize| {
+        let body = json!({"large": "x".repeat(bytes)});
+        let call = agent.call("x@globex", "x.a", &body, scene.acme.now());
+        call.unwrap()
+    };
+    let in_flight = &scene.acme.broker.core().state.calls;
+    let (greedy, calling) = &mut sessions[0];
+    let mut taken = 0;
+    let refused = loop {
+        calling.send(call(greedy, 1 << 20).bytes).await.unwrap();
+        let heard = async {
+            until("it is taken", || in_flight.len() > taken).await;
+            None
+        };
+        let heard = tokio::select! {
+            refused = hears_refusal(calling) => Some(refused.unwrap()),
+            taken = heard => taken,
+        };
+        match heard {
+            Some(code) => break code,
+            None => taken += 1,
+        }
+    };
+    assert_eq!(refused, Code::Busy);
+    let (late, calling) = &mut sessions[1];
+    let small = call(late, 1_000);
+    calling.send(small.bytes.clone()).await.unwrap();
+    until("it is taken", || in_flight.len() > taken).await;
+    // globex begins to read: all that was taken is there, the broker's words among it.
+    let (mut frames, mut heads) = (Vec::new(), 0);
+    while frames.last() != Some(&small.bytes) {
+        let bytes = link.bytes().await.unwrap().expect("the link is up");
+        match Relay::decode(bytes.clone()) {
+            Ok(relay) => frames.push(relay.envelope),
+            Err(_) => {
+                let word = Envelope::parse(bytes, 1 << 24).unwrap();
+                heads += usize::from(word.kind() == Kind::RevocationHead);
+            }
+        }
+    }
+    assert_eq!(frames.len(), taken + 1);
+    assert!(heads > 0);
+}
+
+#[tokio::test]
+async fn progress_that_finds_no_room_is_dropped_and_the_answer_comes() {
+    let limits = "outbox_max = 16\ncalls_per_session_max = 16";
+    let mut scene = Scene::with_limits(limits).await;
+    let own = scene.acme.agent("own", 5, &["fs.*"]).await.unwrap();
+    let mut calling = scene.acme.attach(&own).await.unwrap();
+    let now = scene.acme.now();
+    let (to, back) = ("fs@acme".parse().unwrap(), own.id.clone().into());
+    let body = json!({"tool": "fs.read", "progress": true});
+    let call = own.seal(Kind::ToolCall, &to, now, &body).unwrap();
+    calling.send(call.bytes).await.unwrap();
+    let delivered = scene.serving.delivery().await.unwrap();
+    let about = tests::lab::Extra {
+        re: Some(call.id),
+        ..tests::lab::Extra::default()
+    };
+    const SENT: u64 = 400;
+    for seq in 1..=SENT {
+        let body = json!({"seq": seq, "message": "x".repeat(64 << 10)});
+        let kind = Kind::ToolProgress;
+        let said = scene.fs.seal_with(kind, &back, now, &body, &about);
+        scene.serving.send(said.unwrap().bytes).await.unwrap();
+    }
+    let result = scene.acme.result(&scene.fs, &delivered, &json!(1)).unwrap();
+    scene.serving.send(result.bytes.clone()).await.unwrap();
+    let in_flight = &scene.acme.broker.core().state.calls;
+    until("it is answered", || in_flight.is_empty()).await;
+    let mut heard = 0;
+    while calling.delivery().await.unwrap().bytes() != &result.bytes {
+        heard += 1;
+    }
+    assert!((1..SENT).contains(&heard), "{heard}");
+}
+
+#[tokio::test]
+async fn what_the_next_broker_does_not_take_ends_one_call_and_no_link() {
+    let mut scene = Scene::with_limits("envelope_bytes_max = 65536").await;
+    scene.globex.envelope_bytes_max = 4_096;
+    let (mut link, _) = serves(&scene, "x.a").await;
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let now = scene.acme.now();
+    // A call that is too large for globex.
+    let own = ["peer.globex.x.a"];
+    let own = scene.acme.agent("own", 5, &own).await.unwrap();
+    let mut calling = scene.acme.attach(&own).await.unwrap();
+    let large = json!({"large": "x".repeat(8_192)});
+    let call = own.call("x@globex", "x.a", &large, now).unwrap();
+    calling.send(call.bytes).await.unwrap();
+    assert_eq!(hears_refusal(&mut calling).await.unwrap(), Code::TooLarge);
+    // A result that is.
+    let x = scene.agent("y", "globex", 0x72);
+    let token = scene.globex.introduce(&grant, &x, now).unwrap();
+    let call = scene.call(&x);
+    link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+    let delivered = scene.serving.delivery().await.unwrap();
+    let result = scene.acme.result(&scene.fs, &delivered, &large).unwrap();
+    scene.serving.send(result.bytes).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::TooLarge);
+    // A call that is too large for acme, and was sent all the same.
+    let large = json!({"large": "x".repeat(65_536)});
+    let call = x.call("fs@acme", "fs.read", &large, now).unwrap();
+    link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+    assert_eq!(
+        code_of(&link.word(Kind::Error).await.unwrap().unwrap()).unwrap(),
+        Code::TooLarge
+    );
+    // A word that is larger than what acme takes of agents.
+    let head = RevocationHead {
+        seq: 2,
+        dead: (0..2_000_u16)
+            .map(|n| {
+                let mut seed = [7; 32];
+                seed[..2].copy_from_slice(&n.to_le_bytes());
+                SigningKey::from_seed(&seed).public()
+            })
+            .collect(),
+        tick: now,
+        echo: None,
+    };
+    link.say(Kind::RevocationHead, None, &head).await.unwrap();
+    let call = scene.call(&x);
+    link.relay(&call.bytes, vec![token]).await.unwrap();
+    scene.serving.delivery().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_peers_say_of_their_tools_breaks_no_page_of_discovery() {
+    let scene = Scene::with_limits("envelope_bytes_max = 65536").await;
+    let own = scene.agent("x", "globex", 0x71);
+    let mut link = scene.globex.link(&scene.acme).await.unwrap();
+    let tools = (0..20).map(|n| {
+        let mut tool = advertised(&own, &format!("x.t{n}"));
+        tool.tool.checks = vec!["c".repeat(50_000)];
+        tool
+    });
+    let advert = Advert {
+        seq: 1,
+        tools: tools.collect(),
+        gone: Vec::new(),
+        expires: scene.acme.now().later(Duration::from_secs(300)),
+    };
+    link.say(Kind::Advert, None, &advert).await.unwrap();
+    let links = &scene.acme.broker.core().state.links;
+    until("the tools are known", || {
+        let link = links.of(&scene.globex.org);
+        link.is_some_and(|link| link.tool_count() == 20)
+    })
+    .await;
+    let asker = scene
+        .acme
+        .agent("own", 5, &["peer.globex.*"])
+        .await
+        .unwrap();
+    let mut asking = scene.acme.attach(&asker).await.unwrap();
+    let (mut found, mut after) = (0, None);
+    loop {
+        let body = json!({ "after": after });
+        let ask = asker.seal(
+            Kind::DiscoverTools,
+            &asker.broker(),
+            scene.acme.now(),
+            &body,
+        );
+        asking.send(ask.unwrap().bytes).await.unwrap();
+        let page = asking.hear().await.unwrap().said().unwrap();
+        assert!(page.bytes().len() < 70_000, "{}", page.bytes().len());
+        let page: ToolsDiscovered = page.read_body().unwrap();
+        found += page.tools.len();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, 20);
 }

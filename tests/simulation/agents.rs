@@ -31,9 +31,11 @@ impl World {
             let Some(line) = &mut agent.line else {
                 continue;
             };
-            while let Ok(bytes) = line.queue.try_recv() {
-                line.session.taken(&bytes);
-                heard.push((*name, line.hear(bytes, &agent.actor.id, &brokers, now)));
+            while let Ok(turn) = line.queue.try_recv() {
+                let session = Arc::clone(&line.session);
+                for bytes in session.taken(turn) {
+                    heard.push((*name, line.hear(bytes, &agent.actor.id, &brokers, now)));
+                }
             }
             if line.session.closed().now_or_never().is_some() {
                 lost.push(*name);

@@ -10,6 +10,7 @@ use agent_sdk::Backoff;
 use broker::clock::Clock;
 use broker::pipeline::Core;
 use broker::state::calls::Answer;
+use broker::state::outbox::Queued;
 use broker::state::sessions::Session;
 use broker::{Config, Parts};
 use bytes::Bytes;
@@ -152,7 +153,7 @@ pub(crate) struct Agent {
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) session: Arc<Session>,
-    pub(crate) queue: mpsc::Receiver<Bytes>,
+    pub(crate) queue: mpsc::Receiver<Queued>,
     vouched: HashMap<Digest, Vouched>,
 }
 
@@ -170,7 +171,7 @@ pub(crate) enum Heard {
 }
 
 impl Line {
-    pub(crate) fn new(session: Arc<Session>, queue: mpsc::Receiver<Bytes>) -> Self {
+    pub(crate) fn new(session: Arc<Session>, queue: mpsc::Receiver<Queued>) -> Self {
         Self {
             session,
             queue,

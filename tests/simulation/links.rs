@@ -81,30 +81,37 @@ impl World {
             let Some(linked) = conn.ends[end].up() else {
                 return is_any;
             };
-            let Ok(bytes) = linked.queue.try_recv() else {
+            let Ok(turn) = linked.queue.try_recv() else {
                 return is_any;
             };
-            linked.link.taken(&bytes);
+            let messages: Vec<Bytes> = linked.link.taken(turn).collect();
             is_any = true;
-            let (from, to) = (conn.ends[end].house, conn.ends[1 - end].house);
-            if bytes.first() == Some(&RELAY) {
-                self.recorded.push_back((from, to, bytes.clone()));
-                if self.recorded.len() > RECORDED_MAX {
-                    self.recorded.pop_front();
-                }
-                let is_own_call = self.call_in(&bytes).is_some_and(|(_, home)| home == from);
-                if !self.is_over && is_own_call && self.dice.one_in(25) {
-                    let after = self.dice.ms(0, 60_000);
-                    self.note(format_args!(
-                        "a call from org{from} to org{to} is held back"
-                    ));
-                    self.oracle.seen.count("calls held back");
-                    self.plan(after, Event::LetOut(from, to, bytes));
-                    continue;
-                }
+            for bytes in messages {
+                self.send_one(id, end, bytes);
             }
-            self.put(id, end, Parcel::Message(bytes, Source::Broker));
         }
+    }
+
+    fn send_one(&mut self, id: u64, end: usize, bytes: Bytes) {
+        let ends = &self.conns[&id].ends;
+        let (from, to) = (ends[end].house, ends[1 - end].house);
+        if bytes.first() == Some(&RELAY) {
+            self.recorded.push_back((from, to, bytes.clone()));
+            if self.recorded.len() > RECORDED_MAX {
+                self.recorded.pop_front();
+            }
+            let is_own_call = self.call_in(&bytes).is_some_and(|(_, home)| home == from);
+            if !self.is_over && is_own_call && self.dice.one_in(25) {
+                let after = self.dice.ms(0, 60_000);
+                self.note(format_args!(
+                    "a call from org{from} to org{to} is held back"
+                ));
+                self.oracle.seen.count("calls held back");
+                self.plan(after, Event::LetOut(from, to, bytes));
+                return;
+            }
+        }
+        self.put(id, end, Parcel::Message(bytes, Source::Broker));
     }
 
     /// The identity and the home of the call in a frame.
@@ -255,7 +262,7 @@ impl World {
         let head = linked.heads.next(&core, &linked.link, core.clock.now());
         linked.head_plan += 1;
         let plan = linked.head_plan;
-        let is_sent = linked.link.send(head).is_ok();
+        let is_sent = linked.link.say_first(head).is_ok();
         if !is_sent {
             linked.link.close();
         }
@@ -278,7 +285,7 @@ impl World {
         let plan = linked.terms_plan;
         let words = linked.terms.next(&core, &linked.link, core.clock.now());
         let is_said =
-            words.is_some_and(|words| words.into_iter().all(|word| linked.link.send(word).is_ok()));
+            words.is_some_and(|words| words.into_iter().all(|word| linked.link.say(word).is_ok()));
         if !is_said {
             linked.link.close();
         }
@@ -299,15 +306,15 @@ impl World {
             peer: &peer,
             binding,
         };
-        let key = match greeting.believe(theirs) {
-            Ok(key) => key,
+        let greeted = match greeting.believe(theirs) {
+            Ok(greeted) => greeted,
             Err(why) => return self.close(id, end, &format!("{why:#}")),
         };
         if binding.role == LinkRole::Dials {
             let ours = greeting.ours();
             self.put(id, end, Parcel::Message(ours, Source::Broker));
         }
-        let attached = self.houses[house].finish(greeting.attach(key));
+        let attached = self.houses[house].finish(greeting.attach(&greeted));
         let (link, queue) = match attached {
             Ok(attached) => attached,
             Err(why) => return self.close(id, end, &format!("{why:#}")),

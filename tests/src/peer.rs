@@ -32,6 +32,8 @@ pub struct Hand {
     pub key: SigningKey,
     /// Its TLS certificate.
     pub tls: Pair,
+    /// Bytes of an envelope that it says to take.
+    pub envelope_bytes_max: u64,
 }
 
 /// An attached link, as the far end holds it.
@@ -55,6 +57,7 @@ impl Hand {
             org: org.parse()?,
             key: SigningKey::from_seed(&[seed; 32]),
             tls: certificate()?,
+            envelope_bytes_max: 4 << 20,
         })
     }
 
@@ -152,6 +155,7 @@ impl Hand {
             exporter,
             descriptor: self.descriptor(lab.now())?,
             successions,
+            envelope_bytes_max: self.envelope_bytes_max,
         };
         let to = lab.admin.broker();
         Ok(self
@@ -346,6 +350,31 @@ impl Linked {
             }
         }
         Ok(None)
+    }
+
+    /// The next message, whatever it is. Nothing when the connection ends first.
+    ///
+    /// # Errors
+    ///
+    /// When nothing comes.
+    pub async fn bytes(&mut self) -> Result<Option<Bytes>> {
+        self.wire.next().await
+    }
+
+    /// The next envelope: the broker's own, or in a frame. Nothing when the connection ends first.
+    ///
+    /// # Errors
+    ///
+    /// When nothing comes.
+    pub async fn heard(&mut self) -> Result<Option<Envelope>> {
+        let Some(bytes) = self.bytes().await? else {
+            return Ok(None);
+        };
+        let bytes = match bytes.first() {
+            Some(&RELAY) => Relay::decode(bytes)?.envelope,
+            _ => bytes,
+        };
+        Ok(Some(Envelope::parse(bytes, 1 << 24)?))
     }
 
     /// The next frame. Nothing when the connection ends first.

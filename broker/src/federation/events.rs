@@ -12,7 +12,7 @@ use bytes::Bytes;
 use proto_spec::admission::KeyBook;
 use proto_spec::capability::{Claims, Token};
 use proto_spec::limits::{
-    INTRODUCTION_VALIDITY, LISTENERS_MAX, RELAY_TOKENS_MAX, SUBSCRIPTIONS_MAX,
+    INTRODUCTION_VALIDITY, LISTENERS_MAX, RELAY_TOKENS_MAX, SUBSCRIPTIONS_MAX, WORD_BYTES_MAX,
 };
 use proto_spec::message::{Listener, PeerEvent, PeerTopics};
 use proto_spec::{
@@ -23,10 +23,13 @@ use super::telling::{changed, say};
 use crate::calls::Place;
 use crate::conversation::Ended;
 use crate::pipeline::Core;
-use crate::state::links::{Hearer, Held, Link};
+use crate::state::links::{Hearer, Held, Link, Written};
+use crate::state::room::leaves_enough;
 
 /// Between two looks at who listens.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Bytes of listeners in one word.
+const TOPICS_BYTES: usize = WORD_BYTES_MAX / 2;
 /// After how long listeners are introduced anew: their tokens hold for twice that.
 const RENEW: Duration = Duration::from_secs(INTRODUCTION_VALIDITY.as_secs() / 2 - 60);
 
@@ -48,8 +51,8 @@ pub(super) async fn tell_topics(core: &Core, link: &Link) -> Ended {
             let listeners = wanted
                 .iter()
                 .filter_map(|((agent, key), topics)| introduce(core, link, agent, key, topics, now))
-                .take(LISTENERS_MAX)
-                .collect::<Vec<_>>();
+                .take(LISTENERS_MAX);
+            let listeners = within(listeners);
             let is_first = told.is_none();
             told = Some(((wanted, grants), now.later(RENEW)));
             let topics = PeerTopics { listeners };
@@ -66,6 +69,18 @@ pub(super) async fn tell_topics(core: &Core, link: &Link) -> Ended {
             () = tokio::time::sleep(RENEW) => {}
         }
     }
+}
+
+/// Those that fit into one word: who subscribes to too much is not told of, and nobody's link ends of it.
+fn within(listeners: impl Iterator<Item = Listener>) -> Vec<Listener> {
+    let mut used = 0;
+    let fits = |one: &Listener| {
+        let bytes = Written::of(one).bytes;
+        let fits = leaves_enough(0, bytes, used, TOPICS_BYTES);
+        used += if fits { bytes } else { 0 };
+        fits
+    };
+    listeners.filter(fits).collect()
 }
 
 type Wanted = BTreeMap<(AgentId, [u8; 32]), Vec<Pattern>>;
@@ -208,4 +223,22 @@ pub(super) fn hear_event(
     }
     place.give_out(&event, &topic, |agent| said.listeners.contains(agent));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_subscribes_to_too_much_is_not_told_of_and_the_word_stays_within_its_bound() {
+        let listener = |n: usize, bytes: usize| Listener {
+            agent: format!("x{n}@acme").parse().unwrap(),
+            topics: Vec::new(),
+            tokens: vec!["t".repeat(bytes)],
+        };
+        let greedy = (0..10).map(|n| listener(n, 300_000));
+        let told = within(greedy.chain([listener(10, 1_000)]));
+        assert!(told.len() < 11 && told.iter().any(|one| one.agent.name().to_string() == "x10"));
+        assert!(Written::of(&PeerTopics { listeners: told }).bytes < WORD_BYTES_MAX);
+    }
 }

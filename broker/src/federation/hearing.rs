@@ -8,7 +8,7 @@ use bytes::Bytes;
 use proto_spec::admission::Heard;
 use proto_spec::capability::{Claims, TokenKind, decode_text};
 use proto_spec::frame::{RELAY, Relay};
-use proto_spec::limits::PEER_GRANTS_MAX;
+use proto_spec::limits::{PEER_GRANTS_MAX, WORD_BYTES_MAX};
 use proto_spec::message::{Advert, PeerEvent, PeerTokens, PeerTopics, RevocationHead, TrustNews};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{Code, Kind, Received, Refusal, Speaker};
@@ -76,7 +76,7 @@ impl Attached<'_> {
         let core = self.core;
         let now = core.clock.now();
         let judge = core.judge(now);
-        let received = Received::parse(message, core.config.limits.envelope_bytes_max)?;
+        let received = Received::parse(message, WORD_BYTES_MAX)?;
         let neighbour = self.link.neighbour();
         let heard = received
             .verify(&neighbour)?
@@ -89,12 +89,14 @@ impl Attached<'_> {
                 let tools = advert.tools.iter().map(|one| &one.tool);
                 let keys: HashMap<_, _> =
                     tools.map(|tool| (tool.agent.clone(), tool.key)).collect();
-                self.link.learn(&core.state.org, advert, tools_max, now)?;
+                let is_news = self.link.learn(&core.state.org, advert, tools_max, now)?;
                 for (agent, key) in keys {
                     core.state.links.note_key(&self.link.org, &agent, &key);
                 }
-                // What lies behind us may be advertised to others.
-                core.state.sessions.offers_changed();
+                if is_news {
+                    // What lies behind us may be advertised to others.
+                    core.state.sessions.offers_changed();
+                }
                 Ok(())
             }
             Kind::RevocationHead => {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use proto_spec::limits::CHALLENGE_VALIDITY;
 use proto_spec::message::{LinkAttach, LinkRole};
-use proto_spec::peering::{EXPORTER_LABEL, Expected};
+use proto_spec::peering::{EXPORTER_LABEL, Expected, Greeted};
 use proto_spec::{Audience, Digest, Kind, PublicKey};
 use rustls::ConnectionCommon;
 use rustls_pki_types::CertificateDer;
@@ -24,8 +24,8 @@ use crate::conversation::{Ended, Stream, close, converse, next, send, turn_away}
 use crate::phase::Phase;
 use crate::pipeline::Core;
 use crate::registrar::Rekey;
-use crate::state::links::Link;
-use crate::state::outbox::Outbox;
+use crate::state::links::{Bounds, Link};
+use crate::state::outbox::{Outbox, Queued};
 use crate::state::peers::Peer;
 use crate::tls::channel_of;
 
@@ -104,7 +104,7 @@ pub async fn run<S: Stream>(
     };
     let greeted = timeout(CHALLENGE_VALIDITY, greet(&greeting, &mut socket)).await;
     let attached = match greeted.unwrap_or_else(|_| bail_late()) {
-        Ok(key) => greeting.attach(key).await,
+        Ok(greeted) => greeting.attach(&greeted).await,
         Err(why) => Err(why),
     };
     let (link, queue) = match attached {
@@ -167,7 +167,7 @@ async fn silence(heard: &AtomicBool) -> Ended {
     }
 }
 
-fn bail_late() -> anyhow::Result<PublicKey> {
+fn bail_late() -> anyhow::Result<Greeted> {
     bail!("it did not say who it is in time")
 }
 
@@ -176,22 +176,22 @@ fn bail_late() -> anyhow::Result<PublicKey> {
 async fn greet<S: Stream>(
     greeting: &Greeting<'_>,
     socket: &mut WebSocketStream<S>,
-) -> anyhow::Result<PublicKey> {
+) -> anyhow::Result<Greeted> {
     let went = |why: Ended| anyhow::anyhow!(why.says());
     let ours = greeting.ours();
     if greeting.binding.role == LinkRole::Listens {
         send(socket, ours.clone()).await.map_err(went)?;
     }
     let theirs = next(socket).await.context("it went away")?;
-    let key = greeting.believe(theirs)?;
+    let greeted = greeting.believe(theirs)?;
     if greeting.binding.role == LinkRole::Dials {
         send(socket, ours).await.map_err(went)?;
     }
-    Ok(key)
+    Ok(greeted)
 }
 
 /// What waits for the other end of a link.
-pub type Queue = mpsc::Receiver<Bytes>;
+pub type Queue = mpsc::Receiver<Queued>;
 
 /// A connection that is to become the link of a peer.
 #[derive(Debug)]
@@ -219,6 +219,7 @@ impl Greeting<'_> {
             exporter: binding.exporter,
             descriptor: core.descriptor(binding.ours, Vec::new(), now),
             successions: core.state.broker_keys.successions(),
+            envelope_bytes_max: core.config.limits.envelope_bytes_max as u64,
         };
         let to = Audience::Broker(peer.org.clone());
         core.voice
@@ -226,12 +227,12 @@ impl Greeting<'_> {
             .bytes
     }
 
-    /// The key of the peer's broker, by what it says about itself.
+    /// The peer's broker, by what it says about itself.
     ///
     /// # Errors
     ///
     /// Where that does not prove it to be our peer, on this very connection.
-    pub fn believe(&self, theirs: Bytes) -> anyhow::Result<PublicKey> {
+    pub fn believe(&self, theirs: Bytes) -> anyhow::Result<Greeted> {
         let expected = Expected {
             org: &self.peer.org,
             key: &self.peer.key,
@@ -240,19 +241,19 @@ impl Greeting<'_> {
             channel: &self.binding.theirs,
         };
         let judge = self.core.judge(self.core.clock.now());
-        let greeted = expected
+        expected
             .check(theirs, &judge)
-            .context("it does not prove to be that peer")?;
-        Ok(greeted.key)
+            .context("it does not prove to be that peer")
     }
 
-    /// Takes the connection as the link of the peer, whose broker's key is `key`.
+    /// Takes the connection as the link of the peer that was greeted.
     ///
     /// # Errors
     ///
     /// Where another link is the one to keep, the peer was paused or removed meanwhile, or its next key
     /// cannot be put on record.
-    pub async fn attach(&self, key: PublicKey) -> anyhow::Result<(Arc<Link>, Queue)> {
+    pub async fn attach(&self, greeted: &Greeted) -> anyhow::Result<(Arc<Link>, Queue)> {
+        let key = greeted.key;
         self.settle(key).await?;
         let Self {
             core,
@@ -260,10 +261,17 @@ impl Greeting<'_> {
             binding,
         } = self;
         let limits = &core.config.limits;
-        let (queue, waiting) = mpsc::channel(limits.calls_per_peer_max.max(limits.outbox_max));
-        let outbox = Outbox::new(queue, limits.outbox_bytes_max);
+        let messages_max = limits.calls_per_peer_max.max(limits.outbox_max);
+        let (outbox, waiting) = Outbox::of_link(messages_max, limits.outbox_bytes_max);
+        let bounds = Bounds {
+            calls_max: limits.calls_per_peer_max,
+            envelope_bytes_max: greeted.envelope_bytes_max,
+        };
         let (org, role) = (peer.org.clone(), binding.role.other());
-        let link = Arc::new(Link::new(outbox, org, key, role, core.clock.now()));
+        let mut link = Link::new(outbox, org, key, role, core.clock.now(), bounds);
+        link.channels
+            .clone_from(&greeted.descriptor.body().channels);
+        let link = Arc::new(link);
         core.state
             .links
             .attach(&core.state.org, Arc::clone(&link))?;

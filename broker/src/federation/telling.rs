@@ -9,6 +9,7 @@ use proto_spec::message::{PeerTokens, RevocationHead};
 use proto_spec::{Audience, Digest, Kind, Org, Timestamp};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::advert::{Told, tools_for};
 use super::events::tell_topics;
@@ -21,6 +22,8 @@ use crate::state::links::Link;
 pub const REFRESH: Duration = Duration::from_secs(100);
 /// Between two looks at what changed: many changes at once are told once.
 pub const PAUSE: Duration = Duration::from_millis(50);
+/// However long a look and its telling took, the next one does not wait for longer.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// How long a token holds that we pass on from another peer.
 const PASSED_ON_VALIDITY: Duration = Duration::from_secs(3_600);
@@ -47,7 +50,8 @@ async fn tell_heads(core: &Core, link: &Link) -> Ended {
     loop {
         died.borrow_and_update();
         let head = heads.next(core, link, core.clock.now());
-        if link.send(head).is_err() {
+        // Peers refuse our agents' calls when it is late.
+        if link.say_first(head).is_err() {
             return Ended::TooSlow;
         }
         tokio::select! {
@@ -63,6 +67,7 @@ async fn tell_terms(core: &Core, link: &Link) -> Ended {
     let mut trust = core.state.trust.changes();
     let mut terms = Terms::default();
     loop {
+        let begun = Instant::now();
         // What changes from here on is looked at in the next round.
         peers.borrow_and_update();
         offers.borrow_and_update();
@@ -71,11 +76,13 @@ async fn tell_terms(core: &Core, link: &Link) -> Ended {
             return Ended::Closed;
         };
         for word in words {
-            if link.send(word).is_err() {
+            // One at a time, as fast as the peer reads: what agents offer never fills the room for words.
+            link.settled().await;
+            if link.say(word).is_err() {
                 return Ended::TooSlow;
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause_after(begun.elapsed())).await;
         tokio::select! {
             () = changed(&mut peers) => {}
             () = changed(&mut offers) => {}
@@ -85,7 +92,14 @@ async fn tell_terms(core: &Core, link: &Link) -> Ended {
     }
 }
 
-/// Says something to the peer's broker. A word that finds no room ends the link: what comes after depends on it.
+/// How long nothing is looked at after a look and its telling took so long: what others change again and again
+/// takes a tenth of a link's time.
+fn pause_after(took: Duration) -> Duration {
+    (took * 9).clamp(PAUSE, PAUSE_MAX)
+}
+
+/// Says something to the peer's broker. A word that finds no room ends the link: what comes after depends on
+/// it, and only a peer that does not read leaves none.
 pub(super) fn say(
     core: &Core,
     link: &Link,
@@ -93,7 +107,7 @@ pub(super) fn say(
     body: &impl Serialize,
 ) -> Result<(), Ended> {
     let said = word(core, link, kind, body, core.clock.now());
-    link.send(said).map_err(|_| Ended::TooSlow)
+    link.say(said).map_err(|_| Ended::TooSlow)
 }
 
 /// Which keys of ours are dead, as far as the peer was told on one link.
@@ -205,5 +219,18 @@ impl PassedOn {
 pub(super) async fn changed(what: &mut watch::Receiver<()>) {
     if what.changed().await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn telling_takes_a_tenth_of_a_links_time_and_never_waits_for_long() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause_after(ms(0)), PAUSE);
+        assert_eq!(pause_after(ms(100)), ms(900));
+        assert_eq!(pause_after(ms(60_000)), PAUSE_MAX);
     }
 }

@@ -30,7 +30,7 @@ use crate::conversation::{self, Hears, bounds, close, converse, link_bounds, sen
 use crate::federation::link::{self, Binding};
 use crate::phase::Phase;
 use crate::pipeline::{Core, Door, Step};
-use crate::state::outbox::Outbox;
+use crate::state::outbox::{Outbox, Queued};
 use crate::state::peers::Peer;
 use crate::state::sessions::Session;
 
@@ -201,7 +201,7 @@ async fn attach(
     core: &Core,
     socket: &mut Socket,
     client: Client,
-    outbox: mpsc::Sender<Bytes>,
+    outbox: mpsc::Sender<Queued>,
 ) -> Option<Arc<Session>> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).ok()?;

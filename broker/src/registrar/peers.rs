@@ -311,7 +311,10 @@ impl Seen {
                 .and_then(|link| link.known_age(self.now))
                 .and_then(|age| age.as_millis().try_into().ok()),
             revocations_age_max_ms: self.stale_after.as_millis().try_into().unwrap_or(u64::MAX),
-            channels: Vec::new(),
+            channels: link
+                .as_ref()
+                .map(|link| link.channels.clone())
+                .unwrap_or_default(),
             tools: link.as_ref().map_or(0, |link| link.tool_count() as u64),
             grants: grants.map(|record| token_record(state, &record)).collect(),
             asks: peer.asks.clone(),

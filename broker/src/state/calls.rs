@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 
 use super::links::Link;
 use super::outbox::Outbox;
+use super::room::{Guest, Seat};
 use super::sessions::Session;
-use crate::config::Limits;
 
 /// What a POST gets back.
 #[derive(Debug)]
@@ -44,15 +44,6 @@ impl Party {
         match self {
             Self::Session(session) => session.key(),
             Self::Link(link) => &link.key,
-        }
-    }
-
-    /// How many calls there may be in flight to it, and from it.
-    #[must_use]
-    pub fn calls_max(&self, limits: &Limits) -> usize {
-        match self {
-            Self::Session(_) => limits.calls_per_session_max,
-            Self::Link(_) => limits.calls_per_peer_max,
         }
     }
 
@@ -108,6 +99,34 @@ pub struct InFlight {
     pub deadline: Timestamp,
     /// Whether the caller wants progress.
     pub progress: bool,
+    /// What it takes of the links that it crosses.
+    pub seats: Vec<Seat>,
+}
+
+impl InFlight {
+    /// As whom it takes room on the way to its provider.
+    #[must_use]
+    pub fn towards_provider(&self) -> Guest {
+        towards_provider(&self.caller, &self.reply)
+    }
+
+    /// As whom it takes room on the way back.
+    #[must_use]
+    pub fn towards_caller(&self) -> Guest {
+        match &self.reply {
+            Reply::Party(Party::Link(link)) => link.guest(&self.caller),
+            _ => Guest::Agent(self.caller.clone()),
+        }
+    }
+}
+
+/// As whom a call takes room on the way to its provider: those who come through a peer share.
+#[must_use]
+pub fn towards_provider(caller: &AgentId, reply: &Reply) -> Guest {
+    match reply {
+        Reply::Party(Party::Link(from)) => Guest::Through(from.org.clone()),
+        _ => Guest::Agent(caller.clone()),
+    }
 }
 
 /// What a revocation strikes.
@@ -307,5 +326,50 @@ impl Calls {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_spec::message::LinkRole;
+
+    use super::*;
+    use crate::state::links::Bounds;
+
+    #[test]
+    fn who_comes_through_a_peer_shares_what_one_agent_may_have() {
+        let link = |peer: &str| {
+            let (outbox, _) = Outbox::of_link(8, 1_024);
+            let key = proto_spec::SigningKey::from_seed(&[1; 32]).public();
+            let bounds = Bounds {
+                calls_max: 8,
+                envelope_bytes_max: 1_024,
+            };
+            let (org, role) = (peer.parse().unwrap(), LinkRole::Dials);
+            Arc::new(Link::new(
+                outbox,
+                org,
+                key,
+                role,
+                Timestamp::default(),
+                bounds,
+            ))
+        };
+        let agent = |text: &str| text.parse::<AgentId>().unwrap();
+        let (from, to) = (link("acme"), link("initech"));
+        let acmes = Reply::Party(Party::Link(Arc::clone(&from)));
+        // On the way there; whoever they say they are.
+        let mut seats = Vec::new();
+        for n in 0..8 {
+            let guest = towards_provider(&agent(&format!("x{n}@acme")), &acmes);
+            seats.extend(to.calls_to.take(&guest, 1));
+        }
+        assert_eq!(seats.len(), 4);
+        let (answer, _) = oneshot::channel();
+        let own = towards_provider(&agent("own@globex"), &Reply::Post(answer));
+        assert!(to.calls_to.take(&own, 1).is_some());
+        // And where they come in: acme's own agents each by itself, those behind it together.
+        assert_ne!(from.guest(&agent("x@acme")), from.guest(&agent("y@acme")));
+        assert_eq!(from.guest(&agent("x@hooli")), from.guest(&agent("y@hooli")));
     }
 }

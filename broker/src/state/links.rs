@@ -8,17 +8,20 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use dashmap::DashMap;
 use lru::LruCache;
 use proto_spec::admission::Neighbour;
 use proto_spec::capability::Token;
-use proto_spec::limits::RELAY_TOKENS_MAX;
+use proto_spec::limits::{ADVERTISED_BYTES_MAX, ADVERTISED_TOOL_BYTES_MAX, RELAY_TOKENS_MAX};
 use proto_spec::message::{Advert, AdvertisedTool, DiscoveredTool, LinkRole, RevocationHead};
 use proto_spec::{AgentId, Capability, Digest, Org, Pattern, PublicKey, Refusal, Timestamp};
+use serde::Serialize;
 use tokio::sync::watch;
 
 use super::outbox::Outbox;
 use super::revocations::REMEMBERED;
+use super::room::{Guest, Room};
 use crate::locks::{lock, read, write};
 
 /// A link of this age is not given up for one that the other side dialled at the same time.
@@ -45,6 +48,15 @@ pub struct Held {
 /// Whose token it is, under which key, and from which of the peer's grants.
 type Introduced = (AgentId, PublicKey, Digest);
 
+/// How much one link carries.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Calls in flight to the peer, and from it.
+    pub calls_max: usize,
+    /// Bytes of an envelope that the peer takes of agents, as it says itself.
+    pub envelope_bytes_max: usize,
+}
+
 /// The attached connection to one peer's broker.
 pub struct Link {
     outbox: Outbox,
@@ -56,6 +68,13 @@ pub struct Link {
     pub role: LinkRole,
     /// When it was attached.
     pub since: Timestamp,
+    /// The TLS keys that the peer named when it was attached, for people to compare.
+    pub channels: Vec<Digest>,
+    /// Room for calls in flight to the peer.
+    pub calls_to: Arc<Room>,
+    /// Room for calls in flight from it.
+    pub calls_from: Arc<Room>,
+    envelope_bytes_max: usize,
     held: ArcSwap<Vec<Held>>,
     directory: RwLock<Directory>,
     introductions: Mutex<LruCache<Introduced, (Arc<str>, Timestamp)>>,
@@ -94,13 +113,24 @@ impl Deref for Link {
 impl Link {
     /// A link that was just attached.
     #[must_use]
-    pub fn new(outbox: Outbox, org: Org, key: PublicKey, role: LinkRole, since: Timestamp) -> Self {
+    pub fn new(
+        outbox: Outbox,
+        org: Org,
+        key: PublicKey,
+        role: LinkRole,
+        since: Timestamp,
+        bounds: Bounds,
+    ) -> Self {
         Self {
             outbox,
             org,
             key,
             role,
             since,
+            channels: Vec::new(),
+            calls_to: Room::new(bounds.calls_max),
+            calls_from: Room::new(bounds.calls_max),
+            envelope_bytes_max: bounds.envelope_bytes_max,
             held: ArcSwap::default(),
             directory: RwLock::default(),
             introductions: Mutex::new(LruCache::new(INTRODUCED)),
@@ -109,6 +139,28 @@ impl Link {
             granted: watch::Sender::new(()),
             missed: AtomicU64::new(0),
         }
+    }
+
+    /// As whom an agent takes room of what comes from the peer or goes back to it: those behind it share.
+    #[must_use]
+    pub fn guest(&self, caller: &AgentId) -> Guest {
+        match caller.org() == &self.org {
+            true => Guest::Agent(caller.clone()),
+            false => Guest::Through(caller.org().clone()),
+        }
+    }
+
+    /// Queues what an agent signed, in its share.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::TooLarge`] where the peer said that it takes no such envelope; those of
+    /// [`Outbox::send_for`].
+    pub fn relay(&self, guest: &Guest, envelope: &Bytes, frame: Bytes) -> Result<(), Refusal> {
+        if envelope.len() > self.envelope_bytes_max {
+            return Err(Refusal::TooLarge(envelope.len(), self.envelope_bytes_max));
+        }
+        self.send_for(guest, frame)
     }
 
     /// The peer, as what it says is judged.
@@ -238,20 +290,21 @@ impl Link {
         lock(&self.view).dead.contains_key(key)
     }
 
-    /// Takes an advert over.
+    /// Takes an advert over, and says whether there is anything else to call than before.
     ///
     /// # Errors
     ///
     /// [`Refusal::InvalidBody`] where it does not follow the one before it, holds for longer than an hour,
-    /// tells of what does not lie behind the peer or gives one agent two keys; [`Refusal::Busy`] beyond
-    /// `tools_max` tools. Then nothing of it is taken.
+    /// tells of what does not lie behind the peer, of a tool beyond [`ADVERTISED_TOOL_BYTES_MAX`], or gives
+    /// one agent two keys; [`Refusal::Busy`] beyond `tools_max` tools or [`ADVERTISED_BYTES_MAX`]. Then
+    /// nothing of it is taken.
     pub fn learn(
         &self,
         me: &Org,
         advert: Advert,
         tools_max: usize,
         now: Timestamp,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         write(&self.directory).take(&self.org, me, advert, tools_max, now)
     }
 
@@ -265,7 +318,7 @@ impl Link {
     ) -> Option<Arc<AdvertisedTool>> {
         let directory = read(&self.directory);
         let found = directory.tools.get(provider)?.get(tool)?;
-        (directory.expires > now).then(|| Arc::clone(found))
+        (directory.expires > now).then(|| Arc::clone(&found.tool))
     }
 
     /// All tools that the peer advertises.
@@ -276,7 +329,7 @@ impl Link {
             return Vec::new();
         }
         let all = directory.tools.values().flat_map(HashMap::values);
-        all.cloned().collect()
+        all.map(|known| Arc::clone(&known.tool)).collect()
     }
 
     /// How many tools the peer advertises.
@@ -294,7 +347,7 @@ impl Link {
             .get(agent)?
             .values()
             .next()
-            .map(|one| one.tool.key)
+            .map(|known| known.tool.tool.key)
     }
 }
 
@@ -355,31 +408,56 @@ impl View {
     }
 }
 
+/// A tool as it is written: its true size, and what tells it from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// All of it.
+    pub bytes: usize,
+    digest: Digest,
+}
+
+impl Written {
+    /// How this is written.
+    #[must_use]
+    pub fn of(tool: &impl Serialize) -> Self {
+        let text = serde_json::to_vec(tool);
+        Self {
+            // What cannot be written fits nowhere.
+            bytes: text.as_ref().map_or(usize::MAX, Vec::len),
+            digest: Digest::of(&text.unwrap_or_default()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    tool: Arc<AdvertisedTool>,
+    written: Written,
+}
+
 /// What one peer advertises on one link.
 #[derive(Debug, Default)]
 pub struct Directory {
-    tools: HashMap<AgentId, HashMap<Capability, Arc<AdvertisedTool>>>,
+    tools: HashMap<AgentId, HashMap<Capability, Known>>,
     count: usize,
+    bytes: usize,
     seq: u64,
     expires: Timestamp,
 }
 
+/// Whose tool, and which.
+type Slot<'a> = (&'a AgentId, &'a Capability);
+
 impl Directory {
-    /// Takes an advert of `owner` over, whole or not at all.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal::InvalidBody`] where it does not follow the one before it, holds for longer than an hour,
-    /// speaks for another organisation's agents or gives one agent two keys; [`Refusal::Busy`] beyond
-    /// `tools_max` tools.
+    /// Takes an advert of `owner` over, whole or not at all: see [`Link::learn`].
     fn take(
         &mut self,
         owner: &Org,
         me: &Org,
-        advert: Advert,
+        mut advert: Advert,
         tools_max: usize,
         now: Timestamp,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let bad = |why: &str| Err(Refusal::InvalidBody(format!("an advert {why}")));
         if advert.seq != self.seq + 1 {
             return bad("that does not follow the one before it");
@@ -394,44 +472,93 @@ impl Directory {
         {
             return bad("of a tool that does not lie behind the peer");
         }
-        let mut keys: HashMap<&AgentId, PublicKey> = HashMap::new();
-        for one in &advert.tools {
-            if *keys.entry(&one.tool.agent).or_insert(one.tool.key) != one.tool.key {
-                return bad("that gives one agent two keys");
-            }
-        }
-        let is_new = |one: &&AdvertisedTool| {
-            let known = self.tools.get(&one.tool.agent);
-            known.is_none_or(|tools| !tools.contains_key(&one.tool.tool.name))
-        };
-        if self.count + advert.tools.iter().filter(is_new).count() > tools_max {
-            return Err(Refusal::Busy("the peer's share of the directory"));
-        }
-        for (agent, tool) in &advert.gone {
-            if let Some(tools) = self.tools.get_mut(agent) {
-                self.count -= usize::from(tools.remove(tool).is_some());
-            }
-        }
-        for (agent, key) in keys {
-            let tools = self.tools.entry(agent.clone()).or_default();
-            // Under another key than before: what that one offered is not this one's.
-            if tools.values().next().is_some_and(|one| one.tool.key != key) {
-                self.count -= tools.len();
-                tools.clear();
-            }
-        }
-        for mut one in advert.tools {
+        for one in &mut advert.tools {
             one.grants.truncate(RELAY_TOKENS_MAX);
             one.onward.truncate(RELAY_TOKENS_MAX);
-            let tools = self.tools.entry(one.tool.agent.clone()).or_default();
-            let before = tools.insert(one.tool.tool.name.clone(), Arc::new(one));
-            self.count += usize::from(before.is_none());
+        }
+        let mut keys: HashMap<&AgentId, PublicKey> = HashMap::new();
+        let mut coming: HashMap<Slot<'_>, Written> = HashMap::new();
+        for one in &advert.tools {
+            let agent = &one.tool.agent;
+            if *keys.entry(agent).or_insert(one.tool.key) != one.tool.key {
+                return bad("that gives one agent two keys");
+            }
+            let written = Written::of(one);
+            if written.bytes > ADVERTISED_TOOL_BYTES_MAX {
+                return bad("of a tool that is too large");
+            }
+            coming.insert((agent, &one.tool.tool.name), written);
+        }
+        let going = self.going(&advert, &keys, &coming);
+        let bytes =
+            |of: &HashMap<Slot<'_>, Written>| of.values().map(|one| one.bytes).sum::<usize>();
+        let count_after = self.count - going.len() + coming.len();
+        let bytes_after = self.bytes - bytes(&going) + bytes(&coming);
+        if count_after > tools_max || bytes_after > ADVERTISED_BYTES_MAX {
+            return Err(Refusal::Busy("the peer's share of the directory"));
+        }
+        let was_expired = self.expires <= now && self.count > 0;
+        let is_news = going != coming || was_expired;
+        let going: Vec<(AgentId, Capability)> = going
+            .into_keys()
+            .map(|(agent, tool)| (agent.clone(), tool.clone()))
+            .collect();
+        let written: Vec<Written> = advert
+            .tools
+            .iter()
+            .map(|one| coming[&slot_of(one)])
+            .collect();
+        for (agent, tool) in &going {
+            self.tools.get_mut(agent).map(|tools| tools.remove(tool));
+        }
+        for (tool, written) in advert.tools.into_iter().zip(written) {
+            let tools = self.tools.entry(tool.tool.agent.clone()).or_default();
+            let (name, tool) = (tool.tool.tool.name.clone(), Arc::new(tool));
+            tools.insert(name, Known { tool, written });
         }
         self.tools.retain(|_, tools| !tools.is_empty());
+        self.count = count_after;
+        self.bytes = bytes_after;
         self.seq = advert.seq;
         self.expires = advert.expires;
-        Ok(())
+        Ok(is_news)
     }
+
+    /// What is known and will not be as it is: what is gone, what comes anew, and all of an agent that comes
+    /// under another key, since what that one offered is not this one's.
+    fn going<'a>(
+        &'a self,
+        advert: &'a Advert,
+        keys: &HashMap<&'a AgentId, PublicKey>,
+        coming: &HashMap<Slot<'a>, Written>,
+    ) -> HashMap<Slot<'a>, Written> {
+        let known = |(agent, tool): Slot<'a>| {
+            let known = self.tools.get(agent)?.get(tool)?;
+            Some(((agent, tool), known.written))
+        };
+        let gone = advert.gone.iter().map(|(agent, tool)| (agent, tool));
+        let mut going: HashMap<_, _> = gone
+            .chain(coming.keys().copied())
+            .filter_map(known)
+            .collect();
+        for (agent, key) in keys {
+            let Some((agent, tools)) = self.tools.get_key_value(*agent) else {
+                continue;
+            };
+            if tools.values().any(|one| one.tool.tool.key != *key) {
+                going.extend(
+                    tools
+                        .iter()
+                        .map(|(tool, known)| ((agent, tool), known.written)),
+                );
+            }
+        }
+        going
+    }
+}
+
+fn slot_of(tool: &AdvertisedTool) -> Slot<'_> {
+    (&tool.tool.agent, &tool.tool.tool.name)
 }
 
 /// Whether a peer may advertise this: a tool of its own agents, or one behind another organisation, and never
@@ -567,6 +694,86 @@ mod tests {
         assert_eq!(view.fresh, at(4));
     }
 
+    /// A tool of globex's `x`, of about so many bytes: in the checks, which are the heaviest to pass on.
+    fn offered(name: &str, bytes: usize) -> AdvertisedTool {
+        let tool = serde_json::json!({ "name": name });
+        AdvertisedTool {
+            tool: DiscoveredTool {
+                agent: "x@globex".parse().unwrap(),
+                key: proto_spec::SigningKey::from_seed(&[1; 32]).public(),
+                tool: serde_json::from_value(tool).unwrap(),
+                checks: vec!["c".repeat(bytes)],
+                via: Vec::new(),
+            },
+            grants: Vec::new(),
+            onward: Vec::new(),
+        }
+    }
+
+    fn heard(
+        directory: &mut Directory,
+        tools: Vec<AdvertisedTool>,
+        gone: &[&str],
+    ) -> Result<bool, Refusal> {
+        let now = Timestamp::from_ms(1_000_000);
+        let slot = |name: &&str| ("x@globex".parse().unwrap(), name.parse().unwrap());
+        let advert = Advert {
+            seq: directory.seq + 1,
+            tools,
+            gone: gone.iter().map(slot).collect(),
+            expires: now.later(Duration::from_secs(60)),
+        };
+        let org = |text: &str| text.parse::<Org>().unwrap();
+        directory.take(&org("globex"), &org("acme"), advert, 3_000, now)
+    }
+
+    #[test]
+    fn an_advert_is_news_only_where_it_changes_something() {
+        let mut directory = Directory::default();
+        let mut is_news = |tools, gone: &[&str]| heard(&mut directory, tools, gone).unwrap();
+        assert!(!is_news(vec![], &[]));
+        assert!(is_news(vec![offered("t.a", 1)], &[]));
+        assert!(!is_news(vec![offered("t.a", 1)], &[]));
+        assert!(!is_news(vec![], &["t.b"]));
+        assert!(!is_news(vec![offered("t.a", 1)], &["t.a"]));
+        assert!(is_news(vec![offered("t.a", 2)], &[]));
+        assert!(is_news(vec![], &["t.a"]));
+    }
+
+    #[test]
+    fn a_peers_tools_are_bounded_by_their_true_size() {
+        let mut directory = Directory::default();
+        let large = vec![offered("t.a", ADVERTISED_TOOL_BYTES_MAX)];
+        assert!(matches!(
+            heard(&mut directory, large, &[]),
+            Err(Refusal::InvalidBody(_))
+        ));
+        let each = 60_000;
+        let room = ADVERTISED_BYTES_MAX / (each + 1_000);
+        let all = (0..room).map(|n| offered(&format!("t.n{n}"), each));
+        heard(&mut directory, all.collect(), &[]).unwrap();
+        let before = directory.bytes;
+        let more = |n: usize| (0..n).map(|n| offered(&format!("u.n{n}"), each)).collect();
+        assert!(matches!(
+            heard(&mut directory, more(10), &[]),
+            Err(Refusal::Busy(_))
+        ));
+        assert_eq!(
+            (directory.count, directory.bytes),
+            (room, before),
+            "nothing of it is taken"
+        );
+        // What goes in the same advert makes room.
+        let gone: Vec<String> = (0..10).map(|n| format!("t.n{n}")).collect();
+        let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+        heard(&mut directory, more(10), &gone).unwrap();
+        assert_eq!((directory.count, directory.bytes), (room, before));
+        let all: Vec<String> = (0..room).map(|n| format!("t.n{n}")).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        heard(&mut directory, vec![], &all).unwrap();
+        assert_eq!(directory.count, 10);
+    }
+
     #[test]
     fn of_two_links_that_were_dialled_at_once_both_sides_keep_the_same() {
         let org = |text: &str| text.parse::<Org>().unwrap();
@@ -575,7 +782,11 @@ mod tests {
             let (queue, _) = tokio::sync::mpsc::channel(1);
             let since = Timestamp::from_ms(seconds * 1_000);
             let outbox = Outbox::new(queue, 1);
-            Arc::new(Link::new(outbox, org(peer), key, role, since))
+            let bounds = Bounds {
+                calls_max: 1,
+                envelope_bytes_max: 1,
+            };
+            Arc::new(Link::new(outbox, org(peer), key, role, since, bounds))
         };
         // What acme dialled stays, at acme, where globex listens, and at globex, where acme dials.
         for (me, peer, kept, other) in [

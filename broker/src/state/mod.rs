@@ -17,6 +17,7 @@ pub mod recoveries;
 pub mod registry;
 pub mod replay;
 pub mod revocations;
+pub mod room;
 pub mod roots;
 pub mod sessions;
 pub mod snapshot;

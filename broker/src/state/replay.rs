@@ -26,8 +26,12 @@ const SHARDS: usize = 64;
 /// Strangers of all networks together have this part of the window: whoever has many networks takes
 /// room from other strangers, never from agents.
 const NEWCOMERS_PART: usize = 16;
+/// All peers together have this part of the window: the rest is our own agents'.
+const PEERS_PART: usize = 2;
 /// Marks a record of a newcomer, whose sender is a network: no time has this bit.
 const NEWCOMER_BIT: u64 = 1 << 63;
+/// Marks a record of a peer's agent; nor has it this one.
+const PEER_BIT: u64 = 1 << 62;
 /// Records of one segment. A segment belongs to one shard and one bucket of time.
 const SEGMENT: usize = 128;
 /// Tag, timestamp, sender.
@@ -43,6 +47,7 @@ pub struct Replay {
     skew: Duration,
     per_sender_max: usize,
     newcomers_max: usize,
+    peers_max: usize,
     shards: Vec<Mutex<Shard>>,
     senders: DashMap<Sender, Share>,
     file: Option<WindowFile>,
@@ -62,8 +67,14 @@ struct Shard {
 /// Whose share of the window a nonce takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sender {
-    /// An agent, by the first bytes of its key; or all of a peer's, by a hash of its name.
+    /// An agent of ours, by the first bytes of its key.
     Agent(u64),
+    /// An agent of a peer's: by a hash of the peer's name, and one of its own key, which nobody else can make.
+    PeersAgent(u32, u32),
+    /// All agents of one peer.
+    Peer(u32),
+    /// All peers together.
+    Peers,
     /// Strangers from one network.
     Network(u64),
     /// All strangers together.
@@ -179,6 +190,7 @@ impl Replay {
             skew,
             per_sender_max,
             newcomers_max: (nonces_max / NEWCOMERS_PART).max(1),
+            peers_max: (nonces_max / PEERS_PART).max(1),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             senders: DashMap::new(),
             file,
@@ -403,16 +415,13 @@ impl Replay {
     fn remember(
         &self,
         sender: Sender,
+        whose: Whose,
         share_max: usize,
         tag: Tag,
         ts: Timestamp,
         now: Timestamp,
     ) -> Result<(), Refusal> {
         if let Some(ceilings) = &self.ceilings {
-            let whose = match sender {
-                Sender::Agent(agent) => Whose::Agent(agent),
-                Sender::Network(_) | Sender::Newcomers => Whose::Newcomers,
-            };
             let covered = ceilings.cover(whose, ts, now);
             if covered == Err(Refusal::Ahead) {
                 self.asked.notify_one();
@@ -425,12 +434,9 @@ impl Replay {
                 share.take(bucket);
             }
         };
-        let mut counted = Vec::with_capacity(2);
+        let mut counted = Vec::with_capacity(3);
         for share in shares_of(sender) {
-            let max = match share {
-                Sender::Newcomers => self.newcomers_max,
-                _ => share_max,
-            };
+            let max = self.room_for(share, share_max);
             let mut entry = self.senders.entry(share).or_default();
             if entry.total() >= max {
                 drop(entry);
@@ -445,6 +451,23 @@ impl Replay {
             counted.into_iter().for_each(take_back);
         }
         kept
+    }
+
+    /// How many nonces this share may have. A peer, and an agent of one, has no more than it leaves for others.
+    fn room_for(&self, share: Sender, share_max: usize) -> usize {
+        let used = |share| self.senders.get(&share).map_or(0, |share| share.total());
+        match share {
+            Sender::Newcomers => self.newcomers_max,
+            Sender::Peers => self.peers_max,
+            Sender::Peer(_) => share_max.min(self.peers_max.saturating_sub(used(Sender::Peers))),
+            Sender::PeersAgent(peer, _) => {
+                let peers = self.peers_max.saturating_sub(used(Sender::Peers));
+                share_max
+                    .min(peers)
+                    .saturating_sub(used(Sender::Peer(peer)))
+            }
+            Sender::Agent(_) | Sender::Network(_) => share_max,
+        }
     }
 
     fn record(&self, sender: Sender, tag: Tag, ts: Timestamp, bucket: u64) -> Result<(), Refusal> {
@@ -472,8 +495,12 @@ impl Replay {
             record[..16].copy_from_slice(&tag.to_bytes());
             let (sender, mark) = match sender {
                 Sender::Agent(key) => (key, 0),
+                Sender::PeersAgent(peer, agent) => {
+                    (u64::from(peer) << 32 | u64::from(agent), PEER_BIT)
+                }
                 Sender::Network(network) => (network, NEWCOMER_BIT),
-                Sender::Newcomers => (0, NEWCOMER_BIT),
+                // What is shared takes no nonce itself.
+                Sender::Peer(_) | Sender::Peers | Sender::Newcomers => (0, NEWCOMER_BIT),
             };
             record[16..24].copy_from_slice(&(ts.as_ms() | mark).to_le_bytes());
             record[24..].copy_from_slice(&sender.to_le_bytes());
@@ -565,7 +592,7 @@ impl Replay {
     pub fn newcomers(&self, network: u64, share_max: usize) -> Shared<'_> {
         Shared {
             replay: self,
-            sender: Sender::Network(network),
+            of: Of::Network(network),
             share_max,
         }
     }
@@ -575,7 +602,7 @@ impl Replay {
     pub fn peer(&self, org: &Org, share_max: usize) -> Shared<'_> {
         Shared {
             replay: self,
-            sender: Sender::Agent(head_of(&Digest::of(org.as_str().as_bytes()).0)),
+            of: Of::Peer(head_of(&Digest::of(org.as_str().as_bytes()).0)),
             share_max,
         }
     }
@@ -590,8 +617,10 @@ impl Nonces for Replay {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.secret, key, nonce);
+        let agent = head_of(key.as_bytes());
         self.remember(
-            Sender::Agent(head_of(key.as_bytes())),
+            Sender::Agent(agent),
+            Whose::Agent(agent),
             self.per_sender_max,
             tag,
             ts,
@@ -604,8 +633,16 @@ impl Nonces for Replay {
 #[derive(Debug)]
 pub struct Shared<'a> {
     replay: &'a Replay,
-    sender: Sender,
+    of: Of,
     share_max: usize,
+}
+
+/// Whose a shared part is.
+#[derive(Debug, Clone, Copy)]
+enum Of {
+    Network(u64),
+    /// By a hash of its name.
+    Peer(u64),
 }
 
 impl Nonces for Shared<'_> {
@@ -617,8 +654,18 @@ impl Nonces for Shared<'_> {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let tag = Tag::of(&self.replay.secret, key, nonce);
+        let (sender, whose) = match self.of {
+            Of::Network(network) => (Sender::Network(network), Whose::Newcomers),
+            Of::Peer(peer) => {
+                // As a tag, so that nobody makes a key that shares another's share.
+                let agent = Tag::of(&self.replay.secret, key, "").to_bytes();
+                let agent = u32::from_le_bytes([agent[0], agent[1], agent[2], agent[3]]);
+                let sender = Sender::PeersAgent((peer >> 32) as u32, agent);
+                (sender, Whose::Agent(peer))
+            }
+        };
         self.replay
-            .remember(self.sender, self.share_max, tag, ts, now)
+            .remember(sender, whose, self.share_max, tag, ts, now)
     }
 }
 
@@ -629,8 +676,12 @@ fn segments_for(nonces_max: usize) -> usize {
 
 /// The shares that a nonce of this sender counts in.
 fn shares_of(sender: Sender) -> impl Iterator<Item = Sender> {
-    let all = matches!(sender, Sender::Network(_)).then_some(Sender::Newcomers);
-    std::iter::once(sender).chain(all)
+    let all = match sender {
+        Sender::Network(_) => [Some(Sender::Newcomers), None],
+        Sender::PeersAgent(peer, _) => [Some(Sender::Peer(peer)), Some(Sender::Peers)],
+        _ => [None, None],
+    };
+    std::iter::once(sender).chain(all.into_iter().flatten())
 }
 
 fn head_of(bytes: &[u8; 32]) -> u64 {
@@ -648,9 +699,11 @@ fn parse(record: &[u8]) -> Option<(Tag, Timestamp, Sender)> {
     let (ts, rest) = rest.split_first_chunk::<8>()?;
     let (sender, _) = rest.split_first_chunk::<8>()?;
     let (marked, sender) = (u64::from_le_bytes(*ts), u64::from_le_bytes(*sender));
-    let ts = marked & !NEWCOMER_BIT;
-    let sender = match marked & NEWCOMER_BIT {
+    let marks = NEWCOMER_BIT | PEER_BIT;
+    let ts = marked & !marks;
+    let sender = match marked & marks {
         0 => Sender::Agent(sender),
+        PEER_BIT => Sender::PeersAgent((sender >> 32) as u32, sender as u32),
         _ => Sender::Network(sender),
     };
     (ts != 0).then(|| (Tag::from_bytes(*tag), Timestamp::from_ms(ts), sender))
@@ -805,6 +858,45 @@ mod tests {
         drop(replay);
         let (replay, _) = open(data.path(), NOW);
         assert!(matches!(knock(&replay, 1 << 40), Err(Refusal::Busy(_))));
+        use_nonce(&replay, 1).unwrap();
+        replay.expire(NOW.later(SKEW * 3));
+        assert!(replay.senders.is_empty());
+    }
+
+    #[test]
+    fn peers_leave_half_of_the_window_to_our_own_agents_and_each_leaves_room_for_the_next() {
+        let data = tempfile::tempdir().unwrap();
+        let (replay, _) = open(data.path(), NOW);
+        let says = |replay: &Replay, peer: &str, agent: u8, n: usize| {
+            let share = replay.peer(&peer.parse().unwrap(), 100_000);
+            let key = key(agent);
+            Nonces::remember(&share, &key, &nonce(n), NOW, NOW)
+        };
+        let fill = |replay: &Replay, peer: &str, agent: u8| {
+            (0..)
+                .take_while(|n| says(replay, peer, agent, *n).is_ok())
+                .count()
+        };
+        let room = 64 * SEGMENT / PEERS_PART;
+        // It leaves as much to others of its peer, and that one to other peers.
+        let mut peers = fill(&replay, "globex", 2);
+        assert_eq!(peers, room.div_ceil(3));
+        for (first, peer) in [(20, "initech"), (40, "hooli"), (60, "umbrella")] {
+            for agent in first..first + 20 {
+                peers += fill(&replay, peer, agent);
+            }
+        }
+        assert!((room * 3 / 4..=room).contains(&peers), "{peers} of {room}");
+        says(&replay, "late", 80, 0).unwrap();
+        use_nonce(&replay, 0).unwrap();
+        // A kill and a start change nothing about it.
+        drop(replay);
+        let (replay, _) = open(data.path(), NOW);
+        assert_eq!(fill(&replay, "globex", 2), 0);
+        assert_eq!(
+            says(&replay, "globex", 2, 0),
+            Err(Refusal::Busy("the sender's share of the replay window"))
+        );
         use_nonce(&replay, 1).unwrap();
         replay.expire(NOW.later(SKEW * 3));
         assert!(replay.senders.is_empty());

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use dashmap::DashMap;
 use lru::LruCache;
 use proto_spec::capability::Token;
@@ -15,7 +14,7 @@ use proto_spec::message::{Basis, Tool};
 use proto_spec::{AgentId, Capability, Digest, Name, Pattern, PublicKey, Refusal, Timestamp};
 use tokio::sync::{mpsc, watch};
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Queued};
 use crate::locks::lock;
 
 /// What a credential is about; the recipient is the session that remembers it.
@@ -146,7 +145,7 @@ impl Sessions {
         &self,
         agent: AgentId,
         key: PublicKey,
-        outbox: mpsc::Sender<Bytes>,
+        outbox: mpsc::Sender<Queued>,
     ) -> Result<Arc<Session>, Refusal> {
         let mut entry = self.by_name.entry(agent.name().clone()).or_default();
         if entry.len() >= self.per_agent_max {
@@ -311,9 +310,11 @@ pub fn trim(credentials: &mut Credentials) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
-    fn attached(sessions: &Sessions, queue: usize) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    fn attached(sessions: &Sessions, queue: usize) -> (Arc<Session>, mpsc::Receiver<Queued>) {
         let (outbox, queue) = mpsc::channel(queue);
         let key = proto_spec::SigningKey::from_seed(&[1; 32]).public();
         let agent = "fs@acme".parse().unwrap();
@@ -327,12 +328,12 @@ mod tests {
         let (session, mut queue) = attached(&sessions, 3);
         session.send(message(1_000)).unwrap();
         assert!(session.send(message(1)).is_err());
-        session.taken(&queue.try_recv().unwrap());
+        drop(session.taken(queue.try_recv().unwrap()));
         session.send(message(60)).unwrap();
         assert!(session.send(message(41)).is_err());
         session.send(message(40)).unwrap();
-        session.taken(&queue.try_recv().unwrap());
-        session.taken(&queue.try_recv().unwrap());
+        drop(session.taken(queue.try_recv().unwrap()));
+        drop(session.taken(queue.try_recv().unwrap()));
         for _ in 0..3 {
             session.send(message(1)).unwrap();
         }
