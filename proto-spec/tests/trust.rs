@@ -378,14 +378,14 @@ fn at_its_bound_the_graph_refuses_what_is_new_and_takes_what_replaces() {
     assert_eq!(graph.statements().count(), 0);
 }
 
-/// As many statements as there may be, of few enough peers that many lie close together: each about the peers
-/// that follow it in a ring.
+/// As many peers as there may be, and as many statements, of few enough of them that many lie close together:
+/// each about the peers that follow it in a ring.
 fn full_graph() -> TrustGraph {
     let mut graph = TrustGraph::new(org("acme"));
-    let peers = TRUST_PEERS_MAX / 4;
-    for i in 0..peers {
+    for i in 0..TRUST_PEERS_MAX {
         graph.add_peer(org(&format!("p{i}"))).unwrap();
     }
+    let peers = TRUST_PEERS_MAX / 4;
     for nth in 0..TRUST_STATEMENTS_MAX {
         let (i, step) = (nth % peers, 1 + nth / peers);
         say(&mut graph, &format!("p{i} > p{} 100", (i + step) % peers));
