@@ -26,6 +26,8 @@ const WRITE_MAX: Duration = Duration::from_secs(30);
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// Messages read, and messages written, before the other side has its turn.
 const BATCH: usize = 64;
+/// And bytes written: what is written slowly must not keep the other end's heads from being heard.
+const BATCH_BYTES: usize = 256 << 10;
 /// Ten thousand idle sessions are cheap: buffers begin small.
 const BUFFER_BYTES: usize = 4 << 10;
 /// What an envelope is wrapped in at most: a credential or tokens, and the frame around them.
@@ -234,14 +236,15 @@ async fn feed<S: Stream>(
     first: Queued,
     queue: &mut mpsc::Receiver<Queued>,
 ) -> Result<(), Ended> {
-    let (mut next, mut fed) = (Some(first), 0);
+    let (mut next, mut fed, mut bytes) = (Some(first), 0, 0);
     while let Some(turn) = next {
         for message in outbox.taken(turn) {
+            bytes += message.len();
             feed_message(socket, Message::Binary(message)).await?;
         }
         fed += 1;
         // At the end of a batch nothing more is taken off the queue.
-        next = if fed < BATCH {
+        next = if fed < BATCH && bytes < BATCH_BYTES {
             queue.try_recv().ok()
         } else {
             None

@@ -33,6 +33,7 @@ pub mod registrar;
 pub mod routing;
 pub mod state;
 pub mod telemetry;
+pub mod threshold;
 pub mod tls;
 pub mod transit;
 pub mod upkeep;

@@ -14,6 +14,10 @@ pub const ADVERTISED_TOOL_BYTES_MAX: usize = 64 << 10;
 pub const ADVERTISED_BYTES_MAX: usize = 16 << 20;
 /// Tools that a broker advertises to one peer at once.
 pub const ADVERTISED_TOOLS_MAX: usize = 10_000;
+/// Bytes that an agent's connection takes until it is attached: an `attach` with a token.
+pub const ATTACH_BYTES_MAX: usize = 32 << 10;
+/// Bytes that a link takes until it is attached: a `linkAttach` with eight successions.
+pub const LINK_ATTACH_BYTES_MAX: usize = 64 << 10;
 /// How deep objects and arrays may nest, the envelope itself included. Honest schemas stay below 20.
 pub const DEPTH_MAX: usize = 64;
 /// How far a sender's clock may be from the verifier's, on either side.

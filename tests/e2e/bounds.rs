@@ -6,8 +6,8 @@ use proto_spec::admission::Authority as _;
 use proto_spec::message::{AcceptKey, Ack, OfferTools, Tool};
 use proto_spec::{Code, Kind, SigningKey};
 use serde_json::{Value, json};
-use tests::lab::{Actor, Lab, code_of, to_broker, tool};
-use tests::wire::PATIENCE;
+use tests::lab::{Actor, Lab, code_of, hears_refusal, to_broker, tool};
+use tests::wire::{Heard, PATIENCE};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::refused;
@@ -281,4 +281,22 @@ async fn an_admin_lets_no_agent_offer_what_lies_beyond_its_own_scope() {
     lab.ask(&limited, Kind::AdminAgentApprove, &own)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn before_it_is_attached_a_connection_takes_what_an_attach_needs() {
+    let lab = Lab::start().await.unwrap();
+    let fs = lab.agent("fs", 2, &[]).await.unwrap();
+    let (mut stranger, _) = lab.line.websocket().await.unwrap();
+    stranger.hear().await.unwrap().said().unwrap();
+    // The rest may find the connection closed.
+    let _ = stranger.send(vec![b' '; 1 << 20]).await;
+    assert!(
+        matches!(stranger.hear().await.unwrap(), Heard::Closed),
+        "nothing of it was looked at"
+    );
+    // Once attached it takes an envelope.
+    let mut session = lab.attach(&fs).await.unwrap();
+    session.send(vec![b' '; 1 << 20]).await.unwrap();
+    assert_eq!(hears_refusal(&mut session).await.unwrap(), Code::Malformed);
 }

@@ -31,6 +31,7 @@ const BROKER: &[&[&str]] = &[
         "locks",
         "phase",
         "telemetry",
+        "threshold",
         "tls",
     ],
     &["change"],

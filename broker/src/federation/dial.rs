@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use agent_sdk::Backoff;
 use anyhow::Context as _;
 use proto_spec::Org;
+use proto_spec::limits::LINK_ATTACH_BYTES_MAX;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -22,6 +23,7 @@ use crate::conversation::{Ended, link_bounds};
 use crate::phase::Phase;
 use crate::pipeline::Core;
 use crate::state::peers::Peer;
+use crate::threshold::Threshold;
 
 /// How long a peer may take to answer at all. A network that is back is found by the next attempt, not by
 /// TCP's own repetitions, which come ever more rarely.
@@ -127,6 +129,7 @@ async fn connect(
         let org = HeaderValue::from_str(core.state.org.as_str())?;
         request.headers_mut().insert(ORG_HEADER, org);
         let bounds = link_bounds(core.config.limits.envelope_bytes_max);
+        let stream = Threshold::new(stream, LINK_ATTACH_BYTES_MAX);
         let (socket, _) = client_async_with_config(request, stream, Some(bounds))
             .await
             .context("it does not take us as its peer")?;

@@ -27,6 +27,7 @@ use crate::registrar::Rekey;
 use crate::state::links::{Bounds, Link};
 use crate::state::outbox::{Outbox, Queued};
 use crate::state::peers::Peer;
+use crate::threshold::Threshold;
 use crate::tls::channel_of;
 
 /// In which header of its upgrade request a broker says whose it is.
@@ -92,7 +93,7 @@ impl Binding {
 /// Why it was not attached.
 pub async fn run<S: Stream>(
     core: &Arc<Core>,
-    mut socket: WebSocketStream<S>,
+    mut socket: WebSocketStream<Threshold<S>>,
     peer: &Peer,
     binding: Binding,
     phase: watch::Receiver<Phase>,
@@ -115,6 +116,7 @@ pub async fn run<S: Stream>(
             return Err(why);
         }
     };
+    socket.get_mut().open();
     tracing::info!(peer = %peer.org, link = link.id(), role = ?binding.role, "linked");
     let hears = Attached {
         core,

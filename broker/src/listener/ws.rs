@@ -12,7 +12,7 @@ use hyper::header::{
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use proto_spec::limits::CHALLENGE_VALIDITY;
+use proto_spec::limits::{ATTACH_BYTES_MAX, CHALLENGE_VALIDITY, LINK_ATTACH_BYTES_MAX};
 use proto_spec::message::Challenge;
 use proto_spec::{Digest, Kind, Org};
 use tokio::net::TcpStream;
@@ -33,8 +33,9 @@ use crate::pipeline::{Core, Door, Step};
 use crate::state::outbox::{Outbox, Queued};
 use crate::state::peers::Peer;
 use crate::state::sessions::Session;
+use crate::threshold::Threshold;
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
+type Socket = WebSocketStream<Threshold<TlsStream<TcpStream>>>;
 type Reply = Response<Full<Bytes>>;
 
 /// Answers the upgrade request; the session goes on by itself.
@@ -51,7 +52,7 @@ pub(super) fn upgrade(
     };
     tokio::spawn(async move {
         let limit = core.config.limits.envelope_bytes_max;
-        if let Some(socket) = socket(upgrading, bounds(limit, limit)).await {
+        if let Some(socket) = socket(upgrading, bounds(limit, limit), ATTACH_BYTES_MAX).await {
             run(&core, socket, client, phase).await;
         }
         drop(seat);
@@ -83,8 +84,8 @@ pub(super) fn upgrade_link(
     };
     tokio::spawn(async move {
         let bounds = link_bounds(core.config.limits.envelope_bytes_max);
-        if let Some(socket) = socket(upgrading, bounds).await {
-            match Binding::of_server(socket.get_ref(), client.channel()) {
+        if let Some(socket) = socket(upgrading, bounds, LINK_ATTACH_BYTES_MAX).await {
+            match Binding::of_server(socket.get_ref().get_ref(), client.channel()) {
                 Ok(binding) => link::run(&core, socket, &peer, binding, phase).await.ok(),
                 Err(why) => {
                     tracing::info!(peer = %peer.org, %why, "no link");
@@ -141,11 +142,16 @@ fn handshake(request: &mut Request<Incoming>) -> Result<(Reply, OnUpgrade), Box<
     Ok((reply, upgrading))
 }
 
-/// Back to the bare TLS stream: the HTTP machinery and its buffers are not needed any more.
-async fn socket(upgrading: OnUpgrade, bounds: WebSocketConfig) -> Option<Socket> {
+/// Back to the bare TLS stream: the HTTP machinery and its buffers are not needed any more. Until somebody is
+/// attached it takes `attach_bytes_max`.
+async fn socket(
+    upgrading: OnUpgrade,
+    bounds: WebSocketConfig,
+    attach_bytes_max: usize,
+) -> Option<Socket> {
     let upgraded = upgrading.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().ok()?;
-    let stream = parts.io.into_inner();
+    let stream = Threshold::new(parts.io.into_inner(), attach_bytes_max);
     let read = parts.read_buf.to_vec();
     let (role, bounds) = (Role::Server, Some(bounds));
     Some(WebSocketStream::from_partially_read(stream, read, role, bounds).await)
@@ -180,6 +186,7 @@ async fn run(core: &Core, mut socket: Socket, client: Client, phase: watch::Rece
     let Some(session) = attach(core, &mut socket, client, outbox).await else {
         return turn_away(&mut socket).await;
     };
+    socket.get_mut().open();
     let speaks = Speaks {
         core,
         session: &session,
