@@ -23,6 +23,7 @@ use tests::lab::{Actor, START, organisation};
 use tokio::sync::mpsc;
 
 use crate::network::{Index, Moment};
+use crate::oracle::STALE_AFTER;
 
 /// No broker's clock is behind the founding of its organisation.
 const BEGIN: Duration = Duration::from_secs(3_600);
@@ -65,7 +66,10 @@ impl House {
         let org: Org = format!("org{number}").parse().unwrap();
         let admin = Actor::of(&org, "root-admin", 1).unwrap();
         let text = organisation(folder.path(), &admin, "").unwrap();
-        let text = format!("{text}[federation]\nendpoints = [\"{org}.test:7443\"]\n");
+        let stale = STALE_AFTER.as_millis();
+        let text = format!(
+            "{text}[federation]\nendpoints = [\"{org}.test:7443\"]\nstale_after_ms = {stale}\n"
+        );
         std::fs::write(folder.path().join("broker.toml"), text).unwrap();
         let begin = START.later(BEGIN + ahead);
         Self {

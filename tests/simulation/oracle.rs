@@ -20,8 +20,9 @@ pub(crate) const STALE: &str = "no call is taken from a peer whose dead keys are
 pub(crate) const ANSWERED: &str = "no answer is taken that its provider did not sign";
 pub(crate) const WORKS: &str = "what should work works once the network does";
 
-/// How old the view of a peer's dead keys may be: what every broker here is configured to.
-pub(crate) const STALE_AFTER: Duration = Duration::from_secs(10);
+/// How old the view of a peer's dead keys may be: what every broker here is configured to. Two views in a row, each
+/// a head and an answer to it old, fit in it.
+pub(crate) const STALE_AFTER: Duration = Duration::from_secs(6);
 
 /// What an owner's admin granted a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
