@@ -337,8 +337,15 @@ impl Place<'_> {
         let agent = state.registry.agent(call.caller.name());
         let is_off_record =
             call.on_record && !agent.is_some_and(|agent| agent.has_grant(&grant_id(token)));
+        let is_of_revoked = |party: &Party| match party {
+            Party::Link(link) => state.trust.is_revoked(&link.org),
+            Party::Session(_) => false,
+        };
+        let is_revoked = state.trust.is_revoked(call.caller.org())
+            || matches!(&call.reply, Reply::Party(party) if is_of_revoked(party));
         is_off_record
-            || state.revocations.alive(token).is_err()
+            || is_revoked
+            || state.alive(token).is_err()
             || state.revocations.is_barred(token.issued(), &call.required)
     }
 

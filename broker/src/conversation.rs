@@ -1,6 +1,9 @@
 //! A WebSocket connection that was attached: messages both ways. One task owns it; what is ready to be
 //! written goes out in one write.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -166,21 +169,22 @@ pub async fn converse<S: Stream, H: Hears>(
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ping.reset();
     let mut heard = true;
+    let mut socket = Both::of(socket);
     loop {
         let ended = tokio::select! {
             message = socket.next() => {
                 heard = true;
-                read(socket, hears, message).await
+                read(&mut socket, hears, message).await
             }
             Some(first) = queue.recv() => {
-                feed(socket, hears.outbox(), first, &mut queue).await
+                feed(&mut socket, hears.outbox(), first, &mut queue).await
             }
             _ = ping.tick() => {
                 if !std::mem::take(&mut heard) {
                     return Ended::Silent;
                 }
                 // One that is idle answers this; one that is not has been heard.
-                feed_message(socket, Message::Ping(Bytes::new())).await
+                socket.feed(Message::Ping(Bytes::new())).await
             }
             () = hears.outbox().closed() => return Ended::Closed,
             () = reached(Phase::Stopping, &mut phase) => return Ended::Stopping,
@@ -188,19 +192,109 @@ pub async fn converse<S: Stream, H: Hears>(
         if let Err(ended) = ended {
             return ended;
         }
-        match timeout(WRITE_MAX, socket.flush()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Ended::ByClient,
-            Err(_) => return Ended::TooSlow,
+        if let Err(ended) = socket.flush().await {
+            return ended;
         }
+    }
+}
+
+type Read = Option<Result<Message, Error>>;
+
+/// A connection that is read while it is written to: two ends that write at once and wait for each other to
+/// read would wait for ever.
+struct Both<'a, S> {
+    socket: &'a mut WebSocketStream<S>,
+    /// What came while something was written: a turn of the other end at most, and its last message.
+    early: VecDeque<Read>,
+    early_bytes: usize,
+}
+
+impl<'a, S: Stream> Both<'a, S> {
+    fn of(socket: &'a mut WebSocketStream<S>) -> Self {
+        Self {
+            socket,
+            early: VecDeque::new(),
+            early_bytes: 0,
+        }
+    }
+
+    /// The next message. Nothing is lost when this is dropped.
+    async fn next(&mut self) -> Read {
+        match self.taken_early() {
+            Some(read) => read,
+            None => self.socket.next().await,
+        }
+    }
+
+    fn taken_early(&mut self) -> Option<Read> {
+        let read = self.early.pop_front()?;
+        self.early_bytes -= size(&read);
+        Some(read)
+    }
+
+    /// Reads what is there, as far as there is room.
+    fn read_early(&mut self, context: &mut Context<'_>) {
+        while self.early.len() < BATCH && self.early_bytes < BATCH_BYTES {
+            // After its end nothing comes.
+            if matches!(self.early.back(), Some(None | Some(Err(_)))) {
+                return;
+            }
+            match self.socket.poll_next_unpin(context) {
+                Poll::Ready(read) => {
+                    self.early_bytes += size(&read);
+                    self.early.push_back(read);
+                }
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    async fn feed(&mut self, message: Message) -> Result<(), Ended> {
+        let ready = poll_fn(|context| {
+            let ready = self.socket.poll_ready_unpin(context);
+            if ready.is_pending() {
+                self.read_early(context);
+            }
+            ready
+        });
+        in_time(ready).await?;
+        self.socket
+            .start_send_unpin(message)
+            .map_err(|_| Ended::ByClient)
+    }
+
+    async fn flush(&mut self) -> Result<(), Ended> {
+        in_time(poll_fn(|context| {
+            let flushed = self.socket.poll_flush_unpin(context);
+            if flushed.is_pending() {
+                self.read_early(context);
+            }
+            flushed
+        }))
+        .await
+    }
+}
+
+fn size(read: &Read) -> usize {
+    match read {
+        Some(Ok(message)) => message.len(),
+        _ => 0,
+    }
+}
+
+async fn in_time(written: impl Future<Output = Result<(), Error>>) -> Result<(), Ended> {
+    match timeout(WRITE_MAX, written).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Ended::ByClient),
+        Err(_) => Err(Ended::TooSlow),
     }
 }
 
 /// Handles a message and those that are ready behind it; answers are fed, not flushed.
 async fn read<S: Stream, H: Hears>(
-    socket: &mut WebSocketStream<S>,
+    socket: &mut Both<'_, S>,
     hears: &H,
-    first: Option<Result<Message, Error>>,
+    first: Read,
 ) -> Result<(), Ended> {
     let mut message = first;
     let mut handled = 0;
@@ -215,7 +309,7 @@ async fn read<S: Stream, H: Hears>(
         if !bytes.is_empty()
             && let Some(answer) = hears.hear(bytes).await
         {
-            feed_message(socket, Message::Binary(answer)).await?;
+            socket.feed(Message::Binary(answer)).await?;
         }
         // What is taken off the socket is handled: at the end of a batch nothing more is taken.
         handled += 1;
@@ -231,7 +325,7 @@ async fn read<S: Stream, H: Hears>(
 
 /// Feeds what waits for the other end, as much as is ready.
 async fn feed<S: Stream>(
-    socket: &mut WebSocketStream<S>,
+    socket: &mut Both<'_, S>,
     outbox: &Outbox,
     first: Queued,
     queue: &mut mpsc::Receiver<Queued>,
@@ -240,7 +334,7 @@ async fn feed<S: Stream>(
     while let Some(turn) = next {
         for message in outbox.taken(turn) {
             bytes += message.len();
-            feed_message(socket, Message::Binary(message)).await?;
+            socket.feed(Message::Binary(message)).await?;
         }
         fed += 1;
         // At the end of a batch nothing more is taken off the queue.
@@ -251,15 +345,4 @@ async fn feed<S: Stream>(
         };
     }
     Ok(())
-}
-
-async fn feed_message<S: Stream>(
-    socket: &mut WebSocketStream<S>,
-    message: Message,
-) -> Result<(), Ended> {
-    match timeout(WRITE_MAX, socket.feed(message)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Ended::ByClient),
-        Err(_) => Err(Ended::TooSlow),
-    }
 }

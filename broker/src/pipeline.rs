@@ -3,6 +3,7 @@
 //! [`Core::decide`] is everything up to the first effect. It is not `async`, so nothing can wait in the
 //! middle of a decision.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ const INVITATION: Duration = Duration::from_secs(7 * 86_400);
 const RESERVES_MAX: usize = 8;
 /// Bytes of an `offerTools`: it is kept for as long as its session lives.
 const OFFER_BYTES_MAX: usize = 1 << 20;
+/// Different tools that all sessions of one agent offer together: whoever looks at offers looks at all.
+const TOOLS_PER_AGENT_MAX: usize = 2 * TOOLS_MAX;
 /// Bytes of a `registerAgent`: it is kept until an admin decides, and anybody may send one.
 const REGISTER_BYTES_MAX: usize = 16 << 10;
 
@@ -232,7 +235,7 @@ impl Authority for Standing<'_> {
         self.state.tokens.open(text, &self.state.roots)
     }
     fn alive(&self, token: &Token) -> Result<(), Refusal> {
-        self.state.revocations.alive(token)
+        self.state.alive(token)
     }
     fn barred(&self, token: &Token, required: &Pattern) -> bool {
         self.state.revocations.is_barred(token.issued(), required)
@@ -576,7 +579,7 @@ impl Core {
             .registry
             .agent(act.agent().name())
             .ok_or(Refusal::Internal)?;
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for tool in &body.tools {
             let denied = |why| Err(Refusal::OfferDenied(tool.name.to_string(), why));
             if tool.name.is_reserved() || tool.required().is_reserved() {
@@ -591,6 +594,15 @@ impl Core {
             if !seen.insert(&tool.name) {
                 return denied("it is offered twice");
             }
+        }
+        let mut names: HashSet<Capability> = seen.into_iter().cloned().collect();
+        for other in self.state.sessions.of(act.agent().name()) {
+            if other.id() != session.id() {
+                names.extend(other.offers().iter().map(|tool| tool.name.clone()));
+            }
+        }
+        if names.len() > TOOLS_PER_AGENT_MAX {
+            return Err(Refusal::Busy("the agent's share of tools"));
         }
         session.set_offers(body.tools);
         self.state.sessions.offers_changed();

@@ -112,7 +112,8 @@ pub fn ways(
 ) -> Vec<(Arc<Link>, Arc<AdvertisedTool>)> {
     let over = |link: Arc<Link>| {
         let tool = link.tool(provider, tool, now)?;
-        Some((link, tool))
+        let leads_through = !tool.tool.via.is_empty() && state.trust.is_revoked(&link.org);
+        (!leads_through).then_some((link, tool))
     };
     let mut ways: Vec<_> = state.links.all().into_iter().filter_map(over).collect();
     ways.sort_by_cached_key(|(link, tool)| rank(link, tool, now));

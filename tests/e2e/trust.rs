@@ -7,7 +7,7 @@ use proto_spec::trust::Level;
 use proto_spec::{Code, Kind, Org, Timestamp};
 use serde_json::{Value, json};
 use tests::lab::{Lab, hears_refusal};
-use tests::peer::Hand;
+use tests::peer::{Hand, Linked};
 
 use super::federation::{Pair, calls, chain, provider, until};
 use super::hostile_peer::add;
@@ -192,6 +192,7 @@ async fn a_peer_speaks_of_trust_for_itself_and_for_those_whose_keys_it_vouches_f
         ],
         statements: vec![
             statement(&false_initech, "umbrella", 100, 2, now),
+            statement(&false_initech, "hooli", 100, 2, now),
             statement(&hooli, "umbrella", 90, 1, now),
         ],
         ..TrustNews::default()
@@ -200,6 +201,11 @@ async fn a_peer_speaks_of_trust_for_itself_and_for_those_whose_keys_it_vouches_f
     until("it is heard", || score(&acme, "umbrella").is_some()).await;
     // By hooli's own word, and by no other: 10 · ⅘ · 90/100.
     assert_eq!(score(&acme, "umbrella"), Some(7));
+    assert_eq!(
+        score(&acme, "hooli"),
+        Some(10),
+        "not by a forged word of initech's"
+    );
     // What initech said does not come back with a lower number, whoever brings it.
     let news = TrustNews {
         statements: vec![statement(&globex, "initech", 0, 2, now)],
@@ -224,13 +230,52 @@ async fn a_peer_speaks_of_trust_for_itself_and_for_those_whose_keys_it_vouches_f
 
 /// Whether so many statements of one are on record.
 fn acme_knows(acme: &Lab, maker: &Hand, count: usize) -> bool {
-    let told = acme.broker.core().state.trust.tellable(acme.org());
+    let told = acme
+        .broker
+        .core()
+        .state
+        .trust
+        .tellable(acme.org(), acme.now());
     let of_maker = told.others.keys().filter(|(org, _)| *org == maker.org);
     of_maker.count() == count
 }
 
+/// globex introduces victim under a key of its own and speaks for it, until the true one is known.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_floods_with_statements_loses_its_link_and_fills_its_own_room_only() {
+async fn what_was_said_under_another_key_is_not_a_peers_own_once_it_is_one() {
+    let acme = Lab::start().await.unwrap();
+    let hand = |org: &str, seed| Hand::new(org, seed).unwrap();
+    let globex = hand("globex", 0x61);
+    let (victim, forged) = (hand("victim", 0x62), hand("victim", 0x63));
+    add(&acme, &globex).await;
+    state(&acme, "globex", 50).await;
+    state(&acme, "victim", 100).await;
+    let now = acme.now();
+    let mut link = globex.linked(&acme).await.unwrap();
+    let news = TrustNews {
+        introduced: vec![introduced(&forged)],
+        statements: vec![
+            statement(&globex, "victim", 100, 1, now),
+            statement(&forged, "globex", 100, 1 << 50, now),
+        ],
+        ..TrustNews::default()
+    };
+    link.say(Kind::TrustNews, None, &news).await.unwrap();
+    until("it is heard", || acme_knows(&acme, &globex, 1)).await;
+    add(&acme, &victim).await;
+    assert_eq!(score(&acme, "globex"), Some(50), "the forged word is gone");
+    // And the true one is not kept from saying something.
+    let mut its = victim.linked(&acme).await.unwrap();
+    let news = TrustNews {
+        statements: vec![statement(&victim, "globex", 90, 1, now)],
+        ..TrustNews::default()
+    };
+    its.say(Kind::TrustNews, None, &news).await.unwrap();
+    until("its own word counts", || score(&acme, "globex") == Some(72)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_floods_with_statements_fills_its_own_room_only_and_can_still_take_back() {
     let acme = Lab::start().await.unwrap();
     let (globex, hooli) = (
         Hand::new("globex", 0x61).unwrap(),
@@ -243,23 +288,35 @@ async fn a_peer_that_floods_with_statements_loses_its_link_and_fills_its_own_roo
     let now = acme.now();
     let mut other = hooli.linked(&acme).await.unwrap();
     let mut link = globex.linked(&acme).await.unwrap();
-    for round in 0_u64..40 {
-        let trustee = |n: u64| format!("org-{}", (round * 64 + n) % 400);
-        let statements = (0..64).map(|n| statement(&globex, &trustee(n), 50, round + 1, now));
+    let say = async |link: &mut Linked, statements: Vec<String>| {
         let news = TrustNews {
-            statements: statements.collect(),
+            statements,
             ..TrustNews::default()
         };
-        if link.say(Kind::TrustNews, None, &news).await.is_err() {
-            break;
-        }
-    }
-    link.closes().await.unwrap();
-    assert!(acme_knows(&acme, &globex, TRUST_STATEMENTS_PER_MAKER_MAX));
-    let news = TrustNews {
-        statements: vec![statement(&hooli, "globex", 50, 1, now)],
-        ..TrustNews::default()
+        link.say(Kind::TrustNews, None, &news).await.unwrap();
     };
-    other.say(Kind::TrustNews, None, &news).await.unwrap();
+    let known = statement(&globex, "org-0", 50, 1, now);
+    say(&mut link, vec![known]).await;
+    for round in 0_u64..24 {
+        let trustee = |n: u64| format!("org-{}", 1 + (round * 64 + n) % 400);
+        let statements = (0..64).map(|n| statement(&globex, &trustee(n), 50, round + 1, now));
+        say(&mut link, statements.collect()).await;
+    }
+    say(&mut other, vec![statement(&hooli, "globex", 50, 1, now)]).await;
     until("others are heard", || acme_knows(&acme, &hooli, 1)).await;
+    let graph = || {
+        let told = acme.broker.core().state.trust.tellable(acme.org(), now);
+        let place = ("globex".parse().unwrap(), "org-0".parse().unwrap());
+        told.others.get(&place).cloned()
+    };
+    // Its share is used up: it raises nothing more, and takes back what it likes.
+    let raised = statement(&globex, "org-0", 60, 100, now);
+    let lowered = statement(&globex, "org-0", 0, 101, now);
+    say(&mut link, vec![raised.clone()]).await;
+    say(&mut link, vec![lowered.clone()]).await;
+    until("it is taken back", || {
+        graph().is_some_and(|text| *text == *lowered)
+    })
+    .await;
+    assert!(acme_knows(&acme, &globex, TRUST_STATEMENTS_PER_MAKER_MAX));
 }

@@ -3,7 +3,7 @@
 //! A topic of globex's is called `peer.globex.TOPIC` here, and listening to it takes a right under `peer.`
 //! from our own admin. The peer asks its own grants, for that very agent, at every event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use bytes::Bytes;
 use proto_spec::admission::KeyBook;
 use proto_spec::capability::{Claims, Token};
 use proto_spec::limits::{
-    INTRODUCTION_VALIDITY, LISTENERS_MAX, RELAY_TOKENS_MAX, SUBSCRIPTIONS_MAX, WORD_BYTES_MAX,
+    CLOCK_SKEW_MAX, INTRODUCTION_VALIDITY, LISTENERS_MAX, RELAY_TOKENS_MAX, SUBSCRIPTIONS_MAX,
+    WORD_BYTES_MAX,
 };
 use proto_spec::message::{Listener, PeerEvent, PeerTopics};
 use proto_spec::{
@@ -26,6 +27,8 @@ use crate::pipeline::Core;
 use crate::state::links::{Hearer, Held, Link, Written};
 use crate::state::room::leaves_enough;
 
+/// Events that one word may say were lost: more is as bad.
+const MISSED_MAX: u64 = 1 << 20;
 /// Between two looks at who listens.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of listeners in one word.
@@ -56,10 +59,12 @@ pub(super) async fn tell_topics(core: &Core, link: &Link) -> Ended {
             let is_first = told.is_none();
             told = Some(((wanted, grants), now.later(RENEW)));
             let topics = PeerTopics { listeners };
-            if !(is_first && topics.listeners.is_empty())
-                && let Err(ended) = say(core, link, Kind::PeerTopics, &topics)
-            {
-                return ended;
+            if !(is_first && topics.listeners.is_empty()) {
+                // Behind what waits already, not on top of it.
+                link.settled().await;
+                if let Err(ended) = say(core, link, Kind::PeerTopics, &topics) {
+                    return ended;
+                }
             }
         }
         tokio::time::sleep(PAUSE).await;
@@ -155,15 +160,18 @@ pub(super) fn introduced(
     if said.listeners.len() > LISTENERS_MAX {
         return Err(Refusal::InvalidBody("more than 1,024 listeners".into()));
     }
+    let now = core.clock.now();
     let hearer = |one: Listener| {
         if one.topics.len() > SUBSCRIPTIONS_MAX || one.tokens.len() > RELAY_TOKENS_MAX {
             return Err(Refusal::InvalidBody("a listener beyond its bounds".into()));
         }
         let open = |text: &String| -> Result<Arc<Token>, Refusal> {
             let token = core.state.tokens.open(text, &core.state.roots)?;
-            match token.introduces(&link.org, &link.key)? == &one.agent {
+            let is_its = token.introduces(&link.org, &link.key)? == &one.agent;
+            let holds_long = token.expires() > now.later(INTRODUCTION_VALIDITY + CLOCK_SKEW_MAX);
+            match is_its && !holds_long && *one.agent.org() != core.state.org {
                 true => Ok(token),
-                false => Err(Refusal::NotHolder("it introduces another")),
+                false => Err(Refusal::NotHolder("it introduces another, or for too long")),
             }
         };
         // One that was revoked meanwhile, or rooted in a key that retired, is no fault of the peer's.
@@ -201,6 +209,13 @@ pub(super) fn hear_event(
     now: Timestamp,
 ) -> Result<(), Refusal> {
     let place = Place { core, now };
+    if core.state.trust.is_revoked(&link.org) {
+        return Err(Refusal::Denied("an event of one that is revoked".into()));
+    }
+    if said.listeners.len() > LISTENERS_MAX {
+        return Err(Refusal::InvalidBody("more than 1,024 listeners".into()));
+    }
+    let listeners: HashSet<AgentId> = said.listeners.into_iter().collect();
     let bytes = Bytes::from(said.event);
     let received = Received::parse(bytes, core.config.limits.envelope_bytes_max)?;
     let share_max = core.config.limits.nonces_per_peer_max;
@@ -217,11 +232,15 @@ pub(super) fn hear_event(
         .links
         .note_key(&link.org, event.agent(), event.key());
     if said.missed > 0 {
+        let mut told = HashSet::new();
         for (session, _) in core.state.sessions.subscribers(&topic) {
-            session.missed().fetch_add(said.missed, Ordering::Relaxed);
+            if listeners.contains(session.agent()) && told.insert(session.id()) {
+                let missed = said.missed.min(MISSED_MAX);
+                session.missed().fetch_add(missed, Ordering::Relaxed);
+            }
         }
     }
-    place.give_out(&event, &topic, |agent| said.listeners.contains(agent));
+    place.give_out(&event, &topic, |agent| listeners.contains(agent));
     Ok(())
 }
 

@@ -33,9 +33,11 @@ pub(super) async fn tell_trust(core: &Core, link: &Link) -> Ended {
     let mut told = Told::new(core.clock.now());
     loop {
         changes.borrow_and_update();
-        let tellable = core.state.trust.tellable(&link.org);
+        let tellable = core.state.trust.tellable(&link.org, core.clock.now());
         let word = told.next(tellable, &core.voice, core.clock.now());
         let has_more = word.is_some();
+        // Behind what waits already, not on top of it.
+        link.settled().await;
         if let Some(word) = word
             && let Err(ended) = say(core, link, Kind::TrustNews, &word)
         {
@@ -84,9 +86,9 @@ impl Told {
         let mut word = TrustNews::default();
         let gone = self.introduced.keys();
         let gone = gone.filter(|org| !all.introduced.contains_key(*org));
-        word.withdrawn = gone.cloned().collect();
+        word.withdrawn = gone.take(TRUST_INTRODUCTIONS_MAX).cloned().collect();
         self.introduced
-            .retain(|org, _| all.introduced.contains_key(org));
+            .retain(|org, _| !word.withdrawn.contains(org));
         for (org, key) in all.introduced {
             if word.introduced.len() < TRUST_INTRODUCTIONS_MAX
                 && self.introduced.insert(org.clone(), key) != Some(key)
@@ -128,9 +130,13 @@ pub(super) fn believed(news: TrustNews, link: &Link, state: &State) -> Result<Tr
     if introduced > TRUST_INTRODUCTIONS_MAX || news.statements.len() > STATEMENTS_MAX {
         return Err(Refusal::InvalidBody("more news than a word holds".into()));
     }
+    let known = |one: &Introduced| state.trust.introduced_key(&link.org, &one.org) == Some(one.key);
+    let introduced = news.introduced.into_iter();
+    let withdrawn = news.withdrawn.into_iter();
+    let is_introduced = |org: &Org| state.trust.introduced_key(&link.org, org).is_some();
     let mut believed = TrustNews {
-        introduced: news.introduced,
-        withdrawn: news.withdrawn,
+        introduced: introduced.filter(|one| !known(one)).collect(),
+        withdrawn: withdrawn.filter(is_introduced).collect(),
         statements: Vec::new(),
     };
     for text in news.statements {

@@ -63,19 +63,30 @@ impl Desk {
         if self.state.peers.find(&from).is_none() {
             return Ok(Decision::Nothing);
         }
-        let busy = || Err(Refusal::Busy("the peer's share of news of trust"));
-        // Looking at them is not for nothing either.
-        if !self.news.take(&from, 1, at) {
-            return busy();
-        }
-        let Some(news) = self.state.trust.sift(&from, news, at) else {
+        // Looking at them is not for nothing either; but what is taken back is taken back.
+        let has_share = self.news.take(&from, 1, at);
+        let sifted = match has_share {
+            true => self.state.trust.sift(&from, news, at),
+            false => self.lowering(&from, news, at),
+        };
+        let Some(mut news) = sifted else {
             return Ok(Decision::Nothing);
         };
         let parts = news.introduced.len() + news.withdrawn.len() + news.statements.len();
-        if !self.news.take(&from, parts, at) {
-            return busy();
+        if has_share && !self.news.take(&from, parts, at) {
+            match self.lowering(&from, &news, at) {
+                Some(less) => news = less,
+                None => return Ok(Decision::Nothing),
+            }
         }
         let heard = Change::TrustHeard { from, news, at };
         Ok(Decision::Change(vec![heard], Box::new(|_| None)))
+    }
+
+    /// What is left of a peer's news beyond its share: the rest is said again on its next link.
+    fn lowering(&self, from: &Org, news: &TrustNews, at: Timestamp) -> Option<TrustNews> {
+        tracing::warn!(peer = %from, "says more of trust than its share: only what it takes back is taken");
+        let less = self.state.trust.lowering(news.clone());
+        self.state.trust.sift(from, &less, at)
     }
 }

@@ -26,8 +26,8 @@ pub mod trust;
 
 use std::sync::Arc;
 
-use proto_spec::Org;
 use proto_spec::capability::Token;
+use proto_spec::{Org, Refusal};
 use tokio::sync::Notify;
 
 use crate::change::Change;
@@ -146,6 +146,18 @@ impl State {
             || self.revocations.is_revoked(&record.id)
             || record.holder.as_ref().is_some_and(has_dead_key)
             || record.root.as_ref().is_some_and(has_no_root)
+    }
+
+    /// Whether a token is good for anything: its root is accepted, and nothing in its chain is dead.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::TokenRevoked`] names what is dead.
+    pub fn alive(&self, token: &Token) -> Result<(), Refusal> {
+        if !self.roots.keys().contains(token.root()) {
+            return Err(Refusal::TokenRevoked("its root key".into()));
+        }
+        self.revocations.alive(token)
     }
 
     /// The grants on record of an agent.

@@ -39,6 +39,8 @@ struct Book {
     texts: BTreeMap<Org, BTreeMap<Org, Arc<str>>>,
     /// Whom each peer introduced, under which key.
     introduced: BTreeMap<Org, BTreeMap<Org, PublicKey>>,
+    /// The key that stood for each last: what was said under another is not its own.
+    stood: BTreeMap<Org, PublicKey>,
 }
 
 /// As a snapshot holds it.
@@ -46,11 +48,13 @@ struct Book {
 pub(super) struct Image {
     decisions: Vec<(Org, Decision)>,
     introduced: Vec<(Org, Vec<(Org, PublicKey)>)>,
+    stood: Vec<(Org, PublicKey)>,
     statements: Vec<(Statement, Option<Arc<str>>)>,
 }
 stored!(Image {
     decisions,
     introduced,
+    stood,
     statements,
 });
 
@@ -75,6 +79,8 @@ stored_as_json!(Decision, Statement);
 #[derive(Debug)]
 struct Scores {
     known: LruCache<(Org, Pattern), Option<u8>>,
+    /// What is asked as of an earlier time is not answered from here, nor kept.
+    since: Timestamp,
     until: Option<Timestamp>,
 }
 
@@ -99,10 +105,12 @@ impl TrustBook {
                 peers: BTreeMap::new(),
                 texts: BTreeMap::new(),
                 introduced: BTreeMap::new(),
+                stood: BTreeMap::new(),
             }),
             home,
             scores: Mutex::new(Scores {
                 known: LruCache::new(SCORES),
+                since: Timestamp::default(),
                 until: None,
             }),
             changed: watch::Sender::new(()),
@@ -121,18 +129,23 @@ impl TrustBook {
         let mut scores = lock(&self.scores);
         if scores.until.is_some_and(|until| until <= now) {
             scores.known.clear();
-            scores.until = None;
-        }
-        if let Some(score) = scores.known.get(&slot) {
-            return *score;
         }
         if scores.known.is_empty() {
+            scores.since = now;
             scores.until = book.graph.next_end(now);
+        }
+        let is_kept = now >= scores.since;
+        if let Some(score) = scores.known.get(&slot).filter(|_| is_kept) {
+            return *score;
         }
         drop(scores);
         let score = book.graph.score(&self.home, org, Some(required), now);
         let value = score.map(|score| score.value);
-        lock(&self.scores).known.put(slot, value);
+        let mut scores = lock(&self.scores);
+        // Somebody may have begun anew meanwhile, at a later time.
+        if now >= scores.since && scores.until.is_none_or(|until| now < until) {
+            scores.known.put(slot, value);
+        }
         value
     }
 
@@ -203,11 +216,33 @@ impl TrustBook {
         read(&self.book).clone().take(change, &self.home).map(drop)
     }
 
-    /// What of some news would have an effect; nothing where none would. `news` was verified.
+    /// What of some news would have an effect; nothing where none would.
     #[must_use]
     pub fn sift(&self, from: &Org, news: &TrustNews, at: Timestamp) -> Option<TrustNews> {
-        let effective = read(&self.book).clone().hear(from, news, at);
+        let effective = read(&self.book).clone().hear(from, news, at, true);
         (effective != TrustNews::default()).then_some(effective)
+    }
+
+    /// What of some news takes trust back, or a part of it: that needs no share, for it was given before.
+    #[must_use]
+    pub fn lowering(&self, news: TrustNews) -> TrustNews {
+        let book = read(&self.book);
+        let lowers = |text: &String| {
+            let bytes = Bytes::copy_from_slice(text.as_bytes());
+            let envelope = Envelope::parse(bytes, TRUST_STATEMENT_BYTES_MAX).ok()?;
+            let said: TrustStatement = envelope.read_body().ok()?;
+            let maker = envelope.speaker().org();
+            let mut known = book.graph.statements();
+            let known =
+                known.find(|one| one.trustor() == maker && *one.trustee() == said.trustee)?;
+            (said.trust < known.said().trust).then_some(())
+        };
+        let statements = news.statements.into_iter();
+        TrustNews {
+            statements: statements.filter(|text| lowers(text).is_some()).collect(),
+            withdrawn: news.withdrawn,
+            introduced: Vec::new(),
+        }
     }
 
     /// Whether this very text is on record.
@@ -227,11 +262,12 @@ impl TrustBook {
     /// What the peer `to` may be told. A peer in whom the home organisation states no trust is not named to
     /// others.
     #[must_use]
-    pub fn tellable(&self, to: &Org) -> Tellable {
+    pub fn tellable(&self, to: &Org, now: Timestamp) -> Tellable {
         let book = read(&self.book);
         let own = book.own().map(|said| (said.trustee.clone(), said.clone()));
         let own: BTreeMap<Org, TrustStatement> = own.collect();
-        let trusted = own.values().filter(|said| said.trust > Trust::NONE);
+        let counts = |said: &&TrustStatement| said.trust > Trust::NONE && said.expires > now;
+        let trusted = own.values().filter(counts);
         let introduced = trusted.filter_map(|said| {
             let key = book
                 .peers
@@ -273,6 +309,7 @@ impl TrustBook {
                     )
                 })
                 .collect(),
+            stood: book.stood.iter().map(|(o, k)| (o.clone(), *k)).collect(),
             statements: book
                 .graph
                 .statements()
@@ -285,6 +322,7 @@ impl TrustBook {
         let Image {
             decisions,
             introduced,
+            stood,
             statements,
         } = image;
         let mut book = write(&self.book);
@@ -302,6 +340,7 @@ impl TrustBook {
             }
             book.introduced.insert(by, all.into_iter().collect());
         }
+        book.stood = stood.into_iter().collect();
         for (statement, text) in statements {
             if let Some(text) = text {
                 let of_maker = book.texts.entry(statement.trustor().clone()).or_default();
@@ -333,6 +372,7 @@ impl Book {
         match change {
             Change::PeerAdded { org, key, .. } => {
                 self.peers.insert(org.clone(), *key);
+                self.stands_for(org, key);
                 self.graph.add_peer(org.clone())?;
             }
             Change::PeerReissued { org, key, .. } => {
@@ -340,11 +380,17 @@ impl Book {
                 if self.peers.insert(org.clone(), *key) != Some(*key) {
                     self.texts.remove(org);
                 }
+                // It proved that this key follows: what it said is still its own.
+                self.stood.insert(org.clone(), *key);
             }
             Change::PeerRemoved { org, .. } => {
                 self.peers.remove(org);
                 self.graph.remove_peer(org);
                 self.introduced.remove(org);
+                let others = self.introduced.values().find_map(|known| known.get(org));
+                if let Some(key) = others.copied() {
+                    self.stands_for(org, &key);
+                }
             }
             Change::TrustStated {
                 trustee,
@@ -370,7 +416,7 @@ impl Book {
                 self.graph.decide(org.clone(), *decision)?;
             }
             Change::TrustHeard { from, news, at } => {
-                self.hear(from, news, *at);
+                self.hear(from, news, *at, false);
                 self.forget(*at);
             }
             _ => return Ok(false),
@@ -386,8 +432,23 @@ impl Book {
             .map(Statement::said)
     }
 
-    /// Takes news over, and gives what of them had an effect.
-    fn hear(&mut self, from: &Org, news: &TrustNews, at: Timestamp) -> TrustNews {
+    /// From here on `key` stands for `org`. Under another key nothing that was said before can come back.
+    fn stands_for(&mut self, org: &Org, key: &PublicKey) {
+        let before = self.stood.insert(org.clone(), *key);
+        if before.is_some_and(|before| before != *key) {
+            self.graph.forget_maker(org);
+            self.texts.remove(org);
+        }
+    }
+
+    /// The key under which what `maker` says is believed when `from` brings it.
+    fn key_of(&self, from: &Org, maker: &Org) -> Option<PublicKey> {
+        let introduced = || self.introduced.get(from)?.get(maker).copied();
+        self.peers.get(maker).copied().or_else(introduced)
+    }
+
+    /// Takes news over, and gives what of them had an effect. What is on record was verified before.
+    fn hear(&mut self, from: &Org, news: &TrustNews, at: Timestamp, verify: bool) -> TrustNews {
         let mut done = TrustNews::default();
         for org in &news.withdrawn {
             let known = self.introduced.get_mut(from);
@@ -397,24 +458,33 @@ impl Book {
             }
         }
         for one in &news.introduced {
-            if self.introduce(from, one) {
+            if self.introduce(from, one, at) {
                 done.introduced.push(one.clone());
             }
         }
         for text in &news.statements {
-            if self.insert(text, at).is_some() {
+            if self.insert(from, text, at, verify).is_some() {
                 done.statements.push(text.clone());
             }
         }
         done
     }
 
-    /// One name has one key: that of the peer who introduced it first, for as long as that one does.
-    fn introduce(&mut self, from: &Org, one: &Introduced) -> bool {
+    /// One name has one key: that of the peer who introduced it first, for as long as that one does, unless
+    /// the home organisation trusts another more that says otherwise.
+    fn introduce(&mut self, from: &Org, one: &Introduced, at: Timestamp) -> bool {
         let Introduced { org, key } = one;
-        let others = self.introduced.iter().filter(|(by, _)| *by != from);
-        let mut others = others.filter_map(|(_, known)| known.get(org));
-        if others.any(|other| other != key) {
+        let others = self.introduced.iter().filter(|(by, known)| {
+            let other = known.get(org);
+            *by != from && other.is_some_and(|other| other != key)
+        });
+        let others: Vec<Org> = others.map(|(by, _)| by.clone()).collect();
+        let home = self.graph.home().clone();
+        let worth = |org: &Org| {
+            let score = self.graph.score(&home, org, None, at);
+            score.map(|score| score.value)
+        };
+        if others.iter().any(|other| worth(other) >= worth(from)) {
             tracing::warn!(peer = %from, %org, "introduces an organisation under another key than another peer does: not taken");
             return false;
         }
@@ -422,20 +492,34 @@ impl Book {
         if known == Some(key) || self.graph.introduce(from, org.clone()).is_err() {
             return false;
         }
+        for other in others {
+            self.graph.withdraw(&other, org);
+            if let Some(known) = self.introduced.get_mut(&other) {
+                known.remove(org);
+            }
+        }
         let of_peer = self.introduced.entry(from.clone()).or_default();
         of_peer.insert(org.clone(), *key);
+        if !self.peers.contains_key(org) {
+            self.stands_for(org, key);
+        }
         true
     }
 
-    /// Takes a statement over that was verified; nothing where that changes nothing.
-    fn insert(&mut self, text: &str, at: Timestamp) -> Option<()> {
+    /// Takes a statement over; nothing where that changes nothing, or its maker did not sign it.
+    fn insert(&mut self, from: &Org, text: &str, at: Timestamp, verify: bool) -> Option<()> {
         let bytes = Bytes::copy_from_slice(text.as_bytes());
         let envelope = Envelope::parse(bytes, TRUST_STATEMENT_BYTES_MAX).ok()?;
         let Speaker::Broker(trustor) = envelope.speaker() else {
             return None;
         };
-        let said = envelope.read_body().ok()?;
-        let statement = Statement::new(trustor.clone(), envelope.ts(), said).ok()?;
+        let key = self.key_of(from, trustor)?;
+        let statement = match verify {
+            true => Statement::open(&envelope, &key).ok()?,
+            false => {
+                Statement::new(trustor.clone(), envelope.ts(), envelope.read_body().ok()?).ok()?
+            }
+        };
         let trustee = statement.trustee().clone();
         let texts = self.texts.entry(trustor.clone()).or_default();
         match self.graph.insert(statement, at) {

@@ -200,6 +200,11 @@ impl TrustGraph {
         of_maker.insert(statement.trustee().clone(), statement);
     }
 
+    /// Forgets all that `maker` said: its key was not its own.
+    pub fn forget_maker(&mut self, maker: &Org) {
+        self.said.remove(maker);
+    }
+
     /// Whether an admin decided that nothing of `org` counts.
     #[must_use]
     pub fn is_revoked(&self, org: &Org) -> bool {
