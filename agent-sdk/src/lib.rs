@@ -24,6 +24,8 @@ mod keyfile;
 mod line;
 mod link;
 mod post;
+#[cfg(all(feature = "sandbox", target_os = "linux"))]
+pub mod sandbox;
 mod seen;
 mod serve;
 mod session;
