@@ -72,4 +72,11 @@ mod tests {
         assert!(lines(include_str!("../examples/hello.rs")) < 15);
         assert!(lines(include_str!("../examples/call.rs")) < 10);
     }
+
+    #[test]
+    fn the_readme_shows_the_sandboxed_tool_as_it_is_compiled() {
+        let example = include_str!("../examples/sandboxed_tool.rs");
+        let (_, program) = example.split_once("\n\n").unwrap();
+        assert!(include_str!("../README.md").contains(program));
+    }
 }

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::launch::{Command, Ended, Finished, NotRun, Sandbox};
+use super::command::Command;
+use super::launch::{NotRun, Sandbox};
 use super::policy::{Policy, Tier, Wanted};
+use super::running::{Ended, Finished};
 
 /// Whether a thing is enforced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

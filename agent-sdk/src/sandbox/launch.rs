@@ -1,8 +1,6 @@
 //! Has a program run in the box, from the outside: starts the helpers, hands them the job, takes what
 //! the program prints, and says how it ended.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -10,33 +8,24 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use proto_spec::Digest;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::process::{Child, ChildStderr, ChildStdout};
+use tokio::process::Child;
 
+use super::command::{Command, Input, Own};
 use super::folder::Folder;
-use super::job::{self, FRAME_MAX, How, Job, Program, Report, Said};
+use super::job::{self, FRAME_MAX, Job, Program, Said};
 use super::policy::{Policy, Profile, Tier};
+use super::running::{Ended, Finished, Output, READ_BYTES, Running, hear};
 use super::stage;
 
 /// Whether [`init`] ran.
 static READY: AtomicBool = AtomicBool::new(false);
 /// Who a program is when root starts it: nobody else on common systems is.
 const SANDBOX_USER: u32 = 65_533;
-/// How long after its deadline a program may take to be gone, before its helpers are killed as well.
-const GRACE: Duration = Duration::from_secs(10);
-/// What is read at once.
-const READ_BYTES: usize = 16 << 10;
-/// What one argument may hold: the kernel's own bound.
-const ARGUMENT_BYTES_MAX: usize = 128 << 10;
-/// All arguments and variables together.
-const ARGUMENTS_BYTES_MAX: usize = 1 << 20;
 
 /// Lets this program be its own sandbox helper: the first line of `main`, before any thread. In a
 /// helper it does not come back.
@@ -77,110 +66,6 @@ pub enum NotRun {
     Fault(#[from] io::Error),
 }
 
-/// A program, and what it is given.
-#[derive(Debug, Clone, Default)]
-pub struct Command {
-    program: String,
-    args: Vec<String>,
-    env: BTreeMap<String, String>,
-    stdin: Input,
-    files: BTreeMap<String, Vec<u8>>,
-    own: Own,
-}
-
-/// Which program of ours it is, if any.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Own {
-    #[default]
-    None,
-    Probe,
-    Nothing,
-}
-
-#[derive(Debug, Clone, Default)]
-enum Input {
-    #[default]
-    Nothing,
-    Bytes(Vec<u8>),
-    Piped,
-}
-
-impl Command {
-    /// A program by its path in the box, or by its name in `/usr/bin`. There is no shell.
-    pub fn new(program: impl Into<String>) -> Self {
-        Self {
-            program: program.into(),
-            ..Self::default()
-        }
-    }
-
-    pub(super) fn probe(name: &str) -> Self {
-        Self {
-            own: Own::Probe,
-            ..Self::new(name)
-        }
-    }
-
-    /// Its arguments, each as it stands.
-    #[must_use]
-    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.args.extend(args.into_iter().map(Into::into));
-        self
-    }
-
-    /// A variable of its environment, which is empty but for `PATH`, `HOME`, `TMPDIR` and `LANG`.
-    /// Whoever lets callers choose names lets them choose `LD_PRELOAD`.
-    #[must_use]
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.insert(name.into(), value.into());
-        self
-    }
-
-    /// What it reads from standard input.
-    #[must_use]
-    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
-        self.stdin = Input::Bytes(bytes.into());
-        self
-    }
-
-    /// Keeps its standard input open, for [`Running::stdin`].
-    #[must_use]
-    pub fn piped(mut self) -> Self {
-        self.stdin = Input::Piped;
-        self
-    }
-
-    /// A file that lies in its folder when it starts.
-    #[must_use]
-    pub fn file(mut self, path: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
-        self.files.insert(path.into(), bytes.into());
-        self
-    }
-
-    fn check(&self) -> Result<(), NotRun> {
-        let env = self.env.iter().flat_map(|(name, value)| [name, value]);
-        let texts = || {
-            std::iter::once(&self.program)
-                .chain(&self.args)
-                .chain(env.clone())
-        };
-        if self.program.is_empty() {
-            return Err(NotRun::Invalid("no program is named".into()));
-        }
-        if texts().any(|text| text.contains('\0')) {
-            return Err(NotRun::Invalid("an argument holds a NUL".into()));
-        }
-        let longest = texts().map(String::len).max().unwrap_or(0);
-        let all: usize = texts().map(String::len).sum();
-        if longest >= ARGUMENT_BYTES_MAX || all > ARGUMENTS_BYTES_MAX {
-            return Err(NotRun::Invalid(format!(
-                "arguments of {all} bytes, the longest {longest}: at most {ARGUMENTS_BYTES_MAX} in all, each below {ARGUMENT_BYTES_MAX}"
-            )));
-        }
-        Ok(())
-    }
-}
-
 /// The `process` profile under one policy.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
@@ -196,11 +81,7 @@ impl Sandbox {
     /// [`NotRun::Unenforced`] with the layer that is missing.
     pub async fn open(policy: Policy) -> Result<Self, NotRun> {
         let sandbox = Self::unproven(policy);
-        let nothing = Command {
-            own: Own::Nothing,
-            ..Command::new("nothing")
-        };
-        match sandbox.run(nothing).await?.ended {
+        match sandbox.run(Command::nothing()).await?.ended {
             Ended::Exited(0) => Ok(sandbox),
             other => Err(NotRun::NotStarted(format!("an empty box: {other}"))),
         }
@@ -313,6 +194,7 @@ impl Sandbox {
             wall: self.policy.wall(),
             policy: self.digest,
             folder,
+            files_max: usize::try_from(self.policy.wanted().disk_files).unwrap_or(usize::MAX),
             scratch,
         })
     }
@@ -429,271 +311,9 @@ async fn send(
     Ok(())
 }
 
-async fn hear<T: DeserializeOwned>(
-    control: &UnixStream,
-) -> io::Result<Option<(T, Option<OwnedFd>)>> {
-    let mut descriptor = None;
-    let mut head = [0; 4];
-    if !fill(control, &mut head, &mut descriptor).await? {
-        return Ok(None);
-    }
-    let length = u32::from_be_bytes(head) as usize;
-    if length > FRAME_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut body = vec![0; length];
-    match fill(control, &mut body, &mut descriptor).await? {
-        true => Ok(Some((serde_json::from_slice(&body)?, descriptor))),
-        false => Ok(None),
-    }
-}
-
-/// Whether there was as much.
-async fn fill(
-    control: &UnixStream,
-    bytes: &mut [u8],
-    descriptor: &mut Option<OwnedFd>,
-) -> io::Result<bool> {
-    let mut got = 0;
-    while got < bytes.len() {
-        let rest = &mut bytes[got..];
-        let received = control
-            .async_io(Interest::READABLE, || job::receive(control.as_fd(), rest))
-            .await;
-        let (read, came) = match received {
-            // The helper died with what we sent still unread.
-            Err(why) if why.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
-            other => other?,
-        };
-        if read == 0 {
-            return Ok(false);
-        }
-        got += read;
-        *descriptor = descriptor.take().or(came);
-    }
-    Ok(true)
-}
-
-/// What a program printed, as it comes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// On standard output.
-    Stdout(Vec<u8>),
-    /// On standard error.
-    Stderr(Vec<u8>),
-}
-
-/// A program that runs.
-#[derive(Debug)]
-pub struct Running {
-    helper: Child,
-    control: UnixStream,
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
-    stdin: Option<pipe::Sender>,
-    out: Box<[u8]>,
-    err: Box<[u8]>,
-    left: u64,
-    cut: bool,
-    wall: Duration,
-    policy: Digest,
-    folder: Folder,
-    scratch: Option<Scratch>,
-}
-
-impl Running {
-    /// Its standard input, of a [`Command::piped`]. Once.
-    pub fn stdin(&mut self) -> Option<pipe::Sender> {
-        self.stdin.take()
-    }
-
-    /// What it prints next; none when it prints no more, or has printed all that it may and is being
-    /// killed for it.
-    pub async fn output(&mut self) -> Option<Output> {
-        while !self.cut && (self.stdout.is_some() || self.stderr.is_some()) {
-            let (read, is_error) = tokio::select! {
-                read = some(&mut self.stdout, &mut self.out) => (read, false),
-                read = some(&mut self.stderr, &mut self.err) => (read, true),
-            };
-            let bytes = if is_error {
-                &self.err[..read]
-            } else {
-                &self.out[..read]
-            };
-            if read == 0 {
-                if is_error {
-                    self.stderr = None;
-                } else {
-                    self.stdout = None;
-                }
-                continue;
-            }
-            let kept = bytes[..usize::try_from(self.left).unwrap_or(read).min(read)].to_vec();
-            self.left -= kept.len() as u64;
-            if kept.len() < read {
-                self.cut = true;
-                self.stop();
-            }
-            if !kept.is_empty() {
-                return Some(if is_error {
-                    Output::Stderr(kept)
-                } else {
-                    Output::Stdout(kept)
-                });
-            }
-        }
-        None
-    }
-
-    /// Kills it, and all that came from it.
-    pub fn stop(&self) {
-        // The helper takes any word, and silence too, as that.
-        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Write);
-    }
-
-    /// Waits for its end; what it still prints is counted and thrown away.
-    ///
-    /// # Errors
-    ///
-    /// When the system does not tell us about our own helper.
-    pub async fn finish(mut self) -> Result<Finished, NotRun> {
-        self.stdin = None;
-        let limit = self.wall + GRACE;
-        let report = tokio::time::timeout(limit, async {
-            while self.output().await.is_some() {}
-            ended(&self.control).await
-        });
-        let report = report.await.ok().flatten();
-        // The helpers are gone when all that was in the box is.
-        self.stop();
-        if tokio::time::timeout(GRACE, self.helper.wait())
-            .await
-            .is_err()
-        {
-            self.helper.kill().await?;
-        }
-        let ended = match report {
-            _ if self.cut => Ended::OutputCut,
-            Some(report) => report.how.into(),
-            None => Ended::Lost,
-        };
-        Ok(Finished {
-            ended,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            policy: self.policy,
-            cpu: Duration::from_millis(report.map_or(0, |report| report.cpu_ms)),
-            memory_bytes_max: report.map_or(0, |report| report.memory_bytes_max),
-            folder: self.folder,
-            _scratch: self.scratch,
-        })
-    }
-}
-
-async fn ended(control: &UnixStream) -> Option<Report> {
-    loop {
-        match hear::<Said>(control).await {
-            Ok(Some((Said::Ended(report), _))) => return Some(report),
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return None,
-        }
-    }
-}
-
-/// Some bytes of a stream that may be over; waits for ever for one that is.
-async fn some<R: tokio::io::AsyncRead + Unpin>(stream: &mut Option<R>, bytes: &mut [u8]) -> usize {
-    match stream {
-        Some(stream) => stream.read(bytes).await.unwrap_or(0),
-        None => std::future::pending().await,
-    }
-}
-
-/// How a program ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Ended {
-    /// By itself, with this code.
-    Exited(i32),
-    /// By a signal that was not ours.
-    Signalled(i32),
-    /// It used more memory than it may.
-    Memory,
-    /// It used more processor time than it may.
-    Cpu,
-    /// It ran longer than it may.
-    Deadline,
-    /// It printed more than it may.
-    OutputCut,
-    /// Whoever started it wanted no more of it.
-    Stopped,
-    /// Its keeper died, and it with it.
-    Lost,
-}
-
-impl From<How> for Ended {
-    fn from(how: How) -> Self {
-        match how {
-            How::Exited(code) => Self::Exited(code),
-            How::Signalled(signal) => Self::Signalled(signal),
-            How::Memory => Self::Memory,
-            How::Cpu => Self::Cpu,
-            How::Deadline => Self::Deadline,
-            How::Stopped => Self::Stopped,
-        }
-    }
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(code) => write!(f, "exited {code}"),
-            Self::Signalled(signal) => write!(f, "killed: signal {signal}"),
-            Self::Memory => f.write_str("killed: memory"),
-            Self::Cpu => f.write_str("killed: processor time"),
-            Self::Deadline => f.write_str("killed: deadline"),
-            Self::OutputCut => f.write_str("killed: output cut"),
-            Self::Stopped => f.write_str("killed: stopped"),
-            Self::Lost => f.write_str("killed: with its keeper"),
-        }
-    }
-}
-
-impl Serialize for Ended {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// A program that is over, with all that came from it.
-#[derive(Debug)]
-pub struct Finished {
-    /// How.
-    pub ended: Ended,
-    /// What it printed: hostile bytes.
-    pub stdout: Vec<u8>,
-    /// What it printed on standard error: hostile bytes.
-    pub stderr: Vec<u8>,
-    /// The policy that it ran under.
-    pub policy: Digest,
-    /// Processor time of all its processes.
-    pub cpu: Duration,
-    /// The most memory that was seen.
-    pub memory_bytes_max: u64,
-    folder: Folder,
-    _scratch: Option<Scratch>,
-}
-
-impl Finished {
-    /// What it left in its folder, which goes when this is dropped.
-    #[must_use]
-    pub const fn folder(&self) -> &Folder {
-        &self.folder
-    }
-}
-
 /// A folder on disk, where a program cannot have one in memory.
 #[derive(Debug)]
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> io::Result<Self> {

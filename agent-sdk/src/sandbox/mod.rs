@@ -10,8 +10,9 @@
 //!
 //! Inside, from below: `policy`, `job` (what is said to the helpers), `folder` (files that hostile
 //! programs left), `room`, `filter` and `confine` (the layers), `watch`, `stage` (the helpers),
-//! `probe`, `launch`, `doctor`.
+//! `probe`, `command`, `running`, `launch`, `doctor`, `tool`.
 
+mod command;
 mod confine;
 mod doctor;
 mod filter;
@@ -21,10 +22,15 @@ mod launch;
 mod policy;
 mod probe;
 mod room;
+mod running;
 mod stage;
+mod tool;
 mod watch;
 
+pub use command::Command;
 pub use doctor::{Finding, Held, examine};
 pub use folder::{Entry, Folder};
-pub use launch::{Command, Ended, Finished, NotRun, Output, Running, Sandbox, init};
+pub use launch::{NotRun, Sandbox, init};
 pub use policy::{Files, Network, Policy, Profile, Tier, Wanted};
+pub use running::{Ended, Finished, Output, Running, Told};
+pub use tool::SANDBOX_FAILED;

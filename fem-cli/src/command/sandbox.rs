@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_sdk::sandbox::{
-    self, Ended, Finished, Folder, Held, NotRun, Output as Printed, Policy, Profile, Sandbox, Tier,
-    Wanted,
+    self, Ended, Finished, Folder, Held, NotRun, Policy, Profile, Sandbox, Tier, Told, Wanted,
 };
 use serde_json::json;
 
@@ -207,30 +206,14 @@ async fn one(args: &Run, output: Output) -> Outcome {
         );
     }
     let sandbox = Sandbox::open(policy).await.map_err(not_run)?;
-    let mut running = sandbox.start(command).await.map_err(not_run)?;
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    while let Some(printed) = running.output().await {
-        match printed {
-            Printed::Stdout(bytes) => stdout.extend(bytes),
-            Printed::Stderr(bytes) => stderr.extend(bytes),
-        }
+    let finished = sandbox.run(command).await.map_err(not_run)?;
+    let told = finished.told();
+    if let Some(into) = &args.keep {
+        keep(&finished, &told, into)?;
     }
-    let finished = running.finish().await.map_err(not_run)?;
-    let kept = kept(&finished, &sandbox, args.keep.as_deref())?;
-    let value = json!({
-        "ended": finished.ended,
-        "stdout": String::from_utf8_lossy(&stdout),
-        "stderr": String::from_utf8_lossy(&stderr),
-        "files": kept,
-        "cpu_ms": finished.cpu.as_millis(),
-        "memory_bytes_max": finished.memory_bytes_max,
-        "policy": finished.policy,
-    });
-    output.give(&value, || {
-        output::escape_lines(&String::from_utf8_lossy(&stdout))
-    })?;
-    if !output.json && !stderr.is_empty() {
-        output::note(&output::escape_lines(&String::from_utf8_lossy(&stderr)));
+    output.give(&told, || output::escape_lines(&told.stdout))?;
+    if !output.json && !told.stderr.is_empty() {
+        output::note(&output::escape_lines(&told.stderr));
     }
     match finished.ended {
         Ended::Exited(0) => Ok(()),
@@ -243,24 +226,17 @@ async fn one(args: &Run, output: Output) -> Outcome {
 }
 
 /// Copies what it left, by descriptor: what is no plain file stays behind, and is listed so.
-fn kept(
-    finished: &Finished,
-    sandbox: &Sandbox,
-    into: Option<&Path>,
-) -> Outcome<Vec<sandbox::Entry>> {
-    let wanted = sandbox.policy().wanted();
-    let most = usize::try_from(wanted.disk_files).unwrap_or(usize::MAX);
-    let listed = finished.folder().list(most).unwrap_or_default();
-    if let Some(into) = into {
-        let into = Folder::open(into)
-            .map_err(|why| Failure::fault(format!("{}: {why}", into.display())))?;
-        for entry in listed.iter().filter(|entry| entry.bytes.is_some()) {
-            let copied = finished.folder().read(&entry.path, wanted.disk_bytes);
+fn keep(finished: &Finished, told: &Told, into: &Path) -> Outcome {
+    let into =
+        Folder::open(into).map_err(|why| Failure::fault(format!("{}: {why}", into.display())))?;
+    for entry in &told.files {
+        if let Some(length) = entry.bytes {
+            let copied = finished.folder().read(&entry.path, length);
             let copied = copied.and_then(|bytes| into.write(&entry.path, &bytes));
             copied.map_err(|why| Failure::fault(format!("{}: {why}", entry.path)))?;
         }
     }
-    Ok(listed)
+    Ok(())
 }
 
 fn not_run(why: NotRun) -> Failure {
