@@ -120,3 +120,30 @@ impl Command {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_no_program_could_get_are_refused_before_anything_starts() {
+        let long = "x".repeat(ARGUMENT_BYTES_MAX);
+        let half = "x".repeat(ARGUMENT_BYTES_MAX / 2);
+        for command in [
+            Command::new(""),
+            Command::new("a\0b"),
+            Command::new("true").args(["a\0b"]),
+            Command::new("true").env("a\0b", "c"),
+            Command::new("true").args([long]),
+            Command::new("true").args(std::iter::repeat_n(half, 17)),
+        ] {
+            assert!(matches!(command.check(), Err(NotRun::Invalid(_))));
+        }
+        assert!(
+            Command::new("-rf")
+                .args(["", "-x", "a b\n$(id)"])
+                .check()
+                .is_ok()
+        );
+    }
+}

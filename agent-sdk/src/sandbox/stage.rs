@@ -1,8 +1,7 @@
 //! The helpers: this program, started again under another name, in place of `main`.
 //!
-//! [`OUTER`] leaves the machine's namespaces and starts [`INNER`], which is the first process of the
-//! new ones. That one builds the room, gives everything up, starts the program, and keeps it within
-//! its limits. When it ends, the kernel kills whatever is left. It polls the socket on which it got
+//! [`OUTER`] leaves the machine's namespaces and forks the first process of the new ones. That one
+//! builds the room, gives everything up, starts the program, and keeps it within its limits. When it ends, the kernel kills whatever is left. It polls the socket on which it got
 //! its job: when whoever wanted the program is gone, so is the program.
 //!
 //! Without namespaces [`KEEPER`] watches from outside, and [`CONFINED`] gives everything up and then
@@ -15,15 +14,13 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use fork::{Fork, fork};
 use rustix::io::FdFlags;
 use rustix::process::{
-    DumpableBehavior, Signal, getgid, getuid, set_child_subreaper, set_dumpable_behavior,
-    set_parent_process_death_signal, setsid,
+    DumpableBehavior, Signal, WaitOptions, getgid, getuid, set_child_subreaper,
+    set_dumpable_behavior, set_parent_process_death_signal, setsid,
 };
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, UnshareFlags, configure_capability_in_ambient_set,
-    set_capabilities,
-};
+use rustix::thread::UnshareFlags;
 
 use super::confine::{self, Place, Rights};
 use super::job::{self, How, Job, Program, Report, Said};
@@ -34,7 +31,6 @@ use super::watch::{self, Inside};
 
 /// Leaves the namespaces.
 pub(super) const OUTER: &str = "fem-sandbox:outer";
-const INNER: &str = "fem-sandbox:inner";
 /// Watches what has no namespaces.
 pub(super) const KEEPER: &str = "fem-sandbox:keeper";
 const CONFINED: &str = "fem-sandbox:confined";
@@ -46,7 +42,6 @@ pub(super) fn divert() {
     let mut words = std::env::args();
     let ended = match words.next().as_deref() {
         Some(OUTER) => told(outer()),
-        Some(INNER) => told(inner()),
         Some(KEEPER) => told(keeper()),
         Some(CONFINED) => told(confined()),
         Some(PROBE) => probe::run(&words.next().unwrap_or_default()),
@@ -116,11 +111,14 @@ fn outer() -> Result<(), Stopped> {
         | UnshareFlags::NEWUTS
         | UnshareFlags::NEWCGROUP;
     unshare(others).map_err(of("namespaces"))?;
-    hand_on(CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP).map_err(of("capabilities"))?;
-    let mut inner = again(INNER);
-    let status = inner.spawn().and_then(|mut inner| inner.wait());
-    status.map_err(of("processes"))?;
-    Ok(())
+    // With a second thread the first unshare would have failed, so nothing is lost in the copy.
+    match fork().map_err(of("processes"))? {
+        Fork::Child => inner(),
+        Fork::Parent(_) => {
+            rustix::process::wait(WaitOptions::empty()).map_err(of("processes"))?;
+            Ok(())
+        }
+    }
 }
 
 /// Who a program is in its own eyes.
@@ -132,20 +130,6 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
         reason = "what makes it unsafe is sharing no descriptors any more, which is never among the flags"
     )]
     Ok(rustix::thread::unshare(flags)?)
-}
-
-/// Keeps capabilities of the new namespace over the start of the next helper.
-fn hand_on(some: CapabilitySet) -> Result<(), rustix::io::Errno> {
-    let sets = CapabilitySets {
-        effective: some,
-        permitted: some,
-        inheritable: some,
-    };
-    set_capabilities(None, sets)?;
-    for one in some.iter() {
-        configure_capability_in_ambient_set(one, true)?;
-    }
-    Ok(())
 }
 
 /// This program, as the helper of that name. It inherits the three standard descriptors.
@@ -263,9 +247,9 @@ fn keeper() -> Result<(), Stopped> {
         .map_err(of("processes"))?;
     drop((next, read_job, write_said));
     let inside = Inside::Descendants;
-    let told = serde_json::to_writer(File::from(write_job), &job);
-    let said: Result<Said, _> = serde_json::from_reader(File::from(read_said));
-    if let (Ok(()), Ok(said)) = (told, said) {
+    serde_json::to_writer(File::from(write_job), &job)
+        .map_err(|why| Missing("processes", why.into()))?;
+    if let Ok(said) = serde_json::from_reader::<_, Said>(File::from(read_said)) {
         let _ = job::say(io::stdin(), &said, None);
         return Err(Stopped::Alone);
     }

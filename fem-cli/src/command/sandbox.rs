@@ -191,6 +191,10 @@ fn next(tier: Tier, layer: &str) -> &'static str {
 
 async fn one(args: &Run, output: Output) -> Outcome {
     let policy = args.policy.read()?;
+    if policy.wanted().profile == Profile::Wasm {
+        let next = "fem-coder built with the feature `wasm` does, as code.wasm";
+        return Err(Failure::usage("this command runs no WebAssembly").next(next));
+    }
     let (program, rest) = args
         .command
         .split_first()

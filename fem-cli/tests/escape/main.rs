@@ -93,6 +93,24 @@ fn nothing_is_left_after_any_end() {
 }
 
 #[test]
+fn the_same_daemon_stays_where_there_is_no_box() {
+    let site = Site::new();
+    assert!(site.outside("daemon"));
+    assert_eq!(processes_named(&site, "daemon"), 1);
+}
+
+#[test]
+fn signals_to_everybody_reach_nobody_outside() {
+    let site = Site::new();
+    for tier in ["full", "without-namespaces"] {
+        for attack in ["kill-all", "sigio"] {
+            site.inside(User::Ordinary, attack, &format!("tier = {tier:?}"));
+            assert!(site.victim_is_unharmed(), "{tier}: {attack}");
+        }
+    }
+}
+
+#[test]
 fn what_is_printed_stays_one_escaped_line() {
     let site = Site::new();
     let output = site
@@ -143,12 +161,12 @@ fn what_cannot_be_run_is_said_in_words() {
         assert!(told.contains(words), "{program}: {told}");
         assert_eq!(output.status.code(), Some(4), "{program}");
     }
-    let long = "x".repeat(1 << 20);
-    let output = site.run(
-        User::Ordinary,
-        &["run", "--", "/usr/bin/true", &long[..120_000]],
-    );
+    let longest = "x".repeat(120_000);
+    let output = site.run(User::Ordinary, &["run", "--", "true", &longest]);
     assert!(output.status.success());
+    let many = ["run", "--", "true"].into_iter().chain([&*longest; 9]);
+    let output = site.run(User::Ordinary, &many.collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]

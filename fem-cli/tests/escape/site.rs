@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use rustix::process::Pid;
 use serde_json::Value;
 
 /// Whom root becomes to be an ordinary user.
@@ -124,7 +125,9 @@ impl Site {
         let mut command = self.careless(&programs().hostile);
         command.args(self.attack(name)).process_group(0);
         let cwd = self.folder.path().join("cwd");
-        let ended = ordinary(&mut command).current_dir(&cwd).output().unwrap();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        // Not its output: what stays behind would hold on to that.
+        let ended = ordinary(&mut command).current_dir(&cwd).status().unwrap();
         fs::remove_dir_all(&cwd).unwrap();
         fs::create_dir(&cwd).unwrap();
         if rustix::process::geteuid().is_root() {
@@ -137,7 +140,7 @@ impl Site {
                 chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
             }
         }
-        ended.status.success()
+        ended.success()
     }
 
     /// A program whose parent left it a secret file, a folder and a variable.
@@ -219,7 +222,7 @@ impl Site {
             .filter_map(Result::ok)
             .any(|one| one.file_name().to_string_lossy().starts_with("signal-"));
         let id = i32::try_from(self.victim.id()).unwrap();
-        let lives = rustix::process::test_kill_process(rustix::process::Pid::from_raw(id).unwrap());
+        let lives = rustix::process::test_kill_process(Pid::from_raw(id).unwrap());
         !marked && lives.is_ok()
     }
 }
@@ -228,6 +231,10 @@ impl Drop for Site {
     fn drop(&mut self) {
         let _ = self.victim.kill();
         let _ = self.victim.wait();
+        // What a control left, by its id.
+        for id in processes(self) {
+            let _ = rustix::process::kill_process(id.0, rustix::process::Signal::KILL);
+        }
     }
 }
 
@@ -238,16 +245,26 @@ fn ordinary(command: &mut Command) -> &mut Command {
     command
 }
 
-/// How many processes of this machine run that attack at this site.
-pub(crate) fn processes_named(site: &Site, attack: &str) -> usize {
+/// Every hostile program of this site that runs on this machine, and its command line.
+fn processes(site: &Site) -> Vec<(Pid, String)> {
     let place = site.folder.path().display().to_string();
-    let lines = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|one| fs::read(one.ok()?.path().join("cmdline")).ok());
+    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let lines = entries.filter_map(|one| {
+        let id = Pid::from_raw(one.file_name().to_str()?.parse().ok()?)?;
+        let line = fs::read(one.path().join("cmdline")).ok()?;
+        Some((id, String::from_utf8_lossy(&line).replace('\0', " ")))
+    });
+    let hostile = programs().hostile.display().to_string();
     lines
-        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-        .filter(|line| line.contains(&place) && line.contains(&format!("hostile {attack} ")))
-        .count()
+        .filter(|(_, line)| line.starts_with(&hostile) && line.contains(&place))
+        .collect()
+}
+
+/// How many of them run that attack.
+pub(crate) fn processes_named(site: &Site, attack: &str) -> usize {
+    let named = format!("hostile {attack} ");
+    let all = processes(site).into_iter();
+    all.filter(|(_, line)| line.contains(&named)).count()
 }
 
 /// What the weaker tier left on disk.
