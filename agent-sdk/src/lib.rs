@@ -2,7 +2,8 @@
 //!
 //! Start with [`Agent`]; `README.md` beside this crate is the tutorial. The layers below it, lowest
 //! first: `config`, `keyfile` and `tool` (what an agent is), `link` (TLS, HTTP, WebSocket), `session`
-//! and `line` (one living connection), `call`, `serve` and `events` (what goes over it), `agent`.
+//! and `line` (one living connection), `call`, `serve` and `events` (what goes over it), `agent`. Beside
+//! them stands `sandbox` (a feature): running code that nobody vouches for.
 //!
 //! What arrives is believed only as far as it is proven: the broker's words under the key that is
 //! configured or follows from it, another agent's under the key that the broker vouches for, and both only for this

@@ -25,6 +25,8 @@ mod room;
 mod running;
 mod stage;
 mod tool;
+#[cfg(feature = "wasm")]
+mod wasm;
 mod watch;
 
 pub use command::Command;
@@ -34,3 +36,5 @@ pub use launch::{NotRun, Sandbox, init};
 pub use policy::{Files, Network, Policy, Profile, Tier, Wanted};
 pub use running::{Ended, Finished, Output, Running, Told};
 pub use tool::SANDBOX_FAILED;
+#[cfg(feature = "wasm")]
+pub use wasm::{MODULE_BYTES_MAX, Prepared, WasmSandbox};

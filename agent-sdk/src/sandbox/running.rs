@@ -176,6 +176,8 @@ pub enum Ended {
     OutputCut,
     /// Whoever started it wanted no more of it.
     Stopped,
+    /// It did what cannot be done: WebAssembly only.
+    Trapped,
     /// Its keeper died, and it with it.
     Lost,
 }
@@ -203,6 +205,7 @@ impl fmt::Display for Ended {
             Self::Deadline => f.write_str("killed: deadline"),
             Self::OutputCut => f.write_str("killed: output cut"),
             Self::Stopped => f.write_str("killed: stopped"),
+            Self::Trapped => f.write_str("killed: trap"),
             Self::Lost => f.write_str("killed: with its keeper"),
         }
     }

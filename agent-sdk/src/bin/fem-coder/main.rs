@@ -44,7 +44,7 @@ fn run() -> Outcome {
     };
     let kinds = tools::kinds(options.policies.as_deref())?;
     for kind in &kinds {
-        println!("{}, {}:", kind.tool, kind.policy.digest());
+        println!("{}, {}:", kind.tool(), kind.policy.digest());
         kind.policy
             .words()
             .iter()

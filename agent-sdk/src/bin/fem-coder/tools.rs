@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use agent_sdk::sandbox::{Command, Finished, Policy, Sandbox, Told, Wanted};
+#[cfg(feature = "wasm")]
+use agent_sdk::INVALID_ARGUMENTS;
+#[cfg(feature = "wasm")]
+use agent_sdk::sandbox::WasmSandbox;
+use agent_sdk::sandbox::{Command, Finished, NotRun, Policy, Profile, Sandbox, Told, Wanted};
 use agent_sdk::{Call, Tool, ToolError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::files::{FILE_BYTES_MAX, Root};
 
@@ -22,23 +26,81 @@ const BUSY: &str = "BUSY";
 
 /// A way to run code.
 pub(crate) struct Kind {
-    /// Its table in the policies' file.
-    table: &'static str,
-    pub(crate) tool: &'static str,
-    describe: &'static str,
-    /// The program, and its arguments before the file with the code.
-    program: &'static [&'static str],
-    /// What the code's file is called.
-    file: &'static str,
+    way: &'static Way,
     pub(crate) policy: Policy,
 }
 
-/// What stands where the policies' file says nothing. An answer goes into one envelope, so less is
-/// printed than a program may by default.
-fn defaults() -> Wanted {
-    Wanted {
-        output_bytes: 256 << 10,
-        ..Wanted::default()
+impl Kind {
+    pub(crate) const fn tool(&self) -> &'static str {
+        self.way.tool
+    }
+}
+
+struct Way {
+    /// Its table in the policies' file.
+    table: &'static str,
+    tool: &'static str,
+    describe: &'static str,
+    runs: Runs,
+}
+
+/// What runs the code.
+enum Runs {
+    /// A program, with its arguments, and what the code's file is called.
+    Program(&'static [&'static str], &'static str),
+    /// This one.
+    #[cfg(feature = "wasm")]
+    Module,
+}
+
+const WAYS: &[Way] = &[
+    Way {
+        table: "python",
+        tool: "code.python",
+        describe: "Runs a Python program",
+        runs: Runs::Program(&["python3", "-B"], "main.py"),
+    },
+    Way {
+        table: "javascript",
+        tool: "code.javascript",
+        describe: "Runs a JavaScript program in Node.js",
+        runs: Runs::Program(&["node"], "main.js"),
+    },
+    Way {
+        table: "shell",
+        tool: "shell.run",
+        describe: "Runs a shell script",
+        runs: Runs::Program(&["sh"], "main.sh"),
+    },
+    #[cfg(feature = "wasm")]
+    Way {
+        table: "wasm",
+        tool: "code.wasm",
+        describe: "Runs a WebAssembly module (WASI preview 1) that reads its standard input and prints",
+        runs: Runs::Module,
+    },
+];
+
+impl Way {
+    /// What stands where the policies' file says nothing. An answer goes into one envelope, so less is
+    /// printed than a program may by default.
+    fn default(&self) -> Wanted {
+        let plain = Wanted {
+            output_bytes: 256 << 10,
+            ..Wanted::default()
+        };
+        match self.table {
+            "javascript" => Wanted {
+                code_at_run_time: true,
+                memory_bytes: 512 << 20,
+                ..plain
+            },
+            "wasm" => Wanted {
+                profile: Profile::Wasm,
+                ..plain
+            },
+            _ => plain,
+        }
     }
 }
 
@@ -49,60 +111,30 @@ fn defaults() -> Wanted {
 /// Every problem of every table.
 pub(crate) fn kinds(policies: Option<&Path>) -> Result<Vec<Kind>, String> {
     let text = policies.map_or(Ok(String::new()), std::fs::read_to_string);
-    let text =
-        text.map_err(|why| format!("{}: {why}", policies.unwrap_or(Path::new("")).display()))?;
-    let mut tables: toml::Table = text.parse().map_err(|why| format!("the policies: {why}"))?;
+    let named = policies.unwrap_or(Path::new("")).display();
+    let text = text.map_err(|why| format!("{named}: {why}"))?;
+    let tables: Result<toml::Table, _> = text.parse();
+    let mut tables = tables.map_err(|why| format!("the policies: {why}"))?;
     let mut problems = Vec::new();
     let mut kinds = Vec::new();
-    let engine = Wanted {
-        code_at_run_time: true,
-        memory_bytes: 512 << 20,
-        ..defaults()
-    };
-    for (table, tool, describe, program, file, default) in [
-        (
-            "python",
-            "code.python",
-            "Runs a Python program",
-            &["python3", "-B"][..],
-            "main.py",
-            defaults(),
-        ),
-        (
-            "javascript",
-            "code.javascript",
-            "Runs a JavaScript program in Node.js",
-            &["node"][..],
-            "main.js",
-            engine,
-        ),
-        (
-            "shell",
-            "shell.run",
-            "Runs a shell script",
-            &["sh"][..],
-            "main.sh",
-            defaults(),
-        ),
-    ] {
-        let read = over(&default, tables.remove(table)).and_then(Wanted::check);
+    for way in WAYS {
+        let default = way.default();
+        let read = over(&default, tables.remove(way.table)).and_then(Wanted::check);
         match read {
-            Ok(policy) => kinds.push(Kind {
-                table,
-                tool,
-                describe,
-                program,
-                file,
-                policy,
-            }),
-            Err(found) => problems.extend(found.into_iter().map(|one| format!("[{table}] {one}"))),
+            Ok(policy) if policy.wanted().profile == default.profile => {
+                kinds.push(Kind { way, policy });
+            }
+            Ok(_) => problems.push(format!("[{}] profile: cannot be another", way.table)),
+            Err(found) => {
+                let found = found
+                    .into_iter()
+                    .map(|one| format!("[{}] {one}", way.table));
+                problems.extend(found);
+            }
         }
     }
-    problems.extend(
-        tables
-            .keys()
-            .map(|name| format!("[{name}]: there is no such tool")),
-    );
+    let unknown = tables.keys();
+    problems.extend(unknown.map(|name| format!("[{name}]: there is no such tool here")));
     match problems.is_empty() {
         true => Ok(kinds),
         false => Err(format!(
@@ -132,16 +164,31 @@ fn over(default: &Wanted, table: Option<toml::Value>) -> Result<Wanted, Vec<Stri
 pub(crate) async fn tools(kinds: Vec<Kind>, root: &Root) -> Result<Vec<Tool>, String> {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut tools = Vec::new();
-    for kind in kinds {
-        let sandbox = Sandbox::open(kind.policy.clone()).await;
-        let sandbox = sandbox.map_err(|why| format!("[{}] {why}", kind.table))?;
-        // A machine without the language serves the others.
-        let asks = Command::new(kind.program[0]).args(["--version"]);
-        match sandbox.run(asks).await {
-            Err(agent_sdk::sandbox::NotRun::NotStarted(why)) => {
-                println!("{} is not served: {why}", kind.tool);
+    for Kind { way, policy } in kinds {
+        let unusable = |why: NotRun| format!("[{}] {why}", way.table);
+        match way.runs {
+            Runs::Program(program, file) => {
+                let sandbox = Sandbox::open(policy).await.map_err(unusable)?;
+                // A machine without the language serves the others.
+                let asks = Command::new(program[0]).args(["--version"]);
+                if let Err(NotRun::NotStarted(why)) = sandbox.run(asks).await {
+                    println!("{} is not served: {why}", way.tool);
+                    continue;
+                }
+                let language = Language {
+                    program,
+                    file,
+                    sandbox,
+                    root: root.clone(),
+                    places: Arc::clone(&places),
+                };
+                tools.push(language.tool(way));
             }
-            _ => tools.push(tool(&kind, sandbox, root.clone(), Arc::clone(&places))),
+            #[cfg(feature = "wasm")]
+            Runs::Module => {
+                let sandbox = WasmSandbox::open(policy).map_err(unusable)?;
+                tools.push(modules(way, sandbox, Arc::clone(&places)));
+            }
         }
     }
     Ok(tools)
@@ -171,24 +218,65 @@ struct Ran {
     kept: BTreeMap<String, Option<String>>,
 }
 
-fn tool(kind: &Kind, sandbox: Sandbox, root: Root, places: Arc<Semaphore>) -> Tool {
-    let (program, file) = (kind.program, kind.file);
-    let run = move |mut call: Call, args: Run| {
-        let (sandbox, root, places) = (sandbox.clone(), root.clone(), Arc::clone(&places));
+/// A language, and all that a call needs to run it.
+#[derive(Clone)]
+struct Language {
+    program: &'static [&'static str],
+    file: &'static str,
+    sandbox: Sandbox,
+    root: Root,
+    places: Arc<Semaphore>,
+}
+
+impl Language {
+    fn tool(self, way: &Way) -> Tool {
+        let run = move |call: Call, args: Run| self.clone().run(call, args);
+        Tool::new(way.tool, run)
+            .describe(way.describe)
+            .sandboxed(Profile::Process.name())
+    }
+
+    async fn run(self, mut call: Call, args: Run) -> Result<Ran, ToolError> {
+        let _place = place(&self.places)?;
+        let command = command(self.program, self.file, &args, &self.root).await?;
+        let finished = Box::pin(self.sandbox.run_for(&mut call, command)).await?;
+        let told = finished.told();
+        let kept = kept(finished, args.keep, &self.root).await?;
+        Ok(Ran { told, kept })
+    }
+}
+
+fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, ToolError> {
+    let place = places.try_acquire();
+    place.map_err(|_| ToolError::new(BUSY, "all places are taken: try again"))
+}
+
+#[cfg(feature = "wasm")]
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Module {
+    /// The module, in base64. Its function `_start` is run.
+    module: String,
+    /// What it reads from standard input.
+    #[serde(default)]
+    stdin: String,
+}
+
+#[cfg(feature = "wasm")]
+fn modules(way: &Way, sandbox: WasmSandbox, places: Arc<Semaphore>) -> Tool {
+    use base64::Engine as _;
+    let run = move |call: Call, args: Module| {
+        let (sandbox, places) = (sandbox.clone(), Arc::clone(&places));
         async move {
-            let _place = places
-                .try_acquire()
-                .map_err(|_| ToolError::new(BUSY, "all places are taken: try again"))?;
-            let command = command(program, file, &args, &root).await?;
-            let finished = Box::pin(sandbox.run_for(&mut call, command)).await?;
-            let told = finished.told();
-            let kept = kept(finished, args.keep, &root).await?;
-            Ok(Ran { told, kept })
+            let _place = place(&places)?;
+            let bytes = base64::prelude::BASE64_STANDARD.decode(&args.module);
+            let bytes = bytes.map_err(|why| ToolError::new(INVALID_ARGUMENTS, why.to_string()))?;
+            sandbox.run_for(&call, bytes, args.stdin.into()).await
         }
     };
-    Tool::new(kind.tool, run)
-        .describe(kind.describe)
-        .sandboxed("process")
+    Tool::new(way.tool, run)
+        .describe(way.describe)
+        .sandboxed(Profile::Wasm.name())
 }
 
 async fn command(
