@@ -12,7 +12,7 @@ pub(crate) enum Control {
 }
 
 /// One hostile program.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
     pub(crate) attack: &'static str,
     pub(crate) control: Control,
