@@ -54,7 +54,7 @@ impl WasmSandbox {
         }
         let mut config = Config::new();
         config.epoch_interruption(true);
-        let engine = Engine::new(&config).map_err(failed)?;
+        let engine = Engine::new(&config).map_err(|why| failed(&why))?;
         let ticking = engine.weak();
         // Ends when the last engine does.
         std::thread::Builder::new()
@@ -66,7 +66,7 @@ impl WasmSandbox {
                     std::thread::sleep(TICK);
                 }
             })?;
-        let linker = linker(&engine).map_err(failed)?;
+        let linker = linker(&engine).map_err(|why| failed(&why))?;
         Ok(Self {
             digest: policy.digest(),
             policy: Arc::new(policy),
@@ -179,7 +179,7 @@ impl std::fmt::Debug for WasmSandbox {
     }
 }
 
-fn failed(why: wasmtime::Error) -> NotRun {
+fn failed(why: &wasmtime::Error) -> NotRun {
     NotRun::Fault(io::Error::other(format!("{why:#}")))
 }
 
