@@ -2,7 +2,8 @@
 //!
 //! Start with [`Agent`]; `README.md` beside this crate is the tutorial. The layers below it, lowest
 //! first: `config`, `keyfile` and `tool` (what an agent is), `link` (TLS, HTTP, WebSocket), `session`
-//! and `line` (one living connection), `call`, `serve` and `events` (what goes over it), `agent`.
+//! and `line` (one living connection), `call`, `serve` and `events` (what goes over it), `agent`. Beside
+//! them stands `sandbox` (a feature): running code that nobody vouches for.
 //!
 //! What arrives is believed only as far as it is proven: the broker's words under the key that is
 //! configured or follows from it, another agent's under the key that the broker vouches for, and both only for this
@@ -24,6 +25,8 @@ mod keyfile;
 mod line;
 mod link;
 mod post;
+#[cfg(all(feature = "sandbox", target_os = "linux"))]
+pub mod sandbox;
 mod seen;
 mod serve;
 mod session;
@@ -69,5 +72,12 @@ mod tests {
     fn a_provider_is_under_15_lines_and_a_caller_under_10() {
         assert!(lines(include_str!("../examples/hello.rs")) < 15);
         assert!(lines(include_str!("../examples/call.rs")) < 10);
+    }
+
+    #[test]
+    fn the_readme_shows_the_sandboxed_tool_as_it_is_compiled() {
+        let example = include_str!("../examples/sandboxed_tool.rs");
+        let (_, program) = example.split_once("\n\n").unwrap();
+        assert!(include_str!("../README.md").contains(program));
     }
 }

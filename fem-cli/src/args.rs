@@ -7,7 +7,7 @@ use proto_spec::Digest;
 
 use crate::command::{
     agent, broker_key, call, completions, config, context, doctor, enrol, event, explain, grants,
-    init, peer, proposal, root, token, tools, trust,
+    init, peer, proposal, root, sandbox, token, tools, trust,
 };
 use crate::demo;
 use crate::failure::Exit;
@@ -52,6 +52,7 @@ pub(crate) enum Command {
     Context(context::Contexts),
     Explain(explain::Explain),
     Doctor(doctor::Doctor),
+    Sandbox(sandbox::Sandboxes),
     Completions(completions::Completions),
     #[command(hide = true)]
     Internal(demo::role::Internal),

@@ -28,6 +28,8 @@ use crate::args::Cli;
 use crate::failure::{Exit, Failure};
 
 fn main() -> ExitCode {
+    // Before anything else: this process may be a helper of the sandbox.
+    agent_sdk::sandbox::init();
     let cli = Cli::of_process();
     let json = cli.json;
     match command::run(cli) {

@@ -12,6 +12,7 @@ mod broker_key;
 mod calls;
 mod capability_life;
 mod clock;
+mod coder;
 mod crash;
 mod events;
 mod federation;

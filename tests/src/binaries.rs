@@ -39,9 +39,9 @@ fn build() -> Result<PathBuf> {
         .and_then(|name| name.to_str())
         .context("the profile's folder")?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args([
-        "build", "--quiet", "-p", "broker", "-p", "fem-cli", "--bins",
-    ]);
+    cargo.args(["build", "--quiet", "--bins"]);
+    cargo.args(["-p", "broker", "-p", "fem-cli", "-p", "agent-sdk"]);
+    cargo.args(["--features", "agent-sdk/sandbox"]);
     if profile == "release" {
         cargo.arg("--release");
     }

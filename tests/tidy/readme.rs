@@ -58,9 +58,7 @@ fn background(script: &str, folder: &Path, word: &str) -> Background {
     // `exec`, so that ending the shell ends the program.
     let script = format!(
         "exec {}",
-        script
-            .trim()
-            .replace("FEM_CONTEXT=hello.toml ", "env FEM_CONTEXT=hello.toml ")
+        script.trim().replace("FEM_CONTEXT=", "env FEM_CONTEXT=")
     );
     let mut child = shell(&script, folder)
         .stdout(Stdio::piped())
@@ -111,7 +109,7 @@ fn the_readmes_steps_work_as_written() {
         .filter(|(_, script)| !script.contains("cargo "))
     {
         match kind.as_str() {
-            "broker" => kept.push(background(script, folder.path(), "ready")),
+            "broker" | "coder" => kept.push(background(script, folder.path(), "ready")),
             "provider" => {
                 kept.push(background(script, folder.path(), ""));
                 wait_for_tool(folder.path());
@@ -133,6 +131,12 @@ fn the_readmes_steps_work_as_written() {
                             .success()
                     };
                     assert!((0..500).any(|_| works()), "{line}");
+                }
+            }
+            "stopped" => {
+                for line in script.lines() {
+                    let status = shell(line, folder.path()).output().unwrap().status;
+                    assert_eq!(status.code(), Some(7), "{line}");
                 }
             }
             "gone" => {
@@ -190,6 +194,21 @@ fn the_readme_federates_with_a_yes_of_each_side() {
         .map(|(_, script)| script)
         .collect();
     for act in ["peer invite", "peer accept", "peer grant", "peer doctor"] {
+        assert!(scripts.contains(&format!("fem-cli {act}")), "{act}");
+    }
+}
+
+#[test]
+fn the_readme_runs_code_that_nobody_vouches_for() {
+    let scripts: String = blocks(&text())
+        .into_iter()
+        .map(|(_, script)| script)
+        .collect();
+    for act in [
+        "sandbox doctor",
+        "sandbox run",
+        "token issue ada --capability code.python --sandbox",
+    ] {
         assert!(scripts.contains(&format!("fem-cli {act}")), "{act}");
     }
 }

@@ -17,6 +17,7 @@ pub(crate) mod peer;
 pub(crate) mod proposal;
 pub(crate) mod recover;
 pub(crate) mod root;
+pub(crate) mod sandbox;
 pub(crate) mod token;
 pub(crate) mod tools;
 pub(crate) mod trust;
@@ -50,6 +51,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Context(args) => context::run(args, &chosen, output),
         Command::Explain(args) => explain::run(&args, &chosen, output),
         Command::Doctor(args) => wait_for(doctor::run(&args, &chosen, output)),
+        Command::Sandbox(args) => wait_for(sandbox::run(args, output)),
         Command::Completions(args) => completions::run(&args),
         Command::Internal(args) => wait_for(demo::role::run(args)),
     }

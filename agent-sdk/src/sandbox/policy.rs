@@ -1,0 +1,333 @@
+//! What a program in the box may use, as data: written by somebody, checked once, shown in plain
+//! words, and known by its digest.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use proto_spec::Digest;
+use serde::{Deserialize, Serialize};
+
+/// Which box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// A native program, behind namespaces, Landlock, seccomp and limits.
+    Process,
+    /// A WebAssembly module, in this process, with nothing but what it is handed.
+    Wasm,
+}
+
+impl Profile {
+    /// As a grant names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Wasm => "wasm",
+        }
+    }
+}
+
+/// How much of the `process` profile a kernel has to enforce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// All of it. What the kernel cannot enforce is a refusal.
+    Full,
+    /// Landlock, seccomp and limits only, for containers that allow no user namespaces. A program may
+    /// then see that a file exists, change modes and times of files that its user owns, and fill the
+    /// disk up to its limits many times over.
+    WithoutNamespaces,
+}
+
+/// What a program may reach over the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// Nothing: it cannot even make a socket.
+    Closed,
+}
+
+/// What a program may see beside its own empty folder `/work`, each at its own path. `/usr` and the
+/// links to it are always there; `/etc`, `/home` and the rest do not exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Files {
+    /// May be read.
+    pub read: Vec<PathBuf>,
+    /// May be read, and run.
+    pub run: Vec<PathBuf>,
+}
+
+/// A policy as somebody wrote it. What is left out is as in [`Wanted::default`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wanted {
+    /// Which box.
+    pub profile: Profile,
+    /// What the kernel has to enforce.
+    pub tier: Tier,
+    /// What may be seen.
+    pub files: Files,
+    /// What may be reached.
+    pub network: Network,
+    /// Processor time of all processes together.
+    pub cpu_ms: u64,
+    /// Memory of all processes together, and address space of each. It is looked at every 20 ms.
+    pub memory_bytes: u64,
+    /// Processes and threads at once.
+    pub processes: u32,
+    /// From start to end.
+    pub wall_ms: u64,
+    /// Standard output and standard error together.
+    pub output_bytes: u64,
+    /// What its folder may hold; it lies in memory.
+    pub disk_bytes: u64,
+    /// How many files and folders its folder may hold.
+    pub disk_files: u64,
+    /// Whether a program may make code while it runs, as JavaScript engines do.
+    pub code_at_run_time: bool,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self {
+            profile: Profile::Process,
+            tier: Tier::Full,
+            files: Files::default(),
+            network: Network::Closed,
+            cpu_ms: 30_000,
+            memory_bytes: 256 << 20,
+            processes: 64,
+            wall_ms: 60_000,
+            output_bytes: 1 << 20,
+            disk_bytes: 64 << 20,
+            disk_files: 4_096,
+            code_at_run_time: false,
+        }
+    }
+}
+
+/// A name, what was written, the least and the most that can be meant.
+type Bound = (&'static str, u64, u64, u64);
+
+/// Paths that a policy may name, of each kind.
+const PATHS_MAX: usize = 32;
+
+impl Wanted {
+    /// Reads a policy in TOML.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, each problem a line.
+    pub fn read(text: &str) -> Result<Self, Vec<String>> {
+        toml::from_str(text).map_err(|why| vec![why.to_string().trim_end().to_owned()])
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// All problems at once.
+    pub fn check(self) -> Result<Policy, Vec<String>> {
+        let mut problems: Vec<String> = self.bounds().iter().filter_map(out_of_bounds).collect();
+        for (kind, paths) in [
+            ("files.read", &self.files.read),
+            ("files.run", &self.files.run),
+        ] {
+            if paths.len() > PATHS_MAX {
+                problems.push(format!(
+                    "{kind}: {} paths, at most {PATHS_MAX}",
+                    paths.len()
+                ));
+            }
+            problems.extend(paths.iter().filter_map(|path| no_place(kind, path)));
+        }
+        if self.profile == Profile::Wasm && self.tier != Tier::Full {
+            problems
+                .push("tier: the wasm profile asks nothing of the kernel and has no other".into());
+        }
+        if self.profile == Profile::Wasm && self.files != Files::default() {
+            problems.push("files: the wasm profile sees no files of this machine".into());
+        }
+        match problems.is_empty() {
+            true => Ok(Policy(self)),
+            false => Err(problems),
+        }
+    }
+
+    const fn bounds(&self) -> [Bound; 7] {
+        const GIB: u64 = 1 << 30;
+        [
+            ("cpu_ms", self.cpu_ms, 10, 86_400_000),
+            ("memory_bytes", self.memory_bytes, 32 << 20, 64 * GIB),
+            ("processes", self.processes as u64, 1, 1_024),
+            ("wall_ms", self.wall_ms, 10, 86_400_000),
+            ("output_bytes", self.output_bytes, 0, 64 << 20),
+            ("disk_bytes", self.disk_bytes, 1 << 16, 16 * GIB),
+            ("disk_files", self.disk_files, 8, 1 << 20),
+        ]
+    }
+}
+
+fn out_of_bounds((name, value, least, most): &Bound) -> Option<String> {
+    (!(least..=most).contains(&value))
+        .then(|| format!("{name}: {value} is not in {least}..={most}"))
+}
+
+/// Places that the box makes itself, or that would open it.
+const OWN_PLACES: [&str; 6] = ["proc", "dev", "sys", "work", "tmp", "run"];
+
+fn no_place(kind: &str, path: &Path) -> Option<String> {
+    let mut parts = path.components();
+    let absolute = parts.next() == Some(Component::RootDir);
+    let names: Vec<_> = parts.collect();
+    let plain = names
+        .iter()
+        .all(|part| matches!(part, Component::Normal(_)));
+    let shown = path.display();
+    if !absolute || !plain || path.to_str().is_none() {
+        return Some(format!(
+            "{kind}: {shown:?} is not an absolute path without `..`"
+        ));
+    }
+    let Some(Component::Normal(first)) = names.first() else {
+        return Some(format!("{kind}: the whole machine is too much"));
+    };
+    let own = OWN_PLACES.iter().any(|own| first.to_str() == Some(own));
+    own.then(|| format!("{kind}: {shown:?} is the box's own"))
+}
+
+/// A policy whose every value was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy(Wanted);
+
+impl Policy {
+    /// Its values.
+    #[must_use]
+    pub const fn wanted(&self) -> &Wanted {
+        &self.0
+    }
+
+    /// What stands in every record of a call that ran under it: the SHA-256 of its JSON.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(&serde_json::to_vec(&self.0).unwrap_or_default())
+    }
+
+    pub(super) const fn wall(&self) -> Duration {
+        Duration::from_millis(self.0.wall_ms)
+    }
+
+    /// In plain words, a line for each thing.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let wanted = &self.0;
+        let mut lines = vec![match (wanted.profile, wanted.tier) {
+            (Profile::Wasm, _) => {
+                "runs WebAssembly that reaches nothing but what it is handed".into()
+            }
+            (_, Tier::Full) => "runs in namespaces of its own, under Landlock and seccomp".into(),
+            (_, Tier::WithoutNamespaces) => {
+                "WEAKER: runs under Landlock and seccomp, without namespaces".into()
+            }
+        }];
+        lines.push("no network: it cannot make a socket".into());
+        lines.push(format!(
+            "files: an empty folder /work for {} in {} files, gone afterwards",
+            mib(wanted.disk_bytes),
+            wanted.disk_files
+        ));
+        if wanted.profile == Profile::Process {
+            lines.push(format!("reads and runs /usr{}", listed(&wanted.files.run)));
+            if !wanted.files.read.is_empty() {
+                lines.push(format!("reads{}", listed(&wanted.files.read)));
+            }
+            lines.push(format!("{} processes and threads", wanted.processes));
+        }
+        lines.push(format!(
+            "{} of memory, {} s of processor, {} s in all, {} of output",
+            mib(wanted.memory_bytes),
+            seconds(wanted.cpu_ms),
+            seconds(wanted.wall_ms),
+            mib(wanted.output_bytes),
+        ));
+        if wanted.code_at_run_time {
+            lines.push("may make code while it runs".into());
+        }
+        lines
+    }
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths
+        .iter()
+        .map(|path| format!(" {:?}", path.display()))
+        .collect()
+}
+
+fn mib(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{}", ms / 1_000, ms % 1_000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_of_a_policy_is_the_default() {
+        assert_eq!(Wanted::read("").unwrap(), Wanted::default());
+        assert!(Wanted::default().check().is_ok());
+    }
+
+    #[test]
+    fn a_policy_is_refused_with_every_problem_at_once() {
+        let text = r#"
+            memory_bytes = 1
+            processes = 0
+            wall_ms = 99999999999
+            [files]
+            read = ["relative", "/srv/../etc", "/", "/proc", "/work/x"]
+        "#;
+        let problems = Wanted::read(text).unwrap().check().unwrap_err();
+        assert_eq!(problems.len(), 8, "{problems:#?}");
+    }
+
+    #[test]
+    fn a_policy_that_asks_for_what_does_not_exist_is_refused() {
+        for text in [
+            "netwerk = \"closed\"",
+            "network = \"open\"",
+            "profile = \"vm\"",
+            "tier = \"weak\"",
+            "cpu_ms = -1",
+        ] {
+            assert!(Wanted::read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_policys_digest_is_of_all_that_it_says() {
+        let policy = |text: &str| Wanted::read(text).unwrap().check().unwrap();
+        let plain = policy("");
+        assert_eq!(plain.digest(), policy("processes = 64").digest());
+        assert_ne!(plain.digest(), policy("processes = 63").digest());
+        assert_ne!(
+            plain.digest(),
+            policy("tier = \"without-namespaces\"").digest()
+        );
+    }
+
+    #[test]
+    fn a_policy_in_plain_words_names_the_weaker_tier() {
+        let weak = Wanted::read("tier = \"without-namespaces\"").unwrap();
+        assert!(weak.check().unwrap().words()[0].contains("WEAKER"));
+    }
+}

@@ -1,0 +1,325 @@
+//! A program that runs: what it prints, and how it ended.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use proto_spec::Digest;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, ChildStderr, ChildStdout};
+
+use super::folder::{Entry, Folder};
+use super::job::{self, FRAME_MAX, How, Report, Said};
+use super::launch::{NotRun, Scratch};
+
+/// How long after its deadline a program may take to be gone, before its helpers are killed as well.
+const GRACE: Duration = Duration::from_secs(10);
+/// What is read at once.
+pub(super) const READ_BYTES: usize = 16 << 10;
+
+/// What a program printed, as it comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// On standard output.
+    Stdout(Vec<u8>),
+    /// On standard error.
+    Stderr(Vec<u8>),
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Running {
+    pub(super) helper: Child,
+    pub(super) control: UnixStream,
+    pub(super) stdout: Option<ChildStdout>,
+    pub(super) stderr: Option<ChildStderr>,
+    pub(super) stdin: Option<pipe::Sender>,
+    pub(super) out: Box<[u8]>,
+    pub(super) err: Box<[u8]>,
+    pub(super) left: u64,
+    pub(super) cut: bool,
+    pub(super) wall: Duration,
+    pub(super) policy: Digest,
+    pub(super) folder: Folder,
+    pub(super) files_max: usize,
+    pub(super) scratch: Option<Scratch>,
+}
+
+impl Running {
+    /// Its standard input, of a [`Command::piped`]. Once.
+    pub fn stdin(&mut self) -> Option<pipe::Sender> {
+        self.stdin.take()
+    }
+
+    /// What it prints next; none when it prints no more, or has printed all that it may and is being
+    /// killed for it.
+    pub async fn output(&mut self) -> Option<Output> {
+        while !self.cut && (self.stdout.is_some() || self.stderr.is_some()) {
+            let (read, is_error) = tokio::select! {
+                read = some(&mut self.stdout, &mut self.out) => (read, false),
+                read = some(&mut self.stderr, &mut self.err) => (read, true),
+            };
+            let bytes = if is_error {
+                &self.err[..read]
+            } else {
+                &self.out[..read]
+            };
+            if read == 0 {
+                if is_error {
+                    self.stderr = None;
+                } else {
+                    self.stdout = None;
+                }
+                continue;
+            }
+            let kept = bytes[..usize::try_from(self.left).unwrap_or(read).min(read)].to_vec();
+            self.left -= kept.len() as u64;
+            if kept.len() < read {
+                self.cut = true;
+                self.stop();
+            }
+            if !kept.is_empty() {
+                return Some(if is_error {
+                    Output::Stderr(kept)
+                } else {
+                    Output::Stdout(kept)
+                });
+            }
+        }
+        None
+    }
+
+    /// Kills it, and all that came from it.
+    pub fn stop(&self) {
+        // The helper takes any word, and silence too, as that.
+        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Write);
+    }
+
+    /// Waits for its end; what it still prints is counted and thrown away.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell us about our own helper.
+    pub async fn finish(mut self) -> Result<Finished, NotRun> {
+        self.stdin = None;
+        let limit = self.wall + GRACE;
+        let report = tokio::time::timeout(limit, async {
+            while self.output().await.is_some() {}
+            ended(&self.control).await
+        });
+        let report = report.await.ok().flatten();
+        // The helpers are gone when all that was in the box is.
+        self.stop();
+        if tokio::time::timeout(GRACE, self.helper.wait())
+            .await
+            .is_err()
+        {
+            self.helper.kill().await?;
+        }
+        let ended = match report {
+            _ if self.cut => Ended::OutputCut,
+            Some(report) => report.how.into(),
+            None => Ended::Lost,
+        };
+        Ok(Finished {
+            ended,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            policy: self.policy,
+            cpu: Duration::from_millis(report.map_or(0, |report| report.cpu_ms)),
+            memory_bytes_max: report.map_or(0, |report| report.memory_bytes_max),
+            folder: self.folder,
+            files_max: self.files_max,
+            _scratch: self.scratch,
+        })
+    }
+}
+
+async fn ended(control: &UnixStream) -> Option<Report> {
+    loop {
+        match hear::<Said>(control).await {
+            Ok(Some((Said::Ended(report), _))) => return Some(report),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return None,
+        }
+    }
+}
+
+/// Some bytes of a stream that may be over; waits for ever for one that is.
+async fn some<R: tokio::io::AsyncRead + Unpin>(stream: &mut Option<R>, bytes: &mut [u8]) -> usize {
+    match stream {
+        Some(stream) => stream.read(bytes).await.unwrap_or(0),
+        None => std::future::pending().await,
+    }
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ended {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By a signal that was not ours.
+    Signalled(i32),
+    /// It used more memory than it may.
+    Memory,
+    /// It used more processor time than it may.
+    Cpu,
+    /// It ran longer than it may.
+    Deadline,
+    /// It printed more than it may.
+    OutputCut,
+    /// Whoever started it wanted no more of it.
+    Stopped,
+    /// It did what cannot be done: WebAssembly only.
+    Trapped,
+    /// Its keeper died, and it with it.
+    Lost,
+}
+
+impl From<How> for Ended {
+    fn from(how: How) -> Self {
+        match how {
+            How::Exited(code) => Self::Exited(code),
+            How::Signalled(signal) => Self::Signalled(signal),
+            How::Memory => Self::Memory,
+            How::Cpu => Self::Cpu,
+            How::Deadline => Self::Deadline,
+            How::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited {code}"),
+            Self::Signalled(signal) => write!(f, "killed: signal {signal}"),
+            Self::Memory => f.write_str("killed: memory"),
+            Self::Cpu => f.write_str("killed: processor time"),
+            Self::Deadline => f.write_str("killed: deadline"),
+            Self::OutputCut => f.write_str("killed: output cut"),
+            Self::Stopped => f.write_str("killed: stopped"),
+            Self::Trapped => f.write_str("killed: trap"),
+            Self::Lost => f.write_str("killed: with its keeper"),
+        }
+    }
+}
+
+impl Serialize for Ended {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A program that is over, with all that came from it.
+#[derive(Debug)]
+pub struct Finished {
+    /// How.
+    pub ended: Ended,
+    /// What it printed: hostile bytes.
+    pub stdout: Vec<u8>,
+    /// What it printed on standard error: hostile bytes.
+    pub stderr: Vec<u8>,
+    /// The policy that it ran under.
+    pub policy: Digest,
+    /// Processor time of all its processes.
+    pub cpu: Duration,
+    /// The most memory that was seen.
+    pub memory_bytes_max: u64,
+    folder: Folder,
+    files_max: usize,
+    _scratch: Option<Scratch>,
+}
+
+/// All that callers are told of a program that ran. What it printed is shown with everything replaced
+/// that is not UTF-8; as JSON it is one line, whatever it holds.
+#[derive(Debug, Serialize)]
+pub struct Told {
+    /// How it ended: `exited 0`, `killed: memory` ….
+    pub ended: Ended,
+    /// On standard output.
+    pub stdout: String,
+    /// On standard error.
+    pub stderr: String,
+    /// What it left in its folder.
+    pub files: Vec<Entry>,
+    /// Processor time of all its processes.
+    pub cpu_ms: u64,
+    /// The most memory that was seen, every 20 ms.
+    pub memory_bytes_max: u64,
+    /// The policy that it ran under.
+    pub policy: Digest,
+}
+
+impl Finished {
+    /// All that callers are told.
+    #[must_use]
+    pub fn told(&self) -> Told {
+        Told {
+            ended: self.ended,
+            stdout: String::from_utf8_lossy(&self.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&self.stderr).into_owned(),
+            files: self.folder.list(self.files_max).unwrap_or_default(),
+            cpu_ms: u64::try_from(self.cpu.as_millis()).unwrap_or(u64::MAX),
+            memory_bytes_max: self.memory_bytes_max,
+            policy: self.policy,
+        }
+    }
+
+    /// What it left in its folder, which goes when this is dropped.
+    #[must_use]
+    pub const fn folder(&self) -> &Folder {
+        &self.folder
+    }
+}
+
+pub(super) async fn hear<T: DeserializeOwned>(
+    control: &UnixStream,
+) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    let mut descriptor = None;
+    let mut head = [0; 4];
+    if !fill(control, &mut head, &mut descriptor).await? {
+        return Ok(None);
+    }
+    let length = u32::from_be_bytes(head) as usize;
+    if length > FRAME_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut body = vec![0; length];
+    match fill(control, &mut body, &mut descriptor).await? {
+        true => Ok(Some((serde_json::from_slice(&body)?, descriptor))),
+        false => Ok(None),
+    }
+}
+
+/// Whether there was as much.
+async fn fill(
+    control: &UnixStream,
+    bytes: &mut [u8],
+    descriptor: &mut Option<OwnedFd>,
+) -> io::Result<bool> {
+    let mut got = 0;
+    while got < bytes.len() {
+        let rest = &mut bytes[got..];
+        let received = control
+            .async_io(Interest::READABLE, || job::receive(control.as_fd(), rest))
+            .await;
+        let (read, came) = match received {
+            // The helper died with what we sent still unread.
+            Err(why) if why.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+            other => other?,
+        };
+        if read == 0 {
+            return Ok(false);
+        }
+        got += read;
+        *descriptor = descriptor.take().or(came);
+    }
+    Ok(true)
+}

@@ -1,0 +1,239 @@
+//! Keeps a running program within what all its processes together may use.
+
+use std::io::Read as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, Dir, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
+
+use super::job::{How, Report};
+use super::policy::Policy;
+
+/// How often the processes are counted up.
+const TICK: Duration = Duration::from_millis(20);
+/// Clock ticks of `/proc/PID/stat` in milliseconds: `USER_HZ` is 100 on every Linux that we run on.
+const CLOCK_TICK_MS: u64 = 10;
+
+/// Which processes are in the box.
+pub(super) enum Inside {
+    /// All that this file system shows, for it is that of a namespace of their own.
+    Namespace(OwnedFd),
+    /// All that come from this process.
+    Descendants,
+}
+
+/// What the processes of a box use, together.
+#[derive(Debug, Default, Clone, Copy)]
+struct Usage {
+    memory_bytes: u64,
+    cpu_ms: u64,
+}
+
+/// Waits until the program ends, uses more than it may, or `control` is closed or spoken to.
+///
+/// # Errors
+///
+/// When the kernel does not show us the program: it is then to be killed.
+pub(super) fn keep(
+    program: u32,
+    policy: &Policy,
+    inside: &Inside,
+    control: impl AsFd,
+) -> std::io::Result<Report> {
+    let started = Instant::now();
+    let program = Pid::from_raw(program.cast_signed()).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let ended = pidfd_open(program, PidfdFlags::empty())?;
+    let mut most = Usage::default();
+    let how = loop {
+        let tick = rustix::time::Timespec::try_from(TICK).map_err(std::io::Error::other)?;
+        let mut waiting = [
+            PollFd::new(&ended, PollFlags::IN),
+            PollFd::new(&control, PollFlags::IN | PollFlags::RDHUP),
+        ];
+        poll(&mut waiting, Some(&tick)).or_else(interrupted)?;
+        let stopped = !waiting[1].revents().is_empty();
+        if let Some(how) = reap(program)? {
+            break how;
+        }
+        if stopped {
+            break How::Stopped;
+        }
+        // What cannot be counted is over.
+        let Some(usage) = inside.usage() else {
+            break How::Memory;
+        };
+        most.memory_bytes = most.memory_bytes.max(usage.memory_bytes);
+        most.cpu_ms = most.cpu_ms.max(usage.cpu_ms);
+        let wanted = policy.wanted();
+        if usage.memory_bytes > wanted.memory_bytes {
+            break How::Memory;
+        }
+        if usage.cpu_ms > wanted.cpu_ms {
+            break How::Cpu;
+        }
+        if started.elapsed() > policy.wall() {
+            break How::Deadline;
+        }
+    };
+    most.cpu_ms = most.cpu_ms.max(inside.usage().unwrap_or_default().cpu_ms);
+    Ok(Report {
+        how,
+        cpu_ms: most.cpu_ms,
+        memory_bytes_max: most.memory_bytes,
+    })
+}
+
+fn interrupted(why: rustix::io::Errno) -> rustix::io::Result<usize> {
+    match why {
+        rustix::io::Errno::INTR => Ok(0),
+        other => Err(other),
+    }
+}
+
+/// Lets the dead go, orphans too. How the program itself ended, once it has.
+fn reap(program: Pid) -> std::io::Result<Option<How>> {
+    let mut how = None;
+    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        if pid == program {
+            how = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Some(How::Exited(code)),
+                (_, Some(libc::SIGXCPU)) => Some(How::Cpu),
+                (_, Some(signal)) => Some(How::Signalled(signal)),
+                _ => how,
+            };
+        }
+    }
+    Ok(how)
+}
+
+impl Inside {
+    fn usage(&self) -> Option<Usage> {
+        let (processes, own) = match self {
+            Self::Namespace(processes) => (processes.try_clone().ok()?, 1),
+            Self::Descendants => (open_proc().ok()?, std::process::id()),
+        };
+        let mut usage = Usage {
+            // The processor time of those who are gone.
+            cpu_ms: times(&processes, own, [15, 16])?,
+            memory_bytes: 0,
+        };
+        // One that is gone by now uses nothing.
+        for id in self.ids(&processes, own)? {
+            usage.memory_bytes += memory(&processes, id).unwrap_or(0);
+            usage.cpu_ms += times(&processes, id, [13, 14]).unwrap_or(0);
+        }
+        Some(usage)
+    }
+
+    /// Kills what came from this process, until nothing does. A namespace dies with its first process.
+    pub(super) fn empty(&self) {
+        let (Self::Descendants, Ok(processes)) = (self, open_proc()) else {
+            return;
+        };
+        loop {
+            let ids = self.ids(&processes, std::process::id()).unwrap_or_default();
+            if ids.is_empty() {
+                return;
+            }
+            // Stopped first, so that none makes another while we go through them.
+            for signal in [rustix::process::Signal::STOP, rustix::process::Signal::KILL] {
+                for id in ids.iter().filter_map(|id| Pid::from_raw(id.cast_signed())) {
+                    let _ = rustix::process::kill_process(id, signal);
+                }
+            }
+            while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+        }
+    }
+
+    fn ids(&self, processes: &OwnedFd, own: u32) -> Option<Vec<u32>> {
+        match self {
+            Self::Namespace(_) => Some(
+                listed(processes)?
+                    .into_iter()
+                    .filter(|id| *id != own)
+                    .collect(),
+            ),
+            Self::Descendants => Some(descendants(processes, own)),
+        }
+    }
+}
+
+fn open_proc() -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)
+}
+
+fn listed(folder: &OwnedFd) -> Option<Vec<u32>> {
+    let entries = Dir::read_from(folder).ok()?;
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok());
+    Some(numbers.collect())
+}
+
+fn descendants(processes: &OwnedFd, own: u32) -> Vec<u32> {
+    let mut found: Vec<u32> = children(processes, own);
+    let mut at = 0;
+    while let Some(one) = found.get(at) {
+        found.extend(children(processes, *one));
+        at += 1;
+    }
+    found
+}
+
+fn children(processes: &OwnedFd, of: u32) -> Vec<u32> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(threads) = rustix::fs::openat(processes, format!("{of}/task"), flags, Mode::empty())
+    else {
+        return Vec::new();
+    };
+    let own = listed(&threads).unwrap_or_default();
+    let texts = own
+        .iter()
+        .filter_map(|thread| text(&threads, &format!("{thread}/children")));
+    texts
+        .flat_map(|text| {
+            text.split_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn text(folder: &OwnedFd, path: &str) -> Option<String> {
+    let opened = rustix::fs::openat(
+        folder,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let mut text = String::new();
+    std::fs::File::from(opened.ok()?)
+        .read_to_string(&mut text)
+        .ok()?;
+    Some(text)
+}
+
+/// What a process has in memory, its page tables included.
+fn memory(processes: &OwnedFd, id: u32) -> Option<u64> {
+    let status = text(processes, &format!("{id}/status"))?;
+    let kib = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    Some((kib("VmRSS:") + kib("VmPTE:")) << 10)
+}
+
+/// Two of a process's times, as `proc(5)` counts fields from 0.
+fn times(processes: &OwnedFd, id: u32, fields: [usize; 2]) -> Option<u64> {
+    let stat = text(processes, &format!("{id}/stat"))?;
+    // The name may hold anything, blanks and brackets too; what follows its last bracket is numbers.
+    let rest = &stat[stat.rfind(')')? + 1..];
+    let numbers: Vec<&str> = rest.split_whitespace().collect();
+    let ticks: u64 = fields
+        .iter()
+        .filter_map(|at| numbers.get(at - 2)?.parse::<u64>().ok())
+        .sum();
+    Some(ticks * CLOCK_TICK_MS)
+}

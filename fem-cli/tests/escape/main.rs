@@ -1,0 +1,249 @@
+//! The escape table: each hostile program runs for real, in the box and out of it.
+//!
+//! A row says what is tried and how the box answers. Where it says so, the same program has first to
+//! succeed outside the box, as an ordinary user with a victim of the same user, or the row would show
+//! nothing. All of it runs as an ordinary user, and again as root where the tests are run by root.
+
+#![cfg(target_os = "linux")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed, and says where"
+)]
+
+mod site;
+mod table;
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::site::{Site, User, folders_of_work, processes_named};
+use crate::table::{Control, ROWS, Row};
+
+/// What the box has to answer, or what keeps the program from asking.
+fn answered(row: &Row, told: &Value) -> bool {
+    let ended = told["ended"].as_str().unwrap_or_default();
+    let said = told["stdout"].as_str().unwrap_or_default();
+    row.answers.iter().any(|answer| match *answer {
+        "killed" => ended.starts_with("killed"),
+        answer if answer.starts_with("killed") => ended == answer,
+        answer => ended == "exited 1" && said.trim() == answer,
+    })
+}
+
+fn table(user: User) {
+    let site = Site::new();
+    let mut wrong = Vec::new();
+    let mut without = BTreeSet::new();
+    for row in ROWS {
+        if row.control != Control::None && user == User::Ordinary {
+            match (site.outside(row.attack), row.control) {
+                (true, _) => {}
+                (false, Control::KernelMayRefuse) => drop(without.insert(row.attack)),
+                (false, _) => wrong.push(format!("{}: fails outside the box too", row.attack)),
+            }
+        }
+        let told = site.inside(user, row.attack, row.set);
+        if !answered(row, &told) {
+            wrong.push(format!("{}: {told}", row.attack));
+        }
+    }
+    assert!(site.victim_is_unharmed(), "the victim was reached");
+    assert!(wrong.is_empty(), "{user:?}: {wrong:#?}");
+    if !without.is_empty() {
+        println!(
+            "this machine refuses these to everybody, so the box had nothing to show: {without:?}"
+        );
+    }
+}
+
+#[test]
+fn every_escape_fails_in_the_box_and_works_outside_it() {
+    table(User::Ordinary);
+}
+
+#[test]
+fn every_escape_fails_when_root_started_the_box() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not run: only root can start the box as root");
+        return;
+    }
+    table(User::Root);
+}
+
+#[test]
+fn nothing_is_left_after_any_end() {
+    let site = Site::new();
+    for (attack, set, ended) in [
+        ("daemon", "", "exited 0"),
+        ("sleep", "wall_ms=300", "killed: deadline"),
+        ("stubborn", "wall_ms=300", "killed: deadline"),
+        ("spin", "cpu_ms=200", "killed: processor time"),
+        ("flood", "output_bytes=1048576", "killed: output cut"),
+        ("kill-first", "", "exited 0"),
+    ] {
+        let told = site.inside(User::Ordinary, attack, set);
+        assert_eq!(told["ended"], ended, "{attack}: {told}");
+        if attack == "flood" {
+            assert_eq!(told["stdout"].as_str().unwrap().len(), 1 << 20);
+        }
+        assert_eq!(processes_named(&site, attack), 0, "{attack}");
+    }
+}
+
+#[test]
+fn the_same_daemon_stays_where_there_is_no_box() {
+    let site = Site::new();
+    assert!(site.outside("daemon"));
+    assert_eq!(processes_named(&site, "daemon"), 1);
+}
+
+#[test]
+fn signals_to_everybody_reach_nobody_outside() {
+    let site = Site::new();
+    for tier in ["full", "without-namespaces"] {
+        for attack in ["kill-all", "sigio"] {
+            site.inside(User::Ordinary, attack, &format!("tier = {tier:?}"));
+            assert!(site.victim_is_unharmed(), "{tier}: {attack}");
+        }
+    }
+}
+
+#[test]
+fn what_is_printed_stays_one_escaped_line() {
+    let site = Site::new();
+    let output = site
+        .fem(User::Ordinary, &["--json"], "say", "")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let plain = site.fem(User::Ordinary, &[], "say", "").output().unwrap();
+    for stream in [text.as_bytes(), &plain.stdout, &plain.stderr] {
+        assert!(!stream.contains(&0x1b) && !stream.contains(&b'\r'));
+    }
+}
+
+#[test]
+fn planted_results_are_listed_and_never_opened() {
+    let site = Site::new();
+    let told = site.inside(User::Ordinary, "plant", "");
+    let files = told["files"].as_array().unwrap();
+    let unreadable = files.iter().filter(|one| one["bytes"].is_null()).count();
+    assert_eq!(unreadable, 2, "{told}");
+    let plain = files.iter().find(|one| one["path"] == "plain").unwrap();
+    assert_eq!(plain["bytes"], 1 << 20);
+}
+
+#[test]
+fn every_call_begins_with_an_empty_folder() {
+    let site = Site::new();
+    for _ in 0..2 {
+        let told = site.inside(User::Ordinary, "kill-first", "");
+        assert_eq!(told["ended"], "exited 0", "{told}");
+        assert_eq!(told["files"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn what_cannot_be_run_is_said_in_words() {
+    let site = Site::new();
+    for (program, words) in [
+        ("/usr/bin/no-such-program", "there is no program"),
+        ("no-such-program", "there is no program"),
+        ("/usr/share", "is not a file"),
+        ("/usr/lib/os-release", "is not executable"),
+        ("/usr/bin/su", "would run as another user"),
+    ] {
+        let output = site.run(User::Ordinary, &["run", "--", program]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(words), "{program}: {told}");
+        assert_eq!(output.status.code(), Some(4), "{program}");
+    }
+    let longest = "x".repeat(120_000);
+    let output = site.run(User::Ordinary, &["run", "--", "true", &longest]);
+    assert!(output.status.success());
+    let many = ["run", "--", "true"].into_iter().chain([&*longest; 9]);
+    let output = site.run(User::Ordinary, &many.collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn arguments_are_data() {
+    let site = Site::new();
+    let output = site.run(
+        User::Ordinary,
+        &[
+            "run",
+            "--",
+            "/usr/bin/printf",
+            "%s|",
+            "-rf",
+            "$(id)",
+            "a b",
+            "LD_PRELOAD=x",
+        ],
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "-rf|$(id)|a b|LD_PRELOAD=x|\n"
+    );
+}
+
+#[test]
+fn without_namespaces_nothing_starts_unless_the_policy_names_the_weaker_tier() {
+    let site = Site::new();
+    // No user namespace may be made below this one: such is a container that allows none.
+    let run = |set: &[&str]| {
+        let words = ["run", "--json"]
+            .iter()
+            .chain(set)
+            .chain(&["--", "/usr/bin/id", "-u"]);
+        site.without_namespaces(&words.copied().collect::<Vec<_>>())
+    };
+    let Some(refused) = run(&[]) else {
+        println!("not run: this machine gives no user namespace in which to forbid others");
+        return;
+    };
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && told.contains("cannot be enforced"),
+        "{told}"
+    );
+    assert!(refused.stdout.is_empty());
+    let weaker = run(&["--set", "tier=\"without-namespaces\""]).unwrap();
+    let told = String::from_utf8_lossy(&weaker.stdout).into_owned();
+    assert!(
+        weaker.status.success(),
+        "{told}{}",
+        String::from_utf8_lossy(&weaker.stderr)
+    );
+    assert!(folders_of_work(&site).is_empty());
+}
+
+#[test]
+fn the_weaker_tier_leaves_open_what_it_says_and_no_more() {
+    let site = Site::new();
+    let mut wrong = Vec::new();
+    for row in ROWS {
+        let set = format!("{}\ntier=\"without-namespaces\"", row.set);
+        let told = site.inside(User::Ordinary, row.attack, &set);
+        let failed = told["ended"] != "exited 0";
+        if failed == row.open_without_namespaces {
+            wrong.push(format!("{}: {told}", row.attack));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_doctor_finds_that_all_of_it_holds() {
+    let site = Site::new();
+    let output = site.run(User::Ordinary, &["doctor", "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let lines = told.as_array().unwrap();
+    assert!(lines.len() > 12, "{told}");
+    assert!(lines.iter().all(|line| line["health"] == "ok"), "{told}");
+    assert!(output.status.success());
+}

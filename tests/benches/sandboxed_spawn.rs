@@ -1,0 +1,81 @@
+//! What the box costs: processor time of a program that does nothing, in the box and plainly.
+//!
+//! `cargo bench -p tests --bench sandboxed_spawn`. The measure is a plain start of this very program,
+//! which is also the box's helper, ending at once. Both are taken in turns, in one run.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use agent_sdk::sandbox::{self, Sandbox, Wanted};
+use anyhow::{Context as _, Result, anyhow};
+
+const ROUNDS: usize = 10;
+const EACH: usize = 40;
+const PLAIN: &str = "plain";
+
+fn main() -> Result<()> {
+    sandbox::init();
+    if std::env::args().nth(1).as_deref() == Some(PLAIN) {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Runtime::new()?;
+    let policy = Wanted::default()
+        .check()
+        .map_err(|problems| anyhow!(problems.join("; ")))?;
+    let sandbox = runtime.block_on(Sandbox::open(policy))?;
+    let (mut plain, mut boxed) = (Spent::default(), Spent::default());
+    for _ in 0..ROUNDS {
+        plain.add(|| {
+            Command::new("/proc/self/exe").arg(PLAIN).status()?;
+            Ok(())
+        })?;
+        boxed.add(|| {
+            runtime.block_on(sandbox.run(sandbox::Command::new("true")))?;
+            Ok(())
+        })?;
+    }
+    let calls = (ROUNDS * EACH) as u32;
+    for (name, spent) in [
+        ("plain start of the helper", plain),
+        ("no-op in the box", boxed),
+    ] {
+        println!(
+            "{name:<28} cpu {:>8.2?}  wall {:>8.2?}",
+            spent.cpu / calls,
+            spent.wall / calls
+        );
+    }
+    println!(
+        "ratio of cpu {:.2}",
+        boxed.cpu.as_secs_f64() / plain.cpu.as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Processor time of all children, and time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    cpu: Duration,
+    wall: Duration,
+}
+
+impl Spent {
+    fn add(&mut self, mut one: impl FnMut() -> Result<()>) -> Result<()> {
+        let (cpu, begun) = (children()?, Instant::now());
+        for _ in 0..EACH {
+            one()?;
+        }
+        self.wall += begun.elapsed();
+        self.cpu += children()? - cpu;
+        Ok(())
+    }
+}
+
+/// What all children that are gone have used; ticks of 10 ms.
+fn children() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let rest = stat.rsplit_once(") ").context("a stat line")?.1;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let ticks: u64 = fields[13].parse::<u64>()? + fields[14].parse::<u64>()?;
+    Ok(Duration::from_millis(ticks * 10))
+}

@@ -1,0 +1,248 @@
+//! `fem-coder`: other people's code runs in the box, for those who may call it and for nobody else.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tests::binaries::{Process, path};
+
+/// An organisation with `coder`, and `ada`, who may call it.
+struct Site {
+    folder: tempfile::TempDir,
+    _broker: Process,
+    coder: Child,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.coder.kill();
+        let _ = self.coder.wait();
+    }
+}
+
+fn fem(folder: &Path, line: &str, more: &[&str]) -> (i32, String) {
+    let mut command = Command::new(path("fem-cli").unwrap());
+    command.args(line.split(' ')).args(more).current_dir(folder);
+    command
+        .env("XDG_CONFIG_HOME", folder)
+        .env_remove("FEM_CONTEXT");
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(said).unwrap(),
+    )
+}
+
+impl Site {
+    fn new(policies: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        let done = |line: &str| {
+            let (code, said) = fem(at, line, &[]);
+            assert!(matches!(code, 0 | 6), "{line}: {said}");
+        };
+        done("init acme --listen 127.0.0.1:0 --ops 127.0.0.1:0");
+        let broker = Process::start(&at.join("acme/broker.toml")).unwrap();
+        for file in ["acme/admin.toml", "acme/join.toml"] {
+            let text = std::fs::read_to_string(at.join(file)).unwrap();
+            let text = text.replace("127.0.0.1:0", &broker.address.to_string());
+            std::fs::write(at.join(file), text).unwrap();
+        }
+        for agent in ["coder", "ada"] {
+            done(&format!("agent register {agent} --context acme/join.toml"));
+        }
+        let prefixes = "--prefix code.* --prefix shell.* --prefix file.*";
+        done(&format!(
+            "agent approve coder {prefixes} --context acme/admin.toml"
+        ));
+        let capabilities = "--capability code.* --capability file.*";
+        done(&format!(
+            "agent approve ada {capabilities} --context acme/admin.toml"
+        ));
+        done("token issue ada --capability shell.run --sandbox process --context acme/admin.toml");
+        std::fs::create_dir(at.join("files")).unwrap();
+        std::fs::write(at.join("policies.toml"), policies).unwrap();
+        let mut coder = Command::new(path("fem-coder").unwrap());
+        coder.args(["--root", "files", "--policies", "policies.toml"]);
+        let mut coder = coder
+            .current_dir(at)
+            .env("FEM_CONTEXT", "coder.toml")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(coder.stdout.take().unwrap()).lines();
+        assert!(
+            lines.any(|line| line.unwrap() == "ready"),
+            "it ended before it was ready"
+        );
+        Self {
+            folder,
+            _broker: broker,
+            coder,
+        }
+    }
+
+    fn call(&self, tool: &str, arguments: &Value) -> Result<Value, String> {
+        let arguments = arguments.to_string();
+        let (code, said) = fem(
+            self.folder.path(),
+            &format!("--json --context ada.toml call coder@acme {tool} --args-json"),
+            &[&arguments],
+        );
+        match code {
+            0 => Ok(serde_json::from_str(&said).unwrap()),
+            _ => Err(said),
+        }
+    }
+}
+
+#[test]
+fn code_runs_in_the_box_and_its_results_come_back() {
+    let site = Site::new("");
+    for (tool, code) in [
+        ("code.python", "print(6 * 7)"),
+        ("code.javascript", "console.log(6 * 7)"),
+        ("shell.run", "echo $((6 * 7))"),
+    ] {
+        let told = site.call(tool, &json!({"code": code})).unwrap();
+        assert_eq!(told["stdout"], "42\n", "{tool}: {told}");
+        assert_eq!(told["ended"], "exited 0");
+        assert_eq!(told["policy"].as_str().unwrap().len(), 43);
+    }
+    site.call("file.write", &json!({"path": "in/six.txt", "text": "6"}))
+        .unwrap();
+    let doubled = json!({
+        "code": "n = int(open('in/six.txt').read()); open('out.txt', 'w').write(str(n * 7))",
+        "files": ["in/six.txt"],
+        "keep": ["out.txt", "nothing.txt"],
+    });
+    let told = site.call("code.python", &doubled).unwrap();
+    assert!(
+        told["kept"]["out.txt"].is_null() && told["kept"]["nothing.txt"].is_string(),
+        "{told}"
+    );
+    let read = site.call("file.read", &json!({"path": "out.txt"})).unwrap();
+    assert_eq!(read["text"], "42");
+}
+
+#[test]
+fn hostile_calls_have_a_clear_end_and_the_next_call_is_unharmed() {
+    let policy = "cpu_ms = 2000\nwall_ms = 3000\nmemory_bytes = 134217728\noutput_bytes = 65536\ndisk_bytes = 8388608\n";
+    let site = Site::new(&format!("[python]\n{policy}[shell]\n{policy}"));
+    for (tool, code, ended) in [
+        ("shell.run", "exec sleep 1000", "killed: deadline"),
+        (
+            "shell.run",
+            "trap '' TERM INT XCPU; while :; do :; done",
+            "killed: processor time",
+        ),
+        ("shell.run", "yes", "killed: output cut"),
+        (
+            "code.python",
+            "import mmap\nm = [mmap.mmap(-1, 1 << 26) for _ in range(4)]\nfor one in m: one.write(b'x' * (1 << 26))",
+            "exited 1",
+        ),
+        (
+            "shell.run",
+            "f() { f | f & }; f; sleep 1; echo still here",
+            "exited 0",
+        ),
+        ("shell.run", "(sleep 1000 & ) ; exit 3", "exited 3"),
+        (
+            "code.python",
+            "open('x', 'wb').write(b'x' * (1 << 26))",
+            "exited 1",
+        ),
+        (
+            "shell.run",
+            "ln -s /etc/passwd link; mkfifo pipe; truncate -s 4M sparse",
+            "exited 0",
+        ),
+    ] {
+        let asked = json!({"code": code, "keep": ["link", "pipe", "sparse"]});
+        let told = site.call(tool, &asked).unwrap();
+        assert_eq!(told["ended"], ended, "{code}: {told}");
+        assert!(
+            told["kept"]
+                .as_object()
+                .unwrap()
+                .values()
+                .all(Value::is_string),
+            "{told}"
+        );
+        let next = site
+            .call("shell.run", &json!({"code": "ls -A; echo fine"}))
+            .unwrap();
+        assert_eq!(next["stdout"], "main.sh\nfine\n", "after {code}");
+    }
+    assert_eq!(
+        std::fs::read_dir(site.folder.path().join("files"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_grant_that_demands_another_sandbox_is_not_served() {
+    let site = Site::new("");
+    let issue = "token issue ada --capability code.python --sandbox wasm --out wasm.token --context acme/admin.toml";
+    assert_eq!(fem(site.folder.path(), issue, &[]).0, 0);
+    let call = "call coder@acme code.python --arg code=1 --token wasm.token --context ada.toml";
+    let (code, said) = fem(site.folder.path(), call, &[]);
+    assert!(
+        code != 0 && said.contains("SANDBOX_REQUIRED"),
+        "{code}: {said}"
+    );
+}
+
+#[test]
+fn no_name_leads_out_of_the_coders_folder() {
+    let site = Site::new("");
+    let folder = site.folder.path().join("files");
+    std::os::unix::fs::symlink(site.folder.path(), folder.join("up")).unwrap();
+    for path in [
+        "../coder.pem",
+        "up/coder.pem",
+        "/etc/passwd",
+        "",
+        "a/../../coder.pem",
+        "nul\0",
+    ] {
+        let read = site.call("file.read", &json!({"path": path}));
+        assert!(read.unwrap_err().contains("NO_SUCH_FILE"), "{path:?}");
+        let written = site.call("file.write", &json!({"path": path, "text": "x"}));
+        assert!(written.is_err(), "{path:?}");
+        let taken = site.call("code.python", &json!({"code": "1", "files": [path]}));
+        assert!(taken.is_err(), "{path:?}");
+    }
+}
+
+#[test]
+fn policies_that_cannot_be_are_told_all_at_once_before_anything_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies.toml");
+    std::fs::write(
+        &policies,
+        "[python]\nmemory_bytes = 1\nprocesses = 0\n[perl]\n[shell]\nnetwork = \"open\"\n",
+    )
+    .unwrap();
+    let mut coder = Command::new(path("fem-coder").unwrap());
+    let output = coder
+        .args(["--root", "/", "--show", "--policies"])
+        .arg(&policies)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    for problem in [
+        "[python] memory_bytes",
+        "[python] processes",
+        "[perl]",
+        "[shell]",
+    ] {
+        assert!(said.contains(problem), "{problem}: {said}");
+    }
+}
