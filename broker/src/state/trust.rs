@@ -542,5 +542,9 @@ impl Book {
             texts.retain(|trustee, _| kept.contains(&(trustor, trustee)));
         }
         self.texts.retain(|_, texts| !texts.is_empty());
+        let introduced = self.introduced.values().flat_map(BTreeMap::keys);
+        let makers = self.graph.statements().map(Statement::trustor);
+        let known: BTreeSet<&Org> = introduced.chain(makers).chain(self.peers.keys()).collect();
+        self.stood.retain(|org, _| known.contains(org));
     }
 }
