@@ -156,8 +156,14 @@ fn listed(code: bool) -> io::Result<Rules> {
         Ok(())
     };
     only(libc::SYS_clone, vec![vec![without(0, NAMESPACES)?]])?;
-    let unix = is(0, libc::AF_UNIX as u64)?;
-    only(libc::SYS_socketpair, vec![vec![unix]])?;
+    // A pair of datagrams could send to any socket that has a path.
+    let pair = |kind: i32| -> io::Result<Vec<SeccompCondition>> {
+        let unix = is(0, libc::AF_UNIX as u64)?;
+        let of_kind = condition(1, SeccompCmpOp::MaskedEq(0xf), kind as u64)?;
+        Ok(vec![unix, of_kind])
+    };
+    let pairs = vec![pair(libc::SOCK_STREAM)?, pair(libc::SOCK_SEQPACKET)?];
+    only(libc::SYS_socketpair, pairs)?;
     // Its own limits, lower or looked at; never those of another process.
     only(libc::SYS_prlimit64, vec![vec![is(0, 0)?]])?;
     for call in [libc::SYS_sched_setaffinity, libc::SYS_sched_setscheduler] {

@@ -116,13 +116,14 @@ impl Inside {
         };
         let mut usage = Usage {
             // The processor time of those who are gone.
-            cpu_ms: times(&processes, own, [15, 16])?,
+            cpu_ms: times(&processes, own, &[15, 16])?,
             memory_bytes: 0,
         };
         // One that is gone by now uses nothing.
         for id in self.ids(&processes, own)? {
             usage.memory_bytes += memory(&processes, id).unwrap_or(0);
-            usage.cpu_ms += times(&processes, id, [13, 14]).unwrap_or(0);
+            // Its own, and that of its children that are gone: theirs is in no other process's.
+            usage.cpu_ms += times(&processes, id, &[13, 14, 15, 16]).unwrap_or(0);
         }
         Some(usage)
     }
@@ -207,26 +208,40 @@ fn text(folder: &OwnedFd, path: &str) -> Option<String> {
         OFlags::RDONLY | OFlags::CLOEXEC,
         Mode::empty(),
     );
-    let mut text = String::new();
+    // A program names itself as it likes, also with what is no text.
+    let mut text = Vec::new();
     std::fs::File::from(opened.ok()?)
-        .read_to_string(&mut text)
+        .read_to_end(&mut text)
         .ok()?;
-    Some(text)
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// What a process has in memory, its page tables included.
+/// What a process has in memory and in swap, its page tables included.
 fn memory(processes: &OwnedFd, id: u32) -> Option<u64> {
-    let status = text(processes, &format!("{id}/status"))?;
+    let whole = text(processes, &format!("{id}/status"))?;
+    if whole.contains("\nVmRSS:") {
+        return Some(in_memory(&whole));
+    }
+    // Where the first thread has gone, another shows what all of them have.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let threads = rustix::fs::openat(processes, format!("{id}/task"), flags, Mode::empty()).ok()?;
+    let all = listed(&threads)?.into_iter();
+    let shown = all.filter_map(|thread| text(&threads, &format!("{thread}/status")));
+    shown.map(|status| in_memory(&status)).max()
+}
+
+fn in_memory(status: &str) -> u64 {
     let kib = |name: &str| -> u64 {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let number = line.and_then(|line| line.split_whitespace().next());
         number.and_then(|number| number.parse().ok()).unwrap_or(0)
     };
-    Some((kib("VmRSS:") + kib("VmPTE:")) << 10)
+    let parts = ["VmRSS:", "VmPTE:", "VmSwap:", "HugetlbPages:"];
+    parts.into_iter().map(kib).sum::<u64>() << 10
 }
 
-/// Two of a process's times, as `proc(5)` counts fields from 0.
-fn times(processes: &OwnedFd, id: u32, fields: [usize; 2]) -> Option<u64> {
+/// Some of a process's times, as `proc(5)` counts fields from 0.
+fn times(processes: &OwnedFd, id: u32, fields: &[usize]) -> Option<u64> {
     let stat = text(processes, &format!("{id}/stat"))?;
     // The name may hold anything, blanks and brackets too; what follows its last bracket is numbers.
     let rest = &stat[stat.rfind(')')? + 1..];

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
@@ -87,6 +88,22 @@ static long fill(size_t mib) {
     }
     return 0;
 }
+static void *fill_and_end(void *unused) {
+    long result = fill(200);
+    if (!result) sleep(2);
+    _exit(result != 0);
+    return unused;
+}
+/* Five processes, each with less than one may have, all with more than they may together. */
+static int together(void (*each)(void)) {
+    int failed = 0, status;
+    for (int n = 0; n < 5; n++) if (!fork()) each();
+    while (wait(&status) > 0) failed |= status;
+    errno = ENOMEM;
+    return failed ? -1 : 0;
+}
+static void unnamed(void) { prctl(PR_SET_NAME, "\xff"); fill_and_end(0); }
+static void leaderless(void) { pthread_t one; pthread_create(&one, 0, fill_and_end, 0); syscall(SYS_exit, 0); }
 static int write_mib(const char *name, int mib) {
     static char block[1 << 20];
     memset(block, 1, sizeof block);
@@ -217,6 +234,8 @@ static int try(const char *name) {
         errno = ENOMEM;
         return got(failed ? -1 : 0);
     }
+    if (IS("memory-unnamed")) return got(together(unnamed));
+    if (IS("memory-leaderless")) return got(together(leaderless));
     if (IS("shm-fill")) { int all = write_mib("/dev/shm/fem-fill", 512); int why = errno; unlink("/dev/shm/fem-fill"); errno = why; return got(all); }
     if (IS("disk")) { for (int n = 0; n < 40; n++) { sprintf(text, "big-%d", n); if (write_mib(text, 15)) return denied(); } return 0; }
     if (IS("inodes")) { for (int n = 0; n < 20000; n++) { sprintf(text, "f-%d", n); fd = open(text, O_CREAT | O_WRONLY, 0600); if (fd < 0) return denied(); close(fd); } return 0; }
@@ -237,6 +256,7 @@ static int try(const char *name) {
     if (IS("vsock")) return got(socket(AF_VSOCK, SOCK_STREAM, 0));
     if (IS("abstract-stream")) { sprintf(text, "fem-%d-%d", SOCK_STREAM, victim); return un(SOCK_STREAM, text, 1); }
     if (IS("abstract-dgram")) { sprintf(text, "fem-%d-%d", SOCK_DGRAM, victim); return un(SOCK_DGRAM, text, 1); }
+    if (IS("unix-datagrams")) return got(socketpair(AF_UNIX, SOCK_DGRAM, 0, two));
     if (IS("unix-path")) return un(SOCK_STREAM, at("socket"), 0);
     if (IS("sysv-shm")) { int id = shmget(IPC_PRIVATE, 4096, 0600); if (id >= 0) shmctl(id, IPC_RMID, 0); return got(id); }
     if (IS("posix-shm")) { fd = open("/dev/shm/fem-x", O_CREAT | O_RDWR, 0600); int why = errno; unlink("/dev/shm/fem-x"); errno = why; return got(fd); }
