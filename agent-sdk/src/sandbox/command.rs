@@ -83,7 +83,7 @@ impl Command {
         self
     }
 
-    /// Keeps its standard input open, for [`Running::stdin`].
+    /// Keeps its standard input open, for [`Running::stdin`](super::Running::stdin).
     #[must_use]
     pub fn piped(mut self) -> Self {
         self.stdin = Input::Piped;

@@ -51,7 +51,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its standard input, of a [`Command::piped`]. Once.
+    /// Its standard input, of a [`Command::piped`](super::Command::piped). Once.
     pub fn stdin(&mut self) -> Option<pipe::Sender> {
         self.stdin.take()
     }
