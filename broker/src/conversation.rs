@@ -151,11 +151,7 @@ pub async fn close<S: Stream>(socket: &mut WebSocketStream<S>, why: Ended) {
 ///
 /// Why the conversation ended.
 pub async fn send<S: Stream>(socket: &mut WebSocketStream<S>, bytes: Bytes) -> Result<(), Ended> {
-    match timeout(WRITE_MAX, socket.send(Message::Binary(bytes))).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Ended::ByClient),
-        Err(_) => Err(Ended::TooSlow),
-    }
+    in_time(socket.send(Message::Binary(bytes))).await
 }
 
 /// Serves an attached connection until it ends.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use proto_spec::admission::Authority as _;
+use proto_spec::admission::{Authority as _, permits};
 use proto_spec::capability::{Arguments, Pattern, Question, Token};
 use proto_spec::message::{AdvertisedTool, DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered};
 use proto_spec::{AgentId, Authorized, Capability, Org, PublicKey, Refusal, Timestamp};
@@ -63,14 +63,13 @@ pub fn discover(
                 tool: Some(offer.tool.name.as_str()),
                 provider: Some(&offer.provider),
                 arguments: Arguments::Unknown,
-                trust: standing.trust(asker.agent().org(), &required),
                 ..Question::plain(&required, asker.agent(), now)
             };
-            let permits = |token: &&Arc<Token>| {
+            let may = |token: &&Arc<Token>| {
                 page.asked += usize::from(!token.is_standard());
-                !standing.barred(token, &required) && token.permits(&question).is_ok()
+                !standing.barred(token, &required) && permits(standing, token, &question).is_ok()
             };
-            let token = held.iter().find(permits)?;
+            let token = held.iter().find(may)?;
             Some((offer, token))
         });
         if let Some((offer, token)) = permitted {

@@ -122,8 +122,7 @@ pub fn ways(
 }
 
 /// How good a way is: the least is the best.
-#[must_use]
-pub fn rank(link: &Link, tool: &AdvertisedTool, now: Timestamp) -> (bool, usize, Org) {
+fn rank(link: &Link, tool: &AdvertisedTool, now: Timestamp) -> (bool, usize, Org) {
     let is_silent = link.age(now) > SILENT;
     (is_silent, tool.tool.via.len(), link.org.clone())
 }

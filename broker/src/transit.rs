@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use proto_spec::admission;
 use proto_spec::capability::{Question, Token};
 use proto_spec::frame::Relay;
 use proto_spec::limits::{HOPS_MAX, INTRODUCTION_VALIDITY, WORD_BYTES_MAX};
@@ -14,7 +15,7 @@ use proto_spec::{
     AgentId, Audience, Authorized, Capability, Digest, Kind, Org, Pattern, Refusal, Timestamp,
 };
 
-use crate::pipeline::{Carried, Core};
+use crate::pipeline::{Carried, Core, Standing};
 use crate::state::links::{Hearer, Held, Link};
 use crate::state::room::Guest;
 use crate::voice::Voice;
@@ -173,19 +174,11 @@ fn permits(
     {
         return false;
     }
-    let via = (*agent.org() != link.org).then_some(&link.org);
-    let score = |org| state.trust.score(org, required, now);
-    let trust = match via {
-        _ if !token.names_trust() => None,
-        Some(neighbour) => score(neighbour).min(score(agent.org())),
-        None => score(agent.org()),
-    };
     let question = Question {
-        via,
-        trust,
+        via: (*agent.org() != link.org).then_some(&link.org),
         ..Question::plain(required, agent, now)
     };
-    token.permits(&question).is_ok()
+    admission::permits(&Standing::of(state, now), token, &question).is_ok()
 }
 
 #[cfg(test)]

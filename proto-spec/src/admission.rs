@@ -740,22 +740,6 @@ impl<A: Authority> Asked<'_, A> {
         self.holds(&required)
     }
 
-    /// Whether a token permits it, and by which trust score, if a condition of its asks for one.
-    fn permits(&self, token: &Token, question: &Question<'_>) -> Result<Option<u8>, Refusal> {
-        let score = || self.authority.trust(self.agent.org(), question.required);
-        // Who came through a neighbour has whatever key that one says, so it counts for no more.
-        let trust = match question.via {
-            _ if !token.names_trust() => None,
-            Some(neighbour) => self
-                .authority
-                .trust(neighbour, question.required)
-                .min(score()),
-            None => score(),
-        };
-        token.permits(&Question { trust, ..*question })?;
-        Ok(trust)
-    }
-
     fn holds(&self, required: &Pattern) -> Result<Permit, Refusal> {
         self.ask(&Question::plain(required, self.agent, self.now))
     }
@@ -773,7 +757,7 @@ impl<A: Authority> Asked<'_, A> {
             if self.authority.barred(&token, question.required) {
                 return Err(Refusal::TokenRevoked(format!("all of {capability}")));
             }
-            let trust = self.permits(&token, question)?;
+            let trust = permits(self.authority, &token, question)?;
             return Ok(Permit::Held {
                 capability,
                 token: Some(token),
@@ -790,7 +774,7 @@ impl<A: Authority> Asked<'_, A> {
             {
                 continue;
             }
-            match self.permits(token, question) {
+            match permits(self.authority, token, question) {
                 Ok(trust) => {
                     let held = Permit::Held {
                         capability: capability.clone(),
@@ -840,7 +824,7 @@ impl<A: Authority> Asked<'_, A> {
                         question.required
                     )));
                 }
-                self.permits(token, question)
+                permits(self.authority, token, question)
             })();
             match permitted {
                 Ok(trust) => {
@@ -858,6 +842,29 @@ impl<A: Authority> Asked<'_, A> {
         }
         Err(refusal)
     }
+}
+
+/// Whether a token permits it, and by which trust score of the caller's organisation, if a condition of its asks
+/// for one. The question's own score is not looked at.
+///
+/// # Errors
+///
+/// Those of [`Token::permits`].
+pub fn permits(
+    authority: &impl Authority,
+    token: &Token,
+    question: &Question<'_>,
+) -> Result<Option<u8>, Refusal> {
+    let score = |org| authority.trust(org, question.required);
+    let home = || score(question.caller?.org());
+    let trust = match question.via {
+        _ if !token.names_trust() => None,
+        // Who came through a neighbour has whatever key that one says, so it counts for no more.
+        Some(neighbour) => score(neighbour).min(home()),
+        None => home(),
+    };
+    token.permits(&Question { trust, ..*question })?;
+    Ok(trust)
 }
 
 fn too_long(_: crate::capability::BadPattern) -> Refusal {

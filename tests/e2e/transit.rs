@@ -9,6 +9,7 @@ use serde_json::json;
 use tests::lab::{Actor, Lab, hears_refusal};
 use tests::peer::{Hand, Linked, certificate};
 
+use super::federation::until;
 use super::hostile_peer::{Scene, add, advertised};
 
 /// A tool of initech's, as a peer in front of it advertises it.
@@ -36,9 +37,7 @@ async fn until_known(lab: &Lab, hand: &Hand) {
             .of(&hand.org)
             .is_some_and(|link| link.tool_count() == 1)
     };
-    while !known() {
-        tokio::task::yield_now().await;
-    }
+    until("its advert", known).await;
 }
 
 #[tokio::test]
@@ -120,9 +119,7 @@ async fn keys_that_a_peer_says_are_dead_are_told_to_nobody_else() {
         let link = links.of(&scene.globex.org);
         link.is_some_and(|link| link.is_dead(&stranger.key.public()))
     };
-    while !is_seen() {
-        tokio::task::yield_now().await;
-    }
+    until("the head is taken", is_seen).await;
     let own = acme.agent("own", 5, &[]).await.unwrap();
     let revoke = json!({"name": "own"});
     let revoked = acme.ask(&acme.admin, Kind::AdminAgentRevoke, &revoke).await;
@@ -169,9 +166,8 @@ async fn the_key_that_a_peer_had_before_is_nobodys() {
     let attach = new.attach_after(acme, exporter, vec![succession]).unwrap();
     wire.send(attach).await.unwrap();
     let peers = &acme.broker.core().state.peers;
-    while peers.find(&old.org).unwrap().key != new.key.public() {
-        tokio::task::yield_now().await;
-    }
+    let is_known = || peers.find(&old.org).unwrap().key == new.key.public();
+    until("the next key is on record", is_known).await;
     let mut link = old.link(acme).await.unwrap();
     link.closes().await.unwrap();
 }

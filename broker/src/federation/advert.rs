@@ -64,10 +64,8 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
             arguments: Arguments::Unknown,
         };
         let permits = |token: &&Arc<Token>| {
-            let mut asked_so_far = asked.get();
-            asked_so_far += usize::from(!token.is_standard());
-            asked.set(asked_so_far);
-            asked_so_far <= ASKED_MAX
+            asked.set(asked.get() + usize::from(!token.is_standard()));
+            asked.get() <= ASKED_MAX
                 && !state.revocations.is_barred(token.issued(), required)
                 && token.permits(&question).is_ok()
         };

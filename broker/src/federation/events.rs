@@ -46,8 +46,8 @@ pub(super) async fn tell_topics(core: &Core, link: &Link) -> Ended {
         granted.borrow_and_update();
         let wanted = wanted(core, link);
         let grants: Vec<Digest> = link.held().iter().map(|held| held.id).collect();
-        let is_due = told.as_ref().is_none_or(|(before, at)| {
-            *before != (wanted.clone(), grants.clone()) || core.clock.now() >= *at
+        let is_due = told.as_ref().is_none_or(|(had, by, until)| {
+            *had != wanted || *by != grants || core.clock.now() >= *until
         });
         if is_due {
             let now = core.clock.now();
@@ -57,7 +57,7 @@ pub(super) async fn tell_topics(core: &Core, link: &Link) -> Ended {
                 .take(LISTENERS_MAX);
             let listeners = within(listeners);
             let is_first = told.is_none();
-            told = Some(((wanted, grants), now.later(RENEW)));
+            told = Some((wanted, grants, now.later(RENEW)));
             let topics = PeerTopics { listeners };
             if !(is_first && topics.listeners.is_empty()) {
                 // Behind what waits already, not on top of it.

@@ -119,8 +119,9 @@ impl Told {
     }
 }
 
-/// What of a peer's news may be true: statements as their makers signed them, by keys that we know or that
-/// the peer vouches for. What is not is left out, since a maker may have gone on under another key.
+/// What of a peer's news may be true, so that rubbish costs no time of the registrar's: statements as their
+/// makers signed them, by keys that we know or that the peer vouches for. Whether that is the key that counts
+/// is for the book to say, which verifies what it takes. What is not is left out, since a maker may have gone on under another key.
 ///
 /// # Errors
 ///

@@ -72,7 +72,7 @@ pub enum Order {
     Reserve(Need, Name),
     /// A peer's broker goes on under another key, which it proved.
     Rekey(Box<Rekey>),
-    /// A peer told news of trust; the statements were verified.
+    /// A peer told news of trust.
     Hear(Org, Box<TrustNews>),
 }
 

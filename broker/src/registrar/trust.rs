@@ -57,7 +57,7 @@ impl Desk {
         Ok(answer(self.state.trust.shown(asked, self.clock.now())))
     }
 
-    /// Puts on record what of a peer's news has an effect. Whoever sends them verified the statements.
+    /// Puts on record what of a peer's news has an effect: statements as the book verifies them.
     pub(super) fn hear_trust(&mut self, from: Org, news: &TrustNews) -> Result<Decision, Refusal> {
         let at = self.clock.now();
         if self.state.peers.find(&from).is_none() {

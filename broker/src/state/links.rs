@@ -568,9 +568,8 @@ fn is_on_its_way(tool: &DiscoveredTool, peer: &Org, me: &Org) -> bool {
         [] => tool.agent.org() == peer,
         // What is behind it requires, at the peer, a right to use that organisation.
         [one] => {
-            let under: Result<Pattern, _> = format!("peer.{one}.*").parse();
             let required = Pattern::from(tool.tool.required().clone());
-            let is_under = under.is_ok_and(|under| under.covers(&required));
+            let is_under = required.of_peer().is_some_and(|(org, _)| org == *one);
             one == tool.agent.org() && one != peer && one != me && is_under
         }
         _ => false,

@@ -202,8 +202,8 @@ impl TrustBook {
     #[must_use]
     pub fn next_seq(&self, trustee: &Org, now: Timestamp) -> u64 {
         let book = read(&self.book);
-        let last = book.own().find(|said| said.trustee == *trustee);
-        now.as_ms().max(last.map_or(0, |said| said.seq + 1))
+        let last = book.graph.statement(&self.home, trustee);
+        now.as_ms().max(last.map_or(0, |last| last.said().seq + 1))
     }
 
     /// Whether the home organisation may state this, and an admin decide it: there is room, and it is
@@ -232,9 +232,7 @@ impl TrustBook {
             let envelope = Envelope::parse(bytes, TRUST_STATEMENT_BYTES_MAX).ok()?;
             let said: TrustStatement = envelope.read_body().ok()?;
             let maker = envelope.speaker().org();
-            let mut known = book.graph.statements();
-            let known =
-                known.find(|one| one.trustor() == maker && *one.trustee() == said.trustee)?;
+            let known = book.graph.statement(maker, &said.trustee)?;
             (said.trust < known.said().trust).then_some(())
         };
         let statements = news.statements.into_iter();

@@ -226,6 +226,12 @@ impl TrustGraph {
         ends.filter(|end| *end > now).min()
     }
 
+    /// What is on record that `trustor` says of `trustee`, whether it counts or not.
+    #[must_use]
+    pub fn statement(&self, trustor: &Org, trustee: &Org) -> Option<&Statement> {
+        self.said.get(trustor)?.get(trustee)
+    }
+
     /// Every statement on record, whether it counts or not: by who says it, then of whom.
     pub fn statements(&self) -> impl Iterator<Item = &Statement> {
         self.said.values().flat_map(BTreeMap::values)
