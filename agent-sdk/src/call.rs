@@ -33,6 +33,8 @@ pub struct CallOptions {
     pub token: Option<String>,
     /// Whether the provider is to report progress.
     pub progress: bool,
+    /// Of a request to an MCP server: an object, its parameters beside the arguments.
+    pub mcp: Option<Box<RawValue>>,
 }
 
 impl CallOptions {
@@ -88,6 +90,7 @@ impl Question {
             tool: self.tool.as_str().into(),
             arguments: self.arguments.as_deref(),
             progress: options.progress,
+            mcp: options.mcp.as_deref(),
         };
         let header = Header {
             re: None,

@@ -22,6 +22,7 @@ pub struct Call {
     pub(crate) capability: String,
     pub(crate) deadline: Option<Duration>,
     pub(crate) sandbox: Option<String>,
+    pub(crate) mcp: Option<Box<RawValue>>,
     pub(crate) inputs: mpsc::Receiver<Box<RawValue>>,
     pub(crate) reporter: Reporter,
 }
@@ -62,6 +63,13 @@ impl Call {
     #[must_use]
     pub fn sandbox(&self) -> Option<&str> {
         self.sandbox.as_deref()
+    }
+
+    /// Of a request to an MCP server: an object, its parameters beside the arguments. None where the caller
+    /// speaks no MCP.
+    #[must_use]
+    pub fn mcp(&self) -> Option<&RawValue> {
+        self.mcp.as_deref()
     }
 
     /// Tells the caller how far it is, if the caller wants to know. Waits while the connection is busy;

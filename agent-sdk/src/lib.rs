@@ -24,6 +24,8 @@ mod incoming;
 mod keyfile;
 mod line;
 mod link;
+#[cfg(feature = "mcp")]
+pub mod mcp;
 mod post;
 #[cfg(all(feature = "sandbox", target_os = "linux"))]
 pub mod sandbox;
@@ -45,7 +47,7 @@ pub use incoming::{Call, Progress};
 pub use keyfile::{Key, Passphrase};
 pub use link::backoff::Backoff;
 pub use proto_spec;
-pub use proto_spec::message::{Ack, DiscoverTools, DiscoveredTool};
+pub use proto_spec::message::{Ack, DiscoverTools, DiscoveredTool, McpRequest};
 pub use proto_spec::{
     AgentId, Audience, Caller, Capability, Code, Digest, Kind, Pattern, PublicKey, Timestamp,
 };

@@ -238,6 +238,7 @@ impl Provider {
                 .flatten()
                 .next()
                 .map(|demand| (*demand).to_owned()),
+            mcp: body.mcp.map(ToOwned::to_owned),
             inputs: waiting,
             reporter: Reporter {
                 to: body

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use proto_spec::limits::TOOL_SEGMENTS_MAX;
+use proto_spec::message::McpRequest;
 use proto_spec::{Capability, message};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -39,6 +40,7 @@ pub struct Tool {
     output: Option<Box<RawValue>>,
     annotations: serde_json::Map<String, serde_json::Value>,
     sandbox: Option<String>,
+    mcp: Option<McpRequest>,
     run: Arc<dyn Fn(Call, Box<RawValue>) -> Running + Send + Sync>,
 }
 
@@ -94,6 +96,7 @@ impl Tool {
             output: None,
             annotations: serde_json::Map::new(),
             sandbox: None,
+            mcp: None,
             run,
         }
     }
@@ -116,6 +119,21 @@ impl Tool {
     #[must_use]
     pub fn returns<R: JsonSchema>(mut self) -> Self {
         self.output = to_raw_value(&schemars::schema_for!(R)).ok();
+        self
+    }
+
+    /// Offers `schema` as the JSON Schema of its result, as it is.
+    #[must_use]
+    pub fn output(mut self, schema: Box<RawValue>) -> Self {
+        self.output = Some(schema);
+        self
+    }
+
+    /// Says that calling it is this request to an MCP server: its result is that request's result, and
+    /// [`Call::mcp`] has what comes beside the arguments.
+    #[must_use]
+    pub fn mcp(mut self, request: McpRequest) -> Self {
+        self.mcp = Some(request);
         self
     }
 
@@ -171,6 +189,7 @@ impl Tool {
             input_schema: self.input.clone(),
             output_schema: self.output.clone(),
             annotations,
+            mcp: self.mcp.clone(),
         })
     }
 }

@@ -98,6 +98,7 @@ impl Voice {
             re,
             token: None,
             deadline: None,
+            via: None,
             body,
         };
         draft.seal(&self.key.load()).unwrap_or_else(|error| {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::capability::{
-    Arguments, Capability, Pattern, Question, RevocationId, Token, TokenKind, decode_text,
+    Arguments, Capability, Pattern, Proof, Question, RevocationId, Token, TokenKind, decode_text,
 };
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{AgentId, Audience, Caller, Org, Speaker};
@@ -86,6 +86,12 @@ pub trait Authority {
     /// How far the home organisation trusts another for what `required` permits, 1 to 100; nothing where it
     /// does not. Asked only where a condition does.
     fn trust(&self, _org: &Org, _required: &Pattern) -> Option<u8> {
+        None
+    }
+
+    /// The `mcp` token that was shown at this door, for which the broker signed the envelope; opened, of this
+    /// agent and for this door. Without one nothing that says `via:"mcp"` is permitted.
+    fn bearer(&self) -> Option<&Token> {
         None
     }
 
@@ -488,6 +494,7 @@ impl Fresh {
         let capability = Pattern::from(permit.capability.clone());
         let mut question = call.question(&capability, &agent, me, judge.now);
         question.trust = permit.trust;
+        question.proof = self.envelope.proof();
         let mut via = None;
         let token = match (permit.basis, self.envelope.token(), &permit.grant) {
             (Basis::Token, Some(text), _) => {
@@ -746,6 +753,8 @@ impl<A: Authority> Asked<'_, A> {
 
     /// A presented token replaces what is on record; it never adds to it.
     fn ask(&self, question: &Question<'_>) -> Result<Permit, Refusal> {
+        let proof = self.fresh.envelope.proof();
+        let question = &Question { proof, ..*question };
         if let Some((neighbour, tokens)) = &self.relayed {
             return self.ask_for_peer(neighbour, tokens, question);
         }
@@ -765,6 +774,12 @@ impl<A: Authority> Asked<'_, A> {
                 relayed: None,
                 trust,
             });
+        }
+        if proof == Proof::Bearer {
+            // What the bearer permits is a part of what is on record, never more.
+            let bearer = self.authority.bearer();
+            let bearer = bearer.ok_or(Refusal::NotHolder("it was shown no bearer token"))?;
+            borne(self.authority, bearer, question)?;
         }
         let mut refusal = Refusal::Denied(capability.to_string());
         let mut spent = None;
@@ -865,6 +880,29 @@ pub fn permits(
     };
     token.permits(&Question { trust, ..*question })?;
     Ok(trust)
+}
+
+/// Whether the bearer token that was shown permits it, as far as it goes: the record has to as well.
+///
+/// # Errors
+///
+/// [`Refusal::NotHolder`] where it is another agent's or no `mcp` token, [`Refusal::TokenRevoked`], and those
+/// of [`Token::permits`].
+pub fn borne(
+    authority: &impl Authority,
+    bearer: &Token,
+    question: &Question<'_>,
+) -> Result<(), Refusal> {
+    let is_theirs = bearer.agent().and_then(Speaker::agent) == question.caller;
+    if bearer.kind() != TokenKind::Mcp || !is_theirs {
+        return Err(Refusal::NotHolder("the bearer token is another agent's"));
+    }
+    authority.alive(bearer)?;
+    if authority.barred(bearer, question.required) {
+        let all = format!("all of {}", question.required);
+        return Err(Refusal::TokenRevoked(all));
+    }
+    permits(authority, bearer, question).map(drop)
 }
 
 fn too_long(_: crate::capability::BadPattern) -> Refusal {

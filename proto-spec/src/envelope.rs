@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::capability::Proof;
 use crate::identity::{Audience, Speaker};
 use crate::limits::{
     DEADLINE_MAX, DEPTH_MAX, INTEGER_MAX, NONCE_CHARS, NOTE_CHARS_MAX, TOKEN_BYTES_MAX,
@@ -17,6 +18,9 @@ use crate::refusal::Refusal;
 use crate::signature::{Digest, Signature, SigningKey};
 use crate::time::Timestamp;
 use crate::wire::{self, Cut, Member, check_strict};
+
+/// What `via` says where the broker signed for whoever showed a bearer token at `/mcp`.
+pub const VIA_MCP: &str = "mcp";
 
 /// What an envelope says: its `type`.
 macro_rules! kinds {
@@ -334,6 +338,14 @@ impl Envelope {
     pub fn deadline(&self) -> Option<Duration> {
         self.deadline
     }
+    /// How its sender proved who it is: at `/mcp` the broker signs for whoever shows a bearer token.
+    #[must_use]
+    pub fn proof(&self) -> Proof {
+        match self.via() {
+            Some(VIA_MCP) => Proof::Bearer,
+            _ => Proof::Key,
+        }
+    }
     /// Through which bridge it came, when it is not the agent's own words.
     #[must_use]
     pub fn via(&self) -> Option<&str> {
@@ -549,6 +561,9 @@ pub struct Draft<'a, B: Serialize + ?Sized> {
     /// Milliseconds from receipt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<u64>,
+    /// By which bridge it came, where its signer is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<&'a str>,
     /// What the type says it holds.
     pub body: &'a B,
 }

@@ -24,7 +24,7 @@ pub mod wire;
 
 pub use admission::{Authorized, Fresh, Newcomer, Received, Verified};
 pub use capability::{Capability, Pattern};
-pub use envelope::{Draft, Envelope, Kind, Sealed};
+pub use envelope::{Draft, Envelope, Kind, Sealed, VIA_MCP};
 pub use identity::{AgentId, Audience, Caller, Name, NamePattern, Org, Speaker};
 pub use refusal::{Code, Refusal};
 pub use signature::{Digest, PublicKey, Signature, SigningKey};

@@ -78,6 +78,20 @@ pub struct Tool {
     /// Hints such as `readOnlyHint`, as MCP has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<Box<RawValue>>,
+    /// Where calling it is a request to an MCP server: which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp: Option<McpRequest>,
+}
+
+/// The request to an MCP server that a call becomes. The call's result is that request's result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct McpRequest {
+    /// `tools/call`, `prompts/get`, `resources/read` …
+    pub method: String,
+    /// Of `tools/call`: the tool as its server defines it, without the members that [`Tool`] says already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Box<RawValue>>,
 }
 
 impl Tool {
@@ -146,6 +160,7 @@ struct WrittenTool {
     input_schema: Option<Box<RawValue>>,
     output_schema: Option<Box<RawValue>>,
     annotations: Option<Box<RawValue>>,
+    mcp: Option<McpRequest>,
     #[serde(default)]
     checks: Vec<String>,
     #[serde(default)]
@@ -164,6 +179,7 @@ impl From<WrittenTool> for DiscoveredTool {
                 input_schema: written.input_schema,
                 output_schema: written.output_schema,
                 annotations: written.annotations,
+                mcp: written.mcp,
             },
             checks: written.checks,
             via: written.via,
@@ -194,6 +210,10 @@ pub struct ToolCall<'a> {
     /// Whether the caller wants `toolProgress`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub progress: bool,
+    /// Of a request to an MCP server: an object, its parameters beside the arguments (`_meta`,
+    /// `inputResponses`, `requestState` …). Other tools do not look at it.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub mcp: Option<&'a RawValue>,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -1168,6 +1188,10 @@ mod tests {
                 input_schema: raw(r#"{"type":"object"}"#),
                 output_schema: raw(r#"{"type":"string"}"#),
                 annotations: raw(r#"{"readOnlyHint":true}"#),
+                mcp: Some(McpRequest {
+                    method: "tools/call".into(),
+                    definition: raw(r#"{"name":"read","icons":[]}"#),
+                }),
             },
             checks: vec!["check if true".into()],
             via: vec!["globex".parse().unwrap()],

@@ -60,6 +60,7 @@ fn seal(
         re,
         token: None,
         deadline: None,
+        via: None,
         body,
     };
     draft.seal(&key(signer)).unwrap()
@@ -333,6 +334,7 @@ impl Delivery {
             re: None,
             token: None,
             deadline: None,
+            via: None,
             body: &self.word,
         };
         let call = Draft {
@@ -344,6 +346,7 @@ impl Delivery {
             re: None,
             token: self.token.as_deref(),
             deadline: None,
+            via: None,
             body: &json!({"tool": self.tool, "arguments": self.arguments}),
         };
         let said = said.seal(&self.broker).unwrap().bytes;
@@ -731,6 +734,7 @@ fn named(by: [u8; 32], body: &Value) -> String {
         re: None,
         token: None,
         deadline: None,
+        via: None,
         body,
     };
     String::from_utf8(draft.seal(&key(by)).unwrap().bytes.to_vec()).unwrap()

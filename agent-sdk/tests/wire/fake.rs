@@ -98,6 +98,7 @@ impl Person {
             re,
             token,
             deadline: None,
+            via: None,
             body,
         }
         .seal(&self.key)

@@ -97,6 +97,7 @@ pub(crate) async fn run(args: Call, chosen: &Chosen, output: Output) -> Outcome 
     let agent = chosen.agent()?;
     let options = CallOptions {
         deadline: args.deadline,
+        mcp: None,
         token,
         progress: args.progress,
     };
