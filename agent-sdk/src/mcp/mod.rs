@@ -14,6 +14,7 @@
 //!
 //! A server's error is a tool error with the code [`MCP_ERROR`], whose data is the JSON-RPC error object.
 
+pub mod gateway;
 pub mod rpc;
 
 /// The code of a tool error whose data is a JSON-RPC error object, as the MCP server sent it.
