@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::federation::dial;
 use crate::journal::{Embedded, Journal, Reader};
 use crate::listener::{self, Room};
+use crate::mcp::{KeptKeys, Mcp};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::pipeline::Core;
@@ -170,6 +171,12 @@ impl Parts {
         getrandom::fill(&mut run)?;
         let run = u64::from_be_bytes(run);
         let voice = Arc::new(Voice::new(broker_key, config.org.clone(), run));
+        let kept = match &config.mcp {
+            Some(_) => Some(Arc::new(KeptKeys::beside(&config.root_key, &config.org)?)),
+            None => None,
+        };
+        let mcp = config.mcp.as_ref().zip(kept.clone());
+        let mcp = mcp.map(|(mcp, kept)| Mcp::new(kept, mcp));
         let (registrar, desk) = Registrar::new(
             Arc::clone(&state),
             Box::new(journal),
@@ -177,6 +184,7 @@ impl Parts {
             Arc::clone(&voice),
             Arc::clone(&clock),
             config.clone(),
+            kept,
             Snapshots::new(config.data.clone(), Arc::clone(&voice), since),
         );
         let channels = config.channels.clone();
@@ -190,6 +198,7 @@ impl Parts {
             metrics: Metrics::default(),
             certificates,
             channels,
+            mcp,
             post_credentials: crate::calls::PostCredentials::default(),
             bodies: tokio::sync::Semaphore::new(bodies_kib),
         });

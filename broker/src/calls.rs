@@ -88,6 +88,10 @@ impl Place<'_> {
         }
         let in_flight = InFlight {
             token: Arc::clone(token),
+            bearer: match door {
+                Door::Bearer(_, bearer) => Some(Arc::clone(bearer)),
+                _ => None,
+            },
             required: capability.clone(),
             on_record: *basis == Basis::Record,
             caller: call.agent().clone(),
@@ -343,10 +347,11 @@ impl Place<'_> {
         };
         let is_revoked = state.trust.is_revoked(call.caller.org())
             || matches!(&call.reply, Reply::Party(party) if is_of_revoked(party));
-        is_off_record
-            || is_revoked
-            || state.alive(token).is_err()
-            || state.revocations.is_barred(token.issued(), &call.required)
+        let is_dead = |token: &Arc<Token>| {
+            state.alive(token).is_err()
+                || state.revocations.is_barred(token.issued(), &call.required)
+        };
+        is_off_record || is_revoked || is_dead(token) || call.bearer.iter().any(is_dead)
     }
 
     /// Ends every call that has lost what permitted it; both sides are told.

@@ -30,6 +30,7 @@ pub struct Written {
     approval: Approval,
     #[serde(default)]
     federation: Federation,
+    mcp: Option<Mcp>,
     #[serde(default)]
     limits: Limits,
 }
@@ -66,6 +67,69 @@ impl Federation {
     #[must_use]
     pub fn stale_after(&self) -> Duration {
         Duration::from_millis(self.stale_after_ms)
+    }
+}
+
+/// How MCP clients come in that show bearer tokens; they do not where the file has no such part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mcp {
+    /// The URL that clients use, as they know it: what a token is for (RFC 8707).
+    pub resource: String,
+    /// What bearer tokens may be used for at all.
+    #[serde(default = "Mcp::all_tools")]
+    pub bearer_ok: Vec<Pattern>,
+    /// How long one holds at most.
+    #[serde(default = "Mcp::a_day")]
+    pub bearer_lifetime_max_s: u64,
+    /// Origins of web pages whose scripts may call.
+    #[serde(default)]
+    pub origins: Vec<String>,
+}
+
+impl Mcp {
+    fn all_tools() -> Vec<Pattern> {
+        "*".parse().into_iter().collect()
+    }
+
+    fn a_day() -> u64 {
+        86_400
+    }
+
+    /// The URL without its path.
+    fn origin(&self) -> &str {
+        self.resource.strip_suffix("/mcp").unwrap_or(&self.resource)
+    }
+
+    /// What clients may name in `Host`.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
+        let origin = self.origin();
+        vec![origin.strip_prefix("https://").unwrap_or(origin).to_owned()]
+    }
+
+    /// Where the resource's metadata lies (RFC 9728, 3.1).
+    #[must_use]
+    pub fn metadata_url(&self) -> String {
+        format!("{}{}/mcp", self.origin(), crate::mcp::METADATA)
+    }
+
+    fn problems(&self, found: &mut Vec<String>) {
+        let host = self.hosts().concat();
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+        let is_url = self.resource.starts_with("https://") && self.resource.ends_with("/mcp");
+        if !is_url || host.is_empty() || !host.chars().all(is_plain) {
+            found.push(format!(
+                "mcp.resource is {:?}; it must be https://HOST[:PORT]/mcp",
+                self.resource
+            ));
+        }
+        if !(60..=90 * 86_400).contains(&self.bearer_lifetime_max_s) {
+            found.push(format!(
+                "mcp.bearer_lifetime_max_s is {}; it must be 60 to 7776000",
+                self.bearer_lifetime_max_s
+            ));
+        }
     }
 }
 
@@ -296,6 +360,8 @@ pub struct Config {
     pub approval: Approval,
     /// How other organisations' brokers find this one.
     pub federation: Federation,
+    /// How MCP clients come in, if they do.
+    pub mcp: Option<Mcp>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -362,6 +428,9 @@ impl Config {
             }
         }
         written.limits.problems(&mut found);
+        if let Some(mcp) = &written.mcp {
+            mcp.problems(&mut found);
+        }
         let mut file = |name: &str, path: &Path| {
             let path = base.join(path);
             if let Err(error) = std::fs::metadata(&path) {
@@ -386,6 +455,7 @@ impl Config {
                 channels,
                 approval: written.approval,
                 federation: written.federation,
+                mcp: written.mcp,
                 limits: written.limits,
             }),
             _ => Err(Problems(found)),
@@ -410,6 +480,7 @@ impl Config {
             },
             "approval": self.approval,
             "federation": self.federation,
+            "mcp": self.mcp,
             "limits": self.limits,
         })
     }

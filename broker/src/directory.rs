@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use proto_spec::admission::{Authority as _, permits};
-use proto_spec::capability::{Arguments, Pattern, Question, Token};
+use proto_spec::admission::{Authority as _, borne, permits};
+use proto_spec::capability::{Arguments, Pattern, Proof, Question, Token};
 use proto_spec::message::{AdvertisedTool, DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered};
 use proto_spec::{AgentId, Authorized, Capability, Org, PublicKey, Refusal, Timestamp};
 
@@ -33,6 +33,9 @@ pub fn discover(
     now: Timestamp,
 ) -> Result<ToolsDiscovered, Refusal> {
     let query: DiscoverTools = asker.envelope().read_body()?;
+    if asker.envelope().proof() == Proof::Bearer && standing.bearer().is_none() {
+        return Err(Refusal::NotHolder("it was shown no bearer token"));
+    }
     let held = match asker.envelope().token() {
         Some(text) => {
             let token = standing.open(text)?;
@@ -63,8 +66,13 @@ pub fn discover(
                 tool: Some(offer.tool.name.as_str()),
                 provider: Some(&offer.provider),
                 arguments: Arguments::Unknown,
+                proof: asker.envelope().proof(),
                 ..Question::plain(&required, asker.agent(), now)
             };
+            if let Some(bearer) = standing.bearer() {
+                page.asked += usize::from(!bearer.is_standard());
+                borne(standing, bearer, &question).ok()?;
+            }
             let may = |token: &&Arc<Token>| {
                 page.asked += usize::from(!token.is_standard());
                 !standing.barred(token, &required) && permits(standing, token, &question).is_ok()

@@ -11,6 +11,7 @@
 //! | [`registrar`] | the only code that appends durable changes |
 //! | [`state`] | views in memory that the request path reads |
 //! | [`journal`], [`change`] | ground truth |
+//! | [`mcp`] | MCP clients that show a bearer token: kept keys, and `/mcp` |
 //! | [`upkeep`] | backup, restore, verification: what an operator does to a data directory |
 //! | [`config`], [`clock`], [`voice`], [`metrics`] | what it runs with, its time, its words, its counters |
 
@@ -26,6 +27,7 @@ pub mod journal;
 mod keyfile;
 pub mod listener;
 mod locks;
+pub mod mcp;
 pub mod metrics;
 pub mod phase;
 pub mod pipeline;

@@ -25,6 +25,7 @@ use crate::calls::{Called, Place};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory;
+use crate::mcp::Mcp;
 use crate::metrics::Metrics;
 use crate::registrar::{Order, Origin, Registrar};
 use crate::routing::{may_offer, under_peer, ways};
@@ -69,6 +70,8 @@ pub enum Door {
     Threshold,
     /// An attached session.
     Session(Arc<Session>),
+    /// The session of an agent whose key this broker keeps, by whoever showed this token.
+    Bearer(Arc<Session>, Arc<Token>),
     /// A peer's link; with what else is in the frame that the envelope came in.
     Link(Arc<Link>, Arc<Carried>),
 }
@@ -105,7 +108,9 @@ impl Door {
     #[must_use]
     pub fn party(&self) -> Option<Party> {
         match self {
-            Self::Session(session) => Some(Party::Session(Arc::clone(session))),
+            Self::Session(session) | Self::Bearer(session, _) => {
+                Some(Party::Session(Arc::clone(session)))
+            }
             Self::Link(link, _) => Some(Party::Link(Arc::clone(link))),
             _ => None,
         }
@@ -148,6 +153,8 @@ pub struct Core {
     pub certificates: Arc<Certificates>,
     /// Public keys of TLS terminators that clients may see instead of ours, as SPKI digests.
     pub channels: Vec<Digest>,
+    /// What serves MCP clients, where they may come.
+    pub mcp: Option<Mcp>,
     /// The broker's credentials for providers, for callers by POST.
     pub post_credentials: crate::calls::PostCredentials,
     /// KiB of request bodies that may be in memory at once.
@@ -206,6 +213,7 @@ pub struct Standing<'a> {
     state: &'a State,
     now: Timestamp,
     connection: Option<u64>,
+    bearer: Option<(&'a Token, &'a [Pattern])>,
 }
 
 impl<'a> Standing<'a> {
@@ -216,6 +224,7 @@ impl<'a> Standing<'a> {
             state,
             now,
             connection: None,
+            bearer: None,
         }
     }
 
@@ -236,6 +245,13 @@ impl Authority for Standing<'_> {
     }
     fn alive(&self, token: &Token) -> Result<(), Refusal> {
         self.state.alive(token)
+    }
+    fn bearer(&self) -> Option<&Token> {
+        self.bearer.map(|(token, _)| token)
+    }
+    fn is_for_bearers(&self, required: &Pattern) -> bool {
+        let ok = self.bearer.map_or(&[][..], |(_, ok)| ok);
+        ok.iter().any(|pattern| pattern.covers(required))
     }
     fn barred(&self, token: &Token, required: &Pattern) -> bool {
         self.state.revocations.is_barred(token.issued(), required)
@@ -333,11 +349,15 @@ impl Core {
         }
     }
 
-    fn standing(&self, door: &Door) -> Standing<'_> {
+    fn standing<'a>(&'a self, door: &'a Door) -> Standing<'a> {
         Standing {
             state: &self.state,
             now: self.clock.now(),
             connection: door.party().map(|party| party.id()),
+            bearer: match (door, &self.config.mcp) {
+                (Door::Bearer(_, token), Some(mcp)) => Some((token, &mcp.bearer_ok)),
+                _ => None,
+            },
         }
     }
 
@@ -952,6 +972,8 @@ fn fits_door(received: &Received, door: &Door) -> Result<(), Refusal> {
         Door::Link(..) => Err(Refusal::UnknownType(kind.to_string())),
         Door::Threshold if kind == Kind::Attach => Ok(()),
         Door::Threshold => Err(Refusal::SessionRequired(kind.as_str())),
+        // Only what the broker signs itself for a kept agent comes by this door.
+        Door::Bearer(..) => Ok(()),
         Door::Session(session) => match envelope.speaker() {
             Speaker::Agent(agent) if agent != session.agent() => {
                 Err(Refusal::NotThisSession(agent.clone()))

@@ -7,7 +7,7 @@ use proto_spec::Digest;
 
 use crate::command::{
     agent, broker_key, call, completions, config, context, doctor, enrol, event, explain, grants,
-    init, peer, proposal, root, sandbox, token, tools, trust,
+    init, mcp, peer, proposal, root, sandbox, token, tools, trust,
 };
 use crate::demo;
 use crate::failure::Exit;
@@ -41,6 +41,7 @@ pub(crate) enum Command {
     Token(token::Token),
     Grants(grants::Grants),
     Peer(peer::Peer),
+    Mcp(mcp::Mcp),
     Trust(trust::Trust),
     Proposal(proposal::Proposals),
     Root(root::Root),

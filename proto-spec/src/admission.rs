@@ -95,6 +95,11 @@ pub trait Authority {
         None
     }
 
+    /// Whether bearer tokens may be used for this at all.
+    fn is_for_bearers(&self, _required: &Pattern) -> bool {
+        false
+    }
+
     /// The capability that calling `tool` of `provider` requires here. For a tool behind peers, one for each
     /// way that leads there, the best first: that which the peer requires, under `peer.` and its name.
     ///
@@ -758,6 +763,12 @@ impl<A: Authority> Asked<'_, A> {
         if let Some((neighbour, tokens)) = &self.relayed {
             return self.ask_for_peer(neighbour, tokens, question);
         }
+        if proof == Proof::Bearer {
+            // What the bearer permits is a part of what is on record, never more.
+            let bearer = self.authority.bearer();
+            let bearer = bearer.ok_or(Refusal::NotHolder("it was shown no bearer token"))?;
+            borne(self.authority, bearer, question)?;
+        }
         let capability = question.required.clone();
         if let Some(text) = self.fresh.envelope.token() {
             let token = self.authority.open(text)?;
@@ -774,12 +785,6 @@ impl<A: Authority> Asked<'_, A> {
                 relayed: None,
                 trust,
             });
-        }
-        if proof == Proof::Bearer {
-            // What the bearer permits is a part of what is on record, never more.
-            let bearer = self.authority.bearer();
-            let bearer = bearer.ok_or(Refusal::NotHolder("it was shown no bearer token"))?;
-            borne(self.authority, bearer, question)?;
         }
         let mut refusal = Refusal::Denied(capability.to_string());
         let mut spent = None;
@@ -896,6 +901,10 @@ pub fn borne(
     let is_theirs = bearer.agent().and_then(Speaker::agent) == question.caller;
     if bearer.kind() != TokenKind::Mcp || !is_theirs {
         return Err(Refusal::NotHolder("the bearer token is another agent's"));
+    }
+    if !authority.is_for_bearers(question.required) {
+        let required = question.required;
+        return Err(Refusal::Denied(format!("{required} for a bearer token")));
     }
     authority.alive(bearer)?;
     if authority.barred(bearer, question.required) {

@@ -99,6 +99,10 @@ kinds! {
     AdminTokenTree = "admin.token.tree",
     /// Issues an enrolment token.
     AdminEnrolIssue = "admin.enrol.issue",
+    /// The broker keeps an agent's key, for those that can only show a bearer token.
+    AdminBearerKeep = "admin.bearer.keep",
+    /// Issues a bearer token for such an agent.
+    AdminBearerIssue = "admin.bearer.issue",
     /// Lists acts that wait for a second admin.
     AdminProposalList = "admin.proposal.list",
     /// The second admin agrees to an act: it is done.

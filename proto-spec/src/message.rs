@@ -685,6 +685,35 @@ pub struct PeerGrant {
     pub expires: Option<Timestamp>,
 }
 
+/// `admin.bearer.keep`: an agent of this name is approved whose key the broker keeps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BearerKeep {
+    /// Whom.
+    pub name: Name,
+    /// What it is granted on record: no bearer token permits more.
+    pub capabilities: Vec<Pattern>,
+    /// Until when the grant holds; the configured longest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+/// `admin.bearer.issue`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BearerIssue {
+    /// An agent whose key the broker keeps.
+    pub agent: Name,
+    /// What the token permits, as far as the agent's record does too.
+    pub capabilities: Vec<Pattern>,
+    /// Until when; the configured longest when absent, and at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// Further conditions, as Datalog checks within the token gate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
+}
+
 /// `admin.enrol.issue`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -841,7 +870,7 @@ pub enum Ack {
     },
     /// To `admin.agent.deny` and `admin.proposal.deny`.
     DeniedRequest,
-    /// To `admin.token.issue` and `admin.enrol.issue`.
+    /// To `admin.token.issue`, `admin.enrol.issue` and `admin.bearer.issue`.
     Issued {
         /// By which it is listed and revoked.
         id: Digest,

@@ -5,10 +5,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_sdk::mcp::gateway::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
@@ -22,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{Client, Seat, ws};
 use crate::calls::Place;
+use crate::mcp;
 use crate::phase::{Phase, reached};
 use crate::pipeline::{Core, Door, Refused, Step};
 use crate::state::calls::Answer;
@@ -148,6 +150,8 @@ async fn quiet<Patience: Future<Output = ()>>(
 }
 
 type Reply = Response<Full<Bytes>>;
+/// What may also be a stream.
+type Streamed = Response<Body>;
 
 async fn answer(
     core: Arc<Core>,
@@ -155,8 +159,16 @@ async fn answer(
     client: Client,
     phase: watch::Receiver<Phase>,
     seat: Arc<Seat>,
-) -> Reply {
-    match (request.method(), request.uri().path()) {
+) -> Streamed {
+    let path = request.uri().path();
+    if path == "/mcp" || path.starts_with("/mcp/") {
+        let answered = mcp::answer(&core, request).await;
+        return answered.unwrap_or_else(|| whole(nothing_here()));
+    }
+    if path.starts_with(mcp::METADATA) && request.method() == Method::GET {
+        return mcp::metadata(&core).unwrap_or_else(|| whole(nothing_here()));
+    }
+    whole(match (request.method(), path) {
         (&Method::POST, "/fem" | "/" | "/fep") => post(&core, request, client).await,
         (&Method::GET, "/fem/ws") => ws::upgrade(core, request, client, phase, seat),
         (&Method::GET, "/fem/link") => ws::upgrade_link(core, request, client, phase, seat),
@@ -164,7 +176,11 @@ async fn answer(
         (_, "/fem" | "/" | "/fep") => not_allowed("POST"),
         (_, "/fem/ws" | "/.well-known/fem") => not_allowed("GET"),
         _ => nothing_here(),
-    }
+    })
+}
+
+fn whole(reply: Reply) -> Streamed {
+    reply.map(BodyExt::boxed_unsync)
 }
 
 pub(super) fn nothing_here() -> Reply {

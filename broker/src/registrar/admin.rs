@@ -33,6 +33,8 @@ impl Desk {
             Kind::AdminTokenRevoke => self.revoke_tokens(body, by),
             Kind::AdminTokenTree => self.tree(body, by),
             Kind::AdminEnrolIssue => self.issue_enrolment(body, by),
+            Kind::AdminBearerKeep => self.keep_bearer(body, by),
+            Kind::AdminBearerIssue => self.issue_bearer(body, by),
             Kind::AdminProposalList => self.list_proposals(body, by),
             Kind::AdminProposalApprove => self.second(body, by),
             Kind::AdminProposalDeny => self.drop_proposal(body, by),

@@ -199,6 +199,27 @@ impl Desk {
 
     pub(super) fn approve(&self, text: &str, by: &By) -> Result<Decision, Refusal> {
         let body: AgentApprove = read(text)?;
+        let known = self.state.registry.agent(&body.name);
+        let is_agents = known.is_some_and(|agent| agent.key == body.key);
+        self.check_name(by, &body.name)?;
+        if !is_agents && !self.is_asked_for(&body.name, &body.key) {
+            return Err(Refusal::NotFound(format!(
+                "request of {} with this key",
+                body.name
+            )));
+        }
+        self.admit(Kind::AdminAgentApprove, text, body, by)
+    }
+
+    /// Takes a key as an agent's that is known to be meant. `kind` and `text` are the act as a second admin
+    /// would repeat it.
+    pub(super) fn admit(
+        &self,
+        kind: Kind,
+        text: &str,
+        body: AgentApprove,
+        by: &By,
+    ) -> Result<Decision, Refusal> {
         let at = self.clock.now();
         self.check_name(by, &body.name)?;
         self.check_grantable(by, &body.capabilities)?;
@@ -207,12 +228,6 @@ impl Desk {
         }
         let known = self.state.registry.agent(&body.name);
         let is_agents = known.as_ref().is_some_and(|agent| agent.key == body.key);
-        if !is_agents && !self.is_asked_for(&body.name, &body.key) {
-            return Err(Refusal::NotFound(format!(
-                "request of {} with this key",
-                body.name
-            )));
-        }
         self.check_key_is_free(&body.name, &body.key)?;
         let kept = || known.as_ref().map(|agent| agent.prefixes.clone());
         let prefixes = body
@@ -242,7 +257,7 @@ impl Desk {
         }
         let mut given = body.capabilities.clone();
         given.extend(admin.iter().flat_map(|scope| scope.grantable.clone()));
-        if let Some(proposed) = self.takes_two(Kind::AdminAgentApprove, text, by, &given)? {
+        if let Some(proposed) = self.takes_two(kind, text, by, &given)? {
             return Ok(proposed);
         }
         let expires = body.expires.unwrap_or_else(|| at.later(APPROVAL_LIFETIME));

@@ -6,6 +6,7 @@
 
 mod admin;
 mod agents;
+mod bearers;
 mod broker_keys;
 mod keys;
 mod peers;
@@ -33,6 +34,7 @@ use crate::change::Change;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
+use crate::mcp::KeptKeys;
 use crate::state::budgets::Need;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, Taking};
@@ -129,6 +131,7 @@ impl Registrar {
         voice: Arc<Voice>,
         clock: Arc<Clock>,
         config: Config,
+        kept: Option<Arc<KeptKeys>>,
         snapshots: Snapshots,
     ) -> (Self, Desk) {
         let (queue, jobs) = mpsc::channel(QUEUE);
@@ -141,6 +144,7 @@ impl Registrar {
             voice,
             clock,
             config,
+            kept,
             own_acts: Shares::new(OWN_ACTS_MAX, MINUTE),
             reserves: Shares::new(RESERVES_MAX, MINUTE),
             news: Shares::new(TRUST_NEWS_MAX, HOUR),
@@ -246,6 +250,8 @@ pub struct Desk {
     voice: Arc<Voice>,
     clock: Arc<Clock>,
     config: Config,
+    /// Keys of agents that only show bearer tokens.
+    kept: Option<Arc<KeptKeys>>,
     /// Revocations and rotations of agents, of their own right.
     own_acts: Shares<Name>,
     /// How often calls were reserved for them.

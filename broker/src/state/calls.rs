@@ -89,6 +89,8 @@ pub struct InFlight {
     pub at: Party,
     /// What permitted it.
     pub token: Arc<Token>,
+    /// The bearer token for which the broker signed it, if it did.
+    pub bearer: Option<Arc<Token>>,
     /// Which capability that was used for.
     pub required: Pattern,
     /// Whether that was a grant on record.
@@ -177,13 +179,17 @@ impl Blow {
     /// Whether a call in flight loses what it stands on.
     #[must_use]
     pub fn strikes(&self, call: &InFlight) -> bool {
-        let (token, required) = (&call.token, &call.required);
+        let mut tokens = std::iter::once(&call.token).chain(&call.bearer);
+        self.strikes_key(call.at.key())
+            || tokens.any(|token| self.strikes_token(token, &call.required))
+    }
+
+    fn strikes_token(&self, token: &Token, required: &Pattern) -> bool {
         let is_barred = |(under, before): &(Vec<Pattern>, Timestamp)| {
             let is_old = token.issued().as_secs() <= before.as_secs();
             is_old && under.iter().any(|bar| bar.overlap(required).is_some())
         };
-        self.strikes_key(call.at.key())
-            || token.holders().iter().any(|key| self.strikes_key(key))
+        token.holders().iter().any(|key| self.strikes_key(key))
             || token
                 .blocks()
                 .iter()

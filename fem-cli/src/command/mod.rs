@@ -13,6 +13,7 @@ pub(crate) mod explain;
 pub(crate) mod grants;
 pub(crate) mod init;
 mod keys;
+pub(crate) mod mcp;
 pub(crate) mod peer;
 pub(crate) mod proposal;
 pub(crate) mod recover;
@@ -41,6 +42,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Grants(args) => wait_for(grants::run(args, &chosen, output)),
         Command::Peer(args) => wait_for(peer::run(args, &chosen, output)),
         Command::Trust(args) => wait_for(trust::run(args, &chosen, output)),
+        Command::Mcp(args) => mcp::run(args, &chosen, output),
         Command::Proposal(args) => wait_for(proposal::run(args, &chosen, output)),
         Command::Root(args) => wait_for(root::run(args, &chosen, output)),
         Command::BrokerKey(args) => wait_for(broker_key::run(args, &chosen, output)),

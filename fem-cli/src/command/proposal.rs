@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use proto_spec::message::{
-    Ack, AgentApprove, EnrolIssue, PeerAdd, PeerGrant, Proposal, ProposalRecord, TokenIssue,
+    Ack, AgentApprove, BearerIssue, BearerKeep, EnrolIssue, PeerAdd, PeerGrant, Proposal,
+    ProposalRecord, TokenIssue,
 };
 use proto_spec::{Digest, Kind, Timestamp};
 use serde::de::DeserializeOwned;
@@ -12,7 +13,7 @@ use serde_json::json;
 use crate::args;
 use crate::command::agent::decide;
 use crate::command::token::issue;
-use crate::command::{enrol, peer};
+use crate::command::{enrol, mcp, peer};
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, Table, join};
@@ -101,6 +102,8 @@ async fn approve(args: Approve, chosen: &Chosen, output: Output) -> Outcome {
         (Proposed::Approve(_), _) => decide::approved(ack, output),
         (Proposed::Issue(body), out) => issue::given(ack, &body, out.as_deref(), output),
         (Proposed::Enrol(body), Some(out)) => enrol::given(ack, &body, &out, output),
+        (Proposed::Keep(body), _) => mcp::kept(&ack, &body, output),
+        (Proposed::Bearer(body), Some(out)) => mcp::token_given(ack, &body, &out, output),
         (Proposed::Peer(_), _) => peer::accepted(&ack, output),
         (Proposed::PeerGrant(body), _) => peer::grant::given(&ack, &body, admin.id().org(), output),
         _ => output.give(&ack, || "Done.".into()),
@@ -135,6 +138,8 @@ enum Proposed {
     Approve(Box<AgentApprove>),
     Issue(TokenIssue),
     Enrol(EnrolIssue),
+    Keep(BearerKeep),
+    Bearer(BearerIssue),
     /// As the second admin reads it.
     Peer(String),
     PeerGrant(PeerGrant),
@@ -154,6 +159,10 @@ impl Proposed {
             read(record).map(Self::Issue)
         } else if is(Kind::AdminEnrolIssue) {
             read(record).map(Self::Enrol)
+        } else if is(Kind::AdminBearerKeep) {
+            read(record).map(Self::Keep)
+        } else if is(Kind::AdminBearerIssue) {
+            read(record).map(Self::Bearer)
         } else if is(Kind::AdminPeerAdd) {
             let body: Option<PeerAdd> = read(record);
             body.as_ref().and_then(peer::in_short).map(Self::Peer)
@@ -168,7 +177,7 @@ impl Proposed {
     fn hands_out(&self) -> bool {
         match self {
             Self::Issue(body) => !body.record,
-            Self::Enrol(_) => true,
+            Self::Enrol(_) | Self::Bearer(_) => true,
             _ => false,
         }
     }
@@ -179,6 +188,8 @@ impl Proposed {
             Self::Approve(body) => approval(body),
             Self::Issue(body) => grant(body),
             Self::Enrol(body) => enrolment(body),
+            Self::Keep(body) => keeping(body),
+            Self::Bearer(body) => bearer(body),
             Self::PeerGrant(body) => peer_grant(body),
             Self::Peer(text) | Self::Other(text) => text.clone(),
         }
@@ -216,6 +227,25 @@ fn grant(body: &TokenIssue) -> String {
     parts.extend(body.calls.map(|n| format!("{n} calls at most")));
     parts.extend(body.sandbox.iter().map(|kind| format!("in sandbox {kind}")));
     parts.extend(body.not_before.map(|at| format!("from {}", time::show(at))));
+    parts.extend(until(body.expires));
+    parts.join("; ")
+}
+
+fn keeping(body: &BearerKeep) -> String {
+    let mut parts = vec![format!(
+        "{} may do {}, by whoever shows a bearer token for it",
+        body.name,
+        join(&body.capabilities)
+    )];
+    parts.extend(until(body.expires));
+    parts.join("; ")
+}
+
+fn bearer(body: &BearerIssue) -> String {
+    let what = join(&body.capabilities);
+    let mut parts = vec![format!("a bearer token lets {} do {what}", body.agent)];
+    let conditions = words::conditions_of_text(&body.checks);
+    parts.extend(conditions.iter().map(|one| format!("only if {one}")));
     parts.extend(until(body.expires));
     parts.join("; ")
 }

@@ -1,0 +1,407 @@
+//! Calls in the name of an agent whose key the broker keeps: signed here, and handled like every other.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use agent_sdk::Progress;
+use agent_sdk::mcp::gateway::{Failure, Ongoing, Outgoing, Step, Upstream};
+use agent_sdk::mcp::rpc::{INTERNAL_ERROR, RpcError};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use proto_spec::capability::Token;
+use proto_spec::frame::{FRAME, Frame};
+use proto_spec::message::{
+    DiscoverTools, DiscoveredTool, ToolCall, ToolCancel, ToolProgress, ToolResult, ToolsDiscovered,
+};
+use proto_spec::refusal::ErrorBody;
+use proto_spec::{
+    AgentId, Audience, Code, Digest, Draft, Envelope, Kind, Refusal, Sealed, SigningKey, Speaker,
+    VIA_MCP,
+};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use crate::calls::Place;
+use crate::locks::lock;
+use crate::pipeline::{Core, Door, Step as Handled};
+use crate::state::outbox::Queued;
+use crate::state::sessions::Session;
+
+/// Steps of one call that wait for whoever looks at them; progress beyond is dropped, an answer never.
+const STEPS_MAX: usize = 256;
+
+/// The session of a kept agent: as long as somebody speaks through it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    core: Arc<Core>,
+    key: SigningKey,
+    speaker: Speaker,
+    session: Arc<Session>,
+    calls: Mutex<HashMap<Digest, mpsc::Sender<Step>>>,
+    changes: watch::Receiver<()>,
+}
+
+impl Kept {
+    /// Attaches the agent within this process.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] where the agent has as many sessions as it may.
+    pub(super) fn attach(
+        core: &Arc<Core>,
+        agent: AgentId,
+        key: SigningKey,
+        changes: watch::Receiver<()>,
+    ) -> Result<Arc<Self>, Refusal> {
+        let (outbox, queue) = mpsc::channel(core.config.limits.outbox_max);
+        let sessions = &core.state.sessions;
+        let session = sessions.attach(agent.clone(), key.public(), outbox)?;
+        let kept = Arc::new(Self {
+            core: Arc::clone(core),
+            key,
+            speaker: Speaker::Agent(agent.clone()),
+            session,
+            calls: Mutex::default(),
+            changes,
+        });
+        // The key may have been revoked meanwhile; whoever revokes looks after us.
+        if core
+            .state
+            .registry
+            .agent(agent.name())
+            .map(|agent| agent.key.key())
+            != Some(kept.key.public())
+        {
+            return Err(Refusal::UnknownAgent(agent));
+        }
+        tokio::spawn(listen(
+            Arc::downgrade(&kept),
+            Arc::clone(&kept.session),
+            queue,
+        ));
+        Ok(kept)
+    }
+
+    /// Whether it still takes part: its key is good.
+    pub(super) fn is_open(&self) -> bool {
+        !self.session.is_closed()
+    }
+
+    fn say<B: Serialize>(
+        &self,
+        kind: Kind,
+        to: &Audience,
+        re: Option<Digest>,
+        deadline: Option<Duration>,
+        body: &B,
+    ) -> Result<Sealed, Refusal> {
+        let mut random = [0_u8; 16];
+        getrandom::fill(&mut random).map_err(|_| Refusal::Internal)?;
+        let draft = Draft {
+            kind,
+            agent: &self.speaker,
+            to: Some(to),
+            ts: self.core.clock.now(),
+            nonce: &URL_SAFE_NO_PAD.encode(random),
+            re,
+            token: None,
+            deadline: deadline.map(|deadline| (deadline.as_millis() as u64).max(1)),
+            via: Some(VIA_MCP),
+            body,
+        };
+        draft.seal(&self.key).map_err(|_| Refusal::Internal)
+    }
+
+    fn door(self: &Arc<Self>, bearer: &Arc<Token>) -> Door {
+        Door::Bearer(Arc::clone(&self.session), Arc::clone(bearer))
+    }
+
+    /// Gives what came over the session to the call that it is about.
+    fn take(&self, message: Bytes) {
+        let envelope = match message.first() {
+            Some(&FRAME) => match Frame::decode(message) {
+                Ok(frame) => frame.envelope,
+                Err(_) => return,
+            },
+            _ => message,
+        };
+        let bytes_max = envelope.len();
+        let Ok(envelope) = Envelope::parse(envelope, bytes_max) else {
+            return;
+        };
+        let Some(id) = envelope.re() else { return };
+        let Some(step) = step_of(&envelope) else {
+            return;
+        };
+        let is_last = matches!(step, Step::Answer(_));
+        let mut calls = lock(&self.calls);
+        let Some(waiting) = calls.get(&id) else {
+            return;
+        };
+        // One place is always left for the answer.
+        if is_last || waiting.capacity() > 1 {
+            let _ = waiting.try_send(step);
+        }
+        if is_last {
+            calls.remove(&id);
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.core.state.sessions.detach(&self.session);
+        self.session.close();
+        let now = self.core.clock.now();
+        let core = &*self.core;
+        Place { core, now }.connection_gone(&self.session);
+    }
+}
+
+/// Takes what comes for a kept agent until its session ends.
+async fn listen(kept: Weak<Kept>, session: Arc<Session>, mut queue: mpsc::Receiver<Queued>) {
+    loop {
+        let turn = tokio::select! {
+            turn = queue.recv() => turn,
+            () = session.closed() => None,
+        };
+        let (Some(turn), Some(kept)) = (turn, kept.upgrade()) else {
+            break;
+        };
+        for message in session.taken(turn) {
+            kept.take(message);
+        }
+    }
+    session.close();
+    if let Some(kept) = kept.upgrade() {
+        // Those who wait learn it from their channel's end.
+        lock(&kept.calls).clear();
+    }
+}
+
+/// What an envelope means for the call that it is about.
+fn step_of(envelope: &Envelope) -> Option<Step> {
+    let broken = || Step::Answer(Err(failure(&Refusal::Internal)));
+    Some(match envelope.kind() {
+        Kind::ToolProgress => {
+            let body: ToolProgress<'_> = envelope.read_body().ok()?;
+            Step::Progress(Progress {
+                done: body.progress,
+                total: body.total,
+                message: body.message.map(Into::into),
+                data: body.data.map(ToOwned::to_owned),
+            })
+        }
+        Kind::ToolResult => match envelope.read_body::<ToolResult<'_>>() {
+            Ok(ToolResult {
+                result: Some(result),
+                error: None,
+            }) => Step::Answer(Ok(result.to_owned())),
+            Ok(ToolResult {
+                result: None,
+                error: Some(error),
+            }) => Step::Answer(Err(Failure {
+                code: error.code.into(),
+                message: error.message.into(),
+                data: error.data.map(ToOwned::to_owned),
+                is_tools: true,
+            })),
+            _ => broken(),
+        },
+        Kind::Error => Step::Answer(Err(refused(envelope))),
+        _ => return None,
+    })
+}
+
+fn failure(refusal: &Refusal) -> Failure {
+    Failure {
+        code: refusal.code().as_str().into(),
+        message: refusal.message(),
+        data: None,
+        is_tools: false,
+    }
+}
+
+/// The broker's signed refusal, as the caller's side reads it.
+fn refused(envelope: &Envelope) -> Failure {
+    match envelope.read_body::<ErrorBody>() {
+        Ok(body) => Failure {
+            code: body.code,
+            message: body.message,
+            data: None,
+            is_tools: false,
+        },
+        Err(why) => failure(&why),
+    }
+}
+
+/// One bearer token's calls through its agent's session.
+#[derive(Debug, Clone)]
+pub(super) struct Bearer {
+    kept: Arc<Kept>,
+    agent: AgentId,
+    token: Arc<Token>,
+}
+
+impl Bearer {
+    pub(super) fn new(kept: Arc<Kept>, agent: AgentId, token: Arc<Token>) -> Self {
+        Self { kept, agent, token }
+    }
+
+    async fn make(&self, call: Outgoing) -> Result<Box<dyn Ongoing>, RpcError> {
+        let body = ToolCall {
+            tool: call.tool.as_str().into(),
+            arguments: call.arguments.as_deref(),
+            progress: call.progress,
+            mcp: call.mcp.as_deref(),
+        };
+        let to = Audience::from(call.to.clone());
+        let said = self
+            .kept
+            .say(Kind::ToolCall, &to, None, call.deadline, &body)
+            .map_err(|why| internal(&why))?;
+        let (steps, waiting) = mpsc::channel(STEPS_MAX);
+        lock(&self.kept.calls).insert(said.id, steps.clone());
+        let mut made = Made {
+            bearer: self.clone(),
+            to,
+            id: said.id,
+            waiting,
+            is_over: false,
+        };
+        let door = self.kept.door(&self.token);
+        match self.kept.core.handle(said.bytes, &door).await {
+            Ok(Handled::Nothing) => {}
+            Ok(_) => return Err(internal(&Refusal::Internal)),
+            Err(answer) => {
+                let bytes_max = answer.envelope.len();
+                let refused = Envelope::parse(answer.envelope, bytes_max)
+                    .map_or_else(|why| failure(&why), |envelope| refused(&envelope));
+                lock(&self.kept.calls).remove(&said.id);
+                made.waiting.close();
+                let (steps, waiting) = mpsc::channel(1);
+                let _ = steps.try_send(Step::Answer(Err(refused)));
+                made.waiting = waiting;
+                made.is_over = true;
+            }
+        }
+        Ok(Box::new(made))
+    }
+
+    async fn found(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, RpcError> {
+        let broker = Audience::Broker(self.agent.org().clone());
+        let mut wanted = DiscoverTools {
+            agent: only.cloned(),
+            ..DiscoverTools::default()
+        };
+        let mut all = Vec::new();
+        loop {
+            let said = self
+                .kept
+                .say(Kind::DiscoverTools, &broker, None, None, &wanted)
+                .map_err(|why| internal(&why))?;
+            let door = self.kept.door(&self.token);
+            let answer = match self.kept.core.handle(said.bytes, &door).await {
+                Ok(Handled::Say(answer)) => answer,
+                Ok(_) => return Err(internal(&Refusal::Internal)),
+                Err(answer) => answer.envelope,
+            };
+            let bytes_max = answer.len();
+            let answer = Envelope::parse(answer, bytes_max).map_err(|why| internal(&why))?;
+            if answer.kind() != Kind::ToolsDiscovered {
+                let why = refused(&answer);
+                return Err(
+                    RpcError::new(INTERNAL_ERROR, why.message).with(&Coded { code: &why.code })
+                );
+            }
+            let page: ToolsDiscovered = answer.read_body().map_err(|why| internal(&why))?;
+            all.extend(page.tools);
+            match page.next {
+                Some(next) if wanted.after.as_ref() != Some(&next) => wanted.after = Some(next),
+                _ => return Ok(all),
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Coded<'a> {
+    code: &'a str,
+}
+
+fn internal(why: &Refusal) -> RpcError {
+    let code = why.code().as_str();
+    RpcError::new(INTERNAL_ERROR, why.message()).with(&Coded { code })
+}
+
+impl Upstream for Bearer {
+    fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+
+    fn tools<'a>(
+        &'a self,
+        only: Option<&'a AgentId>,
+    ) -> BoxFuture<'a, Result<Vec<DiscoveredTool>, RpcError>> {
+        self.found(only).boxed()
+    }
+
+    fn call(&self, call: Outgoing) -> BoxFuture<'_, Result<Box<dyn Ongoing>, RpcError>> {
+        self.make(call).boxed()
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.kept.changes.clone()
+    }
+}
+
+/// A call under way. Dropping it cancels it.
+struct Made {
+    bearer: Bearer,
+    to: Audience,
+    id: Digest,
+    waiting: mpsc::Receiver<Step>,
+    is_over: bool,
+}
+
+impl Ongoing for Made {
+    fn next(&mut self) -> BoxFuture<'_, Step> {
+        async move {
+            let lost = || {
+                Step::Answer(Err(Failure {
+                    code: Code::OutcomeUnknown.as_str().into(),
+                    message: "the agent's key is no longer good".into(),
+                    data: None,
+                    is_tools: false,
+                }))
+            };
+            let step = self.waiting.recv().await.unwrap_or_else(lost);
+            self.is_over |= matches!(step, Step::Answer(_));
+            step
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let kept = &self.bearer.kept;
+        lock(&kept.calls).remove(&self.id);
+        if self.is_over {
+            return;
+        }
+        let body = ToolCancel {
+            reason: Some("the caller no longer waits".into()),
+        };
+        let said = kept.say(Kind::ToolCancel, &self.to, Some(self.id), None, &body);
+        let (Ok(said), Ok(runtime)) = (said, tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let (core, door) = (Arc::clone(&kept.core), kept.door(&self.bearer.token));
+        runtime.spawn(async move { drop(core.handle(said.bytes, &door).await) });
+    }
+}

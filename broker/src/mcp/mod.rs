@@ -1,0 +1,130 @@
+//! MCP clients' way in, for those that have no key of their own: a bearer token stands for an agent whose key the
+//! broker keeps. What they ask is signed here and goes through the pipeline like everything else.
+//!
+//! A client with a key of its own runs `fem-cli mcp serve` instead, and is an agent like any other.
+
+mod caller;
+mod door;
+mod kept;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agent_sdk::mcp::gateway::Gateway;
+use dashmap::DashMap;
+use proto_spec::capability::{Token, TokenKind};
+use proto_spec::{AgentId, Name, Refusal, Speaker};
+use tokio::sync::watch;
+
+use caller::{Bearer, Kept};
+pub use door::{METADATA, answer, metadata};
+pub use kept::KeptKeys;
+
+use crate::config::Mcp as Config;
+use crate::locks::lock;
+use crate::pipeline::Core;
+
+/// How often tools are looked at again for those who listen: grants and peers' adverts change without a word
+/// of any session's.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What serves MCP clients.
+#[derive(Debug)]
+pub struct Mcp {
+    /// The keys of kept agents.
+    pub keys: Arc<KeptKeys>,
+    gateway: Gateway,
+    kept: DashMap<Name, Arc<Kept>>,
+    changes: Mutex<Option<watch::Receiver<()>>>,
+}
+
+impl Mcp {
+    /// With its sessions sealed under a secret that is the same after a restart.
+    #[must_use]
+    pub fn new(keys: Arc<KeptKeys>, config: &Config) -> Self {
+        let gateway = Gateway::new(keys.secret("sessions"), config.hosts(), &config.origins);
+        Self {
+            keys,
+            gateway,
+            kept: DashMap::new(),
+            changes: Mutex::default(),
+        }
+    }
+
+    /// Whom a bearer token lets speak, and the way to speak.
+    ///
+    /// # Errors
+    ///
+    /// Every `Token…` refusal; [`Refusal::TokenInvalid`] too where it is for another resource, or its agent is
+    /// none whose key is kept here; [`Refusal::Busy`].
+    fn bearer(&self, core: &Arc<Core>, config: &Config, text: &str) -> Result<Bearer, Refusal> {
+        let token = core.state.tokens.open(text, &core.state.roots)?;
+        let agent = check(core, config, &token)?;
+        let kept = self.kept_session(core, &agent)?;
+        Ok(Bearer::new(kept, agent, token))
+    }
+
+    fn kept_session(&self, core: &Arc<Core>, agent: &AgentId) -> Result<Arc<Kept>, Refusal> {
+        let entry = self.kept.get(agent.name()).map(|kept| Arc::clone(&kept));
+        if let Some(kept) = entry.filter(|kept| kept.is_open()) {
+            return Ok(kept);
+        }
+        let known = core.state.registry.agent(agent.name());
+        let key = known.and_then(|known| self.keys.find(agent.name(), &known.key.key()));
+        let key = key.ok_or_else(|| Refusal::TokenInvalid("no key of its agent is kept".into()))?;
+        let changes = self.changes(core);
+        let mut entry = self.kept.entry(agent.name().clone());
+        if let dashmap::Entry::Occupied(there) = &mut entry
+            && there.get().is_open()
+        {
+            return Ok(Arc::clone(there.get()));
+        }
+        let kept = Kept::attach(core, agent.clone(), key, changes)?;
+        entry.insert(Arc::clone(&kept));
+        Ok(kept)
+    }
+
+    /// Is set anew when tools may have changed; looked after from the first request on.
+    fn changes(&self, core: &Arc<Core>) -> watch::Receiver<()> {
+        let mut changes = lock(&self.changes);
+        changes.get_or_insert_with(|| follow(core)).clone()
+    }
+}
+
+fn follow(core: &Arc<Core>) -> watch::Receiver<()> {
+    let (sender, receiver) = watch::channel(());
+    let (mut offers, mut links) = (core.state.sessions.offers(), core.state.links.changes());
+    let core = Arc::downgrade(core);
+    tokio::spawn(async move {
+        while core.strong_count() > 0 && !sender.is_closed() {
+            tokio::select! {
+                _ = offers.changed() => {}
+                _ = links.changed() => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+            sender.send_replace(());
+        }
+    });
+    receiver
+}
+
+/// Whose bearer token it is, if it is one for this resource and holds now. What it permits is decided with each
+/// call.
+fn check(core: &Core, config: &Config, token: &Token) -> Result<AgentId, Refusal> {
+    let now = core.clock.now();
+    let invalid = |why: &str| Refusal::TokenInvalid(why.into());
+    if token.kind() != TokenKind::Mcp {
+        return Err(invalid("no bearer token for `/mcp`"));
+    }
+    if token.audience() != Some(config.resource.as_str()) {
+        return Err(invalid("it is for another resource"));
+    }
+    if token.expires() <= now || token.not_before().is_some_and(|from| from > now) {
+        return Err(Refusal::TokenExpired);
+    }
+    core.state.alive(token)?;
+    let agent = token.agent().and_then(Speaker::agent);
+    let ours = agent.filter(|agent| *agent.org() == core.state.org);
+    ours.cloned()
+        .ok_or_else(|| invalid("it names no agent of this organisation"))
+}
