@@ -514,6 +514,41 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_part_for_mcp_is_the_default_and_its_resource_is_a_url() {
+        let part = EXAMPLE.lines().filter_map(|line| line.strip_prefix('#'));
+        let part = part.filter(|line| !line.starts_with([' ', '\n']) && !line.is_empty());
+        let part: String = part.map(|line| format!("{line}\n")).collect();
+        #[derive(Deserialize)]
+        struct Part {
+            mcp: Mcp,
+        }
+        let Part { mcp } = toml::from_str(&part).unwrap();
+        assert_eq!(mcp.bearer_ok, Mcp::all_tools());
+        assert_eq!(mcp.bearer_lifetime_max_s, Mcp::a_day());
+        assert!(mcp.origins.is_empty());
+        let mut problems = Vec::new();
+        mcp.problems(&mut problems);
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!(mcp.hosts(), ["broker.acme.example:7443"]);
+        for bad in [
+            "http://a/mcp",
+            "https:///mcp",
+            "https://a/x",
+            "https://a b/mcp",
+            "https://u@a/mcp",
+        ] {
+            let resource = bad.to_owned();
+            let mcp = Mcp {
+                resource,
+                ..mcp.clone()
+            };
+            let mut problems = Vec::new();
+            mcp.problems(&mut problems);
+            assert_eq!(problems.len(), 1, "{bad}");
+        }
+    }
+
+    #[test]
     fn all_problems_of_a_file_come_out_at_once_and_each_names_its_value() {
         let text = EXAMPLE
             .replace("org = \"acme\"", "org = \"Acme Inc\"")

@@ -7,6 +7,7 @@
 )]
 
 mod admission;
+mod bearers;
 mod bounds;
 mod broker_key;
 mod calls;

@@ -144,7 +144,7 @@ impl Actor {
             re: extra.re,
             token: extra.token.as_deref(),
             deadline: extra.deadline,
-            via: None,
+            via: extra.via,
             body,
         };
         Ok(draft.seal(&self.key)?)
@@ -207,6 +207,8 @@ pub struct Extra {
     pub token: Option<String>,
     /// Milliseconds.
     pub deadline: Option<u64>,
+    /// By which bridge it says that it comes.
+    pub via: Option<&'static str>,
 }
 
 /// Writes an organisation's files into `folder`, and gives its configuration file's text.
@@ -340,13 +342,19 @@ impl Lab {
         Self::on(folder, admin, now).await
     }
 
+    /// Its broker's configuration file.
+    #[must_use]
+    pub fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("broker.toml")
+    }
+
     /// Stops the broker, appends lines to its configuration, and starts another.
     ///
     /// # Errors
     ///
     /// When it does not start again.
     pub async fn reconfigured(self, lines: &str) -> Result<Self> {
-        let file = self.folder.path().join("broker.toml");
+        let file = self.file();
         let text = std::fs::read_to_string(&file)?;
         std::fs::write(&file, format!("{text}{lines}\n"))?;
         self.restart().await

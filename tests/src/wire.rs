@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, Full};
-use hyper::Request;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use proto_spec::frame::{FRAME, Frame, Vouching};
 use proto_spec::{Digest, Envelope};
@@ -333,21 +333,29 @@ impl Posting {
         let request = Request::post(path)
             .header("host", "localhost")
             .body(Full::new(body.into()))?;
-        timeout(PATIENCE, self.client.ready()).await??;
-        let reply = timeout(PATIENCE, self.client.send_request(request)).await??;
-        let status = reply.status().as_u16();
+        let reply = self.ask(request).await?;
         let header = reply.headers().get("fem-credential");
         let credential = header
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
-        let body = timeout(PATIENCE, reply.into_body().collect())
-            .await??
-            .to_bytes();
         Ok(Reply {
-            status,
+            status: reply.status().as_u16(),
             credential,
-            body,
+            body: reply.into_body(),
         })
+    }
+
+    /// One request, and its whole answer.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails.
+    pub async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>> {
+        timeout(PATIENCE, self.client.ready()).await??;
+        let reply = timeout(PATIENCE, self.client.send_request(request)).await??;
+        let (head, body) = reply.into_parts();
+        let body = timeout(PATIENCE, body.collect()).await??.to_bytes();
+        Ok(Response::from_parts(head, body))
     }
 }
 

@@ -86,8 +86,7 @@ impl std::fmt::Debug for KeptKeys {
 }
 
 /// Where the secret lies: beside the key that tokens are rooted in.
-#[must_use]
-pub fn file_beside(root_key: &Path) -> PathBuf {
+fn file_beside(root_key: &Path) -> PathBuf {
     root_key.with_file_name("mcp.pem")
 }
 

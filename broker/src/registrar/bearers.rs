@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto_spec::capability::{Bearer, encode_text, issue};
 use proto_spec::message::{Ack, AgentApprove, BearerIssue, BearerKeep};
-use proto_spec::{AgentId, Kind, Refusal};
+use proto_spec::{AgentId, Digest, Kind, Refusal};
 
 use super::admin::read;
 use super::scope::By;
@@ -13,6 +13,7 @@ use super::{Decision, Desk, change};
 use crate::change::Change;
 use crate::config::Mcp;
 use crate::mcp::KeptKeys;
+use crate::state::registry::Agent;
 
 impl Desk {
     /// Approves an agent under a key of ours. It offers no tools: nothing of it is ever attached.
@@ -102,6 +103,17 @@ impl Desk {
         };
         let token = Some(encode_text(&sealed));
         Ok(change(issued, move |_| Ack::Issued { id, token, expires }))
+    }
+
+    /// The bearer tokens that stand for an agent, where its key is kept here.
+    pub(super) fn bearers_of(&self, agent: &Agent) -> Vec<Digest> {
+        let find = |keys: &KeptKeys| keys.find(&agent.name, &agent.key.key());
+        if self.kept.as_deref().and_then(find).is_none() {
+            return Vec::new();
+        }
+        let issued = self.state.registry.issued_to(&agent.name);
+        let live = issued.iter().filter(|record| !self.state.is_dead(record));
+        live.map(|record| record.id).collect()
     }
 
     fn bearers(&self) -> Result<(&KeptKeys, &Mcp), Refusal> {

@@ -207,7 +207,21 @@ impl Desk {
             by: by.first.clone(),
             at: self.clock.now(),
         };
-        Ok(change(revoked, |_| Ack::Revoked(struck)))
+        let mut changes = vec![revoked];
+        // They hang on no key, and would be good again if the name were kept again.
+        let bearers = self.bearers_of(&agent);
+        if !bearers.is_empty() {
+            changes.push(Change::Revoked {
+                ids: bearers,
+                reason: None,
+                by: by.first.clone(),
+                at: self.clock.now(),
+            });
+        }
+        Ok(Decision::Change(
+            changes,
+            Box::new(|_| Some(Ack::Revoked(struck))),
+        ))
     }
 
     /// The kill switch: the agent, what it issued as an admin, whoever came in through that, and the
