@@ -105,7 +105,17 @@ impl Mcp {
     #[must_use]
     pub fn hosts(&self) -> Vec<String> {
         let origin = self.origin();
-        vec![origin.strip_prefix("https://").unwrap_or(origin).to_owned()]
+        let host = origin.strip_prefix("https://").unwrap_or(origin);
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !port.ends_with(']') => (name, format!(":{port}")),
+            _ => (host, String::new()),
+        };
+        // One machine that clients know by three names.
+        const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+        match LOOPBACK.contains(&name) {
+            true => LOOPBACK.map(|name| format!("{name}{port}")).into(),
+            false => vec![host.to_owned()],
+        }
     }
 
     /// Where the resource's metadata lies (RFC 9728, 3.1).
@@ -115,7 +125,8 @@ impl Mcp {
     }
 
     fn problems(&self, found: &mut Vec<String>) {
-        let host = self.hosts().concat();
+        let origin = self.origin();
+        let host = origin.strip_prefix("https://").unwrap_or_default();
         let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
         let is_url = self.resource.starts_with("https://") && self.resource.ends_with("/mcp");
         if !is_url || host.is_empty() || !host.chars().all(is_plain) {
@@ -530,6 +541,12 @@ mod tests {
         mcp.problems(&mut problems);
         assert_eq!(problems, Vec::<String>::new());
         assert_eq!(mcp.hosts(), ["broker.acme.example:7443"]);
+        let here = Mcp {
+            resource: "https://127.0.0.1:7443/mcp".into(),
+            ..mcp.clone()
+        };
+        let names = ["localhost:7443", "127.0.0.1:7443", "[::1]:7443"];
+        assert_eq!(here.hosts(), names);
         for bad in [
             "http://a/mcp",
             "https:///mcp",

@@ -165,6 +165,11 @@ fn configuration(plan: &Plan) -> String {
             &format!("ops = \"{}\"", plan.ops),
         )
         .replace("# endpoints = []", &endpoints(&plan.endpoints))
+        .replace("#[mcp]", "[mcp]")
+        .replace(
+            "#resource = \"https://broker.acme.example:7443/mcp\"",
+            &format!("resource = \"{}/mcp\"", plan.broker_url),
+        )
 }
 
 /// Left as the comment that it is where there are none.
