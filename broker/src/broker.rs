@@ -176,7 +176,10 @@ impl Parts {
             None => None,
         };
         let mcp = config.mcp.as_ref().zip(kept.clone());
-        let mcp = mcp.map(|(mcp, kept)| Mcp::new(kept, mcp));
+        let mcp = mcp.map(|(mcp, kept)| {
+            let message_bytes = config.limits.envelope_bytes_max;
+            Mcp::new(kept, mcp, &clock, message_bytes)
+        });
         let (registrar, desk) = Registrar::new(
             Arc::clone(&state),
             Box::new(journal),
@@ -468,8 +471,10 @@ async fn keep_time(core: Arc<Core>) {
 async fn follow_changes(core: Arc<Core>) {
     let tellable = || (core.state.roots.keys(), core.voice.public());
     let mut told = tellable();
-    loop {
-        core.state.changed.notified().await;
+    let mut changes = core.state.changed.subscribe();
+    // What was taken over before is looked at too.
+    changes.mark_changed();
+    while changes.changed().await.is_ok() {
         let now = core.clock.now();
         Place { core: &core, now }.end_struck_calls();
         let current = tellable();

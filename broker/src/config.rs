@@ -101,20 +101,20 @@ impl Mcp {
         self.resource.strip_suffix("/mcp").unwrap_or(&self.resource)
     }
 
-    /// What clients may name in `Host`.
+    /// The names by which clients know this machine, without ports.
     #[must_use]
     pub fn hosts(&self) -> Vec<String> {
         let origin = self.origin();
         let host = origin.strip_prefix("https://").unwrap_or(origin);
-        let (name, port) = match host.rsplit_once(':') {
-            Some((name, port)) if !port.ends_with(']') => (name, format!(":{port}")),
-            _ => (host, String::new()),
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if !port.ends_with(']') => name,
+            _ => host,
         };
-        // One machine that clients know by three names.
+        // One machine that its own clients know by three names.
         const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
         match LOOPBACK.contains(&name) {
-            true => LOOPBACK.map(|name| format!("{name}{port}")).into(),
-            false => vec![host.to_owned()],
+            true => LOOPBACK.map(str::to_owned).into(),
+            false => vec![name.to_owned()],
         }
     }
 
@@ -540,13 +540,12 @@ mod tests {
         let mut problems = Vec::new();
         mcp.problems(&mut problems);
         assert_eq!(problems, Vec::<String>::new());
-        assert_eq!(mcp.hosts(), ["broker.acme.example:7443"]);
+        assert_eq!(mcp.hosts(), ["broker.acme.example"]);
         let here = Mcp {
             resource: "https://127.0.0.1:7443/mcp".into(),
             ..mcp.clone()
         };
-        let names = ["localhost:7443", "127.0.0.1:7443", "[::1]:7443"];
-        assert_eq!(here.hosts(), names);
+        assert_eq!(here.hosts(), ["localhost", "127.0.0.1", "[::1]"]);
         for bad in [
             "http://a/mcp",
             "https:///mcp",

@@ -14,13 +14,14 @@ use broker::state::outbox::Queued;
 use broker::state::sessions::Session;
 use broker::{Config, Parts};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use proto_spec::admission::Vouched;
 use proto_spec::frame::{FRAME, Frame, Vouching};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{AgentId, Digest, Envelope, Kind, Org, PublicKey, Received, Timestamp};
 use tempfile::TempDir;
 use tests::lab::{Actor, START, organisation};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::network::{Index, Moment};
 use crate::oracle::STALE_AFTER;
@@ -46,6 +47,7 @@ pub(crate) struct House {
     pub(crate) agents: BTreeMap<&'static str, Agent>,
     pub(crate) dialers: BTreeMap<Index, Dialer>,
     pub(crate) parts: Option<Parts>,
+    changes: Option<watch::Receiver<()>>,
     /// Which start of its broker this is.
     pub(crate) run: u64,
     folder: TempDir,
@@ -78,6 +80,7 @@ impl House {
             agents: BTreeMap::new(),
             dialers: BTreeMap::new(),
             parts: None,
+            changes: None,
             run: 0,
             folder,
             begin,
@@ -96,7 +99,9 @@ impl House {
         config.limits.nonces_per_sender_max = 2_048;
         config.limits.nonces_per_peer_max = 4_096;
         let clock = Clock::manual(self.time(now));
-        self.parts = Some(Parts::of(config, clock).unwrap());
+        let parts = Parts::of(config, clock).unwrap();
+        self.changes = Some(parts.core.state.changed.subscribe());
+        self.parts = Some(parts);
         self.ran_to = now;
         self.run += 1;
     }
@@ -112,6 +117,12 @@ impl House {
 
     pub(crate) fn core(&self) -> Option<Arc<Core>> {
         self.parts.as_ref().map(|parts| Arc::clone(&parts.core))
+    }
+
+    /// Whether its broker took over a durable change since this was asked last.
+    pub(crate) fn has_changed(&mut self) -> bool {
+        let changes = self.changes.as_mut();
+        changes.is_some_and(|changes| changes.changed().now_or_never().is_some())
     }
 
     /// Has its clock say `now`.

@@ -8,7 +8,6 @@ use broker::calls::Place;
 use broker::federation::telling::TICK;
 use broker::state::calls::Answer;
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use proto_spec::{Digest, Envelope, Org};
 use tokio::sync::oneshot;
 
@@ -313,7 +312,7 @@ impl World {
                 return Ok(());
             };
             let mut is_quiet = true;
-            if core.state.changed.notified().now_or_never().is_some() {
+            if self.houses[house].has_changed() {
                 let now = core.clock.now();
                 Place { core: &core, now }.end_struck_calls();
                 is_quiet = false;

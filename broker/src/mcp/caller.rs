@@ -1,8 +1,9 @@
 //! Calls in the name of an agent whose key the broker keeps: signed here, and handled like every other.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_sdk::Progress;
 use agent_sdk::mcp::gateway::{Failure, Ongoing, Outgoing, Step, Upstream};
@@ -12,6 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use lru::LruCache;
 use proto_spec::capability::Token;
 use proto_spec::frame::{FRAME, Frame};
 use proto_spec::message::{
@@ -25,14 +27,20 @@ use proto_spec::{
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
+use super::{Seen, check};
 use crate::calls::Place;
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Step as Handled};
 use crate::state::outbox::Queued;
+use crate::state::registry::grant_id;
 use crate::state::sessions::Session;
 
 /// Steps of one call that wait for whoever looks at them; progress beyond is dropped, an answer never.
 const STEPS_MAX: usize = 256;
+
+/// Lists of tools that one agent's session remembers, and for how long.
+const FOUND: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+const FOUND_MAX: Duration = Duration::from_secs(1);
 
 /// The session of a kept agent: as long as somebody speaks through it.
 #[derive(Debug)]
@@ -43,6 +51,22 @@ pub(super) struct Kept {
     session: Arc<Session>,
     calls: Mutex<HashMap<Digest, mpsc::Sender<Step>>>,
     changes: watch::Receiver<()>,
+    found: Mutex<LruCache<(Digest, Option<AgentId>), Found>>,
+}
+
+/// Tools as they were found, while they are as they were.
+#[derive(Debug)]
+struct Found {
+    seen: Seen,
+    at: Instant,
+    tools: Vec<DiscoveredTool>,
+}
+
+impl Found {
+    /// Grants end and peers' adverts change without a word of this broker's own.
+    fn is_current(&self) -> bool {
+        self.seen.is_current() && self.at.elapsed() < FOUND_MAX
+    }
 }
 
 impl Kept {
@@ -66,6 +90,7 @@ impl Kept {
             speaker: Speaker::Agent(agent.clone()),
             session,
             calls: Mutex::default(),
+            found: Mutex::new(LruCache::new(FOUND)),
             changes,
         });
         // The key may have been revoked meanwhile; whoever revokes looks after us.
@@ -293,6 +318,29 @@ impl Bearer {
     }
 
     async fn found(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, RpcError> {
+        let core = &self.kept.core;
+        let config = core.config.mcp.as_ref();
+        let config = config.ok_or_else(|| internal(&Refusal::Internal))?;
+        check(core, config, &self.token).map_err(|why| internal(&why))?;
+        let place = (grant_id(&self.token), only.cloned());
+        if let Some(found) = lock(&self.kept.found)
+            .get(&place)
+            .filter(|found| found.is_current())
+        {
+            return Ok(found.tools.clone());
+        }
+        let (seen, at) = (Seen::of(&core.state), Instant::now());
+        let tools = self.discovered(only).await?;
+        let found = Found {
+            seen,
+            at,
+            tools: tools.clone(),
+        };
+        lock(&self.kept.found).put(place, found);
+        Ok(tools)
+    }
+
+    async fn discovered(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, RpcError> {
         let broker = Audience::Broker(self.agent.org().clone());
         let mut wanted = DiscoverTools {
             agent: only.cloned(),

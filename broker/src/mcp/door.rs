@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, Response, StatusCode};
-use proto_spec::{AgentId, Name, Refusal};
+use proto_spec::Refusal;
 use serde_json::json;
 
 use crate::config::Mcp as Config;
@@ -19,9 +19,13 @@ pub const METADATA: &str = "/.well-known/oauth-protected-resource";
 /// Serves one request for `/mcp` or what lies below it. Where MCP is not configured there is nothing here.
 pub async fn answer(core: &Arc<Core>, request: Request<Incoming>) -> Option<Response<Body>> {
     let (mcp, config) = (core.mcp.as_ref()?, core.config.mcp.as_ref()?);
-    let scope = match scope(core, request.uri().path()) {
-        Some(scope) => scope,
-        None => return Some(text(StatusCode::NOT_FOUND, "no such agent\n")),
+    let rest = request
+        .uri()
+        .path()
+        .strip_prefix("/mcp")
+        .unwrap_or_default();
+    let Some(scope) = Scope::of_path(rest, &core.state.org) else {
+        return Some(text(StatusCode::NOT_FOUND, "no such agent\n"));
     };
     let Some(token) = bearer_text(&request) else {
         return Some(unauthorized(config, None));
@@ -40,20 +44,6 @@ pub async fn answer(core: &Arc<Core>, request: Request<Incoming>) -> Option<Resp
         }
     };
     Some(mcp.gateway.serve(request, Arc::new(upstream), scope).await)
-}
-
-/// All agents, or the one that the path names.
-fn scope(core: &Core, path: &str) -> Option<Scope> {
-    let rest = path.strip_prefix("/mcp")?;
-    if rest.is_empty() || rest == "/" {
-        return Some(Scope::All);
-    }
-    let named = rest.strip_prefix('/')?;
-    let agent = match named.parse::<AgentId>() {
-        Ok(agent) => agent,
-        Err(_) => AgentId::new(named.parse::<Name>().ok()?, core.state.org.clone()),
-    };
-    Some(Scope::Agent(agent))
 }
 
 fn bearer_text(request: &Request<Incoming>) -> Option<&str> {

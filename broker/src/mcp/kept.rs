@@ -7,9 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hmac::{Hmac, KeyInit as _, Mac as _};
+use aws_lc_rs::hmac;
 use proto_spec::{Name, Org, PublicKey, SigningKey};
-use sha2::Sha256;
 
 /// Keys that one name may have had here, one after the other.
 const GENERATIONS_MAX: u32 = 64;
@@ -70,12 +69,12 @@ impl KeptKeys {
     }
 
     fn prf(&self, parts: &[&str]) -> [u8; 32] {
-        // HMAC-SHA-256 (RFC 2104) takes a key of any length.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.secret.seed()) else {
-            unreachable!("HMAC takes keys of any length")
-        };
-        mac.update(format!("fem kept 1\n{}\n{}", self.org, parts.join("\n")).as_bytes());
-        mac.finalize().into_bytes().into()
+        // HMAC-SHA-256 (RFC 2104) under a key of 32 random bytes.
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret.seed());
+        let input = format!("fem kept 1\n{}\n{}", self.org, parts.join("\n"));
+        let mut output = [0; 32];
+        output.copy_from_slice(hmac::sign(&key, input.as_bytes()).as_ref());
+        output
     }
 }
 

@@ -7,22 +7,25 @@ mod caller;
 mod door;
 mod kept;
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent_sdk::mcp::gateway::Gateway;
+use agent_sdk::mcp::gateway::{Allowed, Bounds, Gateway};
 use dashmap::DashMap;
 use proto_spec::capability::{Token, TokenKind};
-use proto_spec::{AgentId, Name, Refusal, Speaker};
+use proto_spec::{AgentId, Name, Refusal, Speaker, Timestamp};
 use tokio::sync::watch;
 
 use caller::{Bearer, Kept};
 pub use door::{METADATA, answer, metadata};
 pub use kept::KeptKeys;
 
+use crate::clock::Clock;
 use crate::config::Mcp as Config;
 use crate::locks::lock;
 use crate::pipeline::Core;
+use crate::state::State;
 
 /// How often tools are looked at again for those who listen: grants and peers' adverts change without a word
 /// of any session's.
@@ -41,8 +44,22 @@ pub struct Mcp {
 impl Mcp {
     /// With its sessions sealed under a secret that is the same after a restart.
     #[must_use]
-    pub fn new(keys: Arc<KeptKeys>, config: &Config) -> Self {
-        let gateway = Gateway::new(keys.secret("sessions"), config.hosts(), &config.origins);
+    pub fn new(
+        keys: Arc<KeptKeys>,
+        config: &Config,
+        clock: &Arc<Clock>,
+        message_bytes: usize,
+    ) -> Self {
+        let allowed = Allowed {
+            hosts: config.hosts(),
+            origins: config.origins.clone(),
+        };
+        let bounds = Bounds {
+            message_bytes,
+            ..Bounds::default()
+        };
+        let clock = Arc::new(BrokersClock(Arc::clone(clock)));
+        let gateway = Gateway::new(&keys.secret("sessions"), clock, allowed, bounds);
         Self {
             keys,
             gateway,
@@ -91,15 +108,57 @@ impl Mcp {
     }
 }
 
+/// What a list of tools depends on, save time and what peers advertise.
+#[derive(Debug)]
+struct Seen([watch::Receiver<()>; 3]);
+
+impl Seen {
+    fn of(state: &State) -> Self {
+        Self([
+            state.changed.subscribe(),
+            state.sessions.offers(),
+            state.links.changes(),
+        ])
+    }
+
+    /// Whether nothing has changed since.
+    fn is_current(&self) -> bool {
+        let [changed, offers, links] = &self.0;
+        let has = |receiver: &watch::Receiver<()>| receiver.has_changed().unwrap_or(true);
+        !has(changed) && !has(offers) && !has(links)
+    }
+
+    async fn changed(&mut self) {
+        let [changed, offers, links] = &mut self.0;
+        tokio::select! {
+            _ = changed.changed() => {}
+            _ = offers.changed() => {}
+            _ = links.changed() => {}
+        }
+    }
+}
+
+/// The broker's time. It is waited for as everywhere in the broker.
+struct BrokersClock(Arc<Clock>);
+
+impl agent_sdk::Clock for BrokersClock {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
 fn follow(core: &Arc<Core>) -> watch::Receiver<()> {
     let (sender, receiver) = watch::channel(());
-    let (mut offers, mut links) = (core.state.sessions.offers(), core.state.links.changes());
+    let mut seen = Seen::of(&core.state);
     let core = Arc::downgrade(core);
     tokio::spawn(async move {
         while core.strong_count() > 0 && !sender.is_closed() {
             tokio::select! {
-                _ = offers.changed() => {}
-                _ = links.changed() => {}
+                () = seen.changed() => {}
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             }
             sender.send_replace(());

@@ -418,7 +418,7 @@ impl Desk {
         self.take_broker_key(change);
         self.close_sessions_that_lost_their_key(change);
         self.close_link_of(change);
-        self.state.changed.notify_one();
+        self.state.changed.send_replace(());
         Ok(())
     }
 

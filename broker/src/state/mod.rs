@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use proto_spec::capability::Token;
 use proto_spec::{Org, Refusal};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::change::Change;
 use crate::config::Limits;
@@ -88,8 +88,8 @@ pub struct State {
     pub calls: Calls,
     /// Each nonce once.
     pub replay: Replay,
-    /// A durable change was taken over: calls in flight have to be looked at.
-    pub changed: Notify,
+    /// Set anew with every durable change that is taken over.
+    pub changed: watch::Sender<()>,
 }
 
 /// Whether changes are being read back, or made.
@@ -128,7 +128,7 @@ impl State {
             sessions: Sessions::new(limits.sessions_per_agent_max, limits.outbox_bytes_max),
             calls: Calls::new(limits.calls_max, limits.calls_per_session_max),
             replay,
-            changed: Notify::new(),
+            changed: watch::Sender::new(()),
         }
     }
 

@@ -1,26 +1,83 @@
 //! MCP clients call agents' tools: a server of MCP on one side, an [`Upstream`] on the other.
+//!
+//! A [`Gateway`] answers the requests of both eras of MCP: that of `initialize` and sessions (up to
+//! 2025-11-25), and the stateless 2026-07-28. Each request comes with the [`Upstream`] in whose name its calls
+//! are made, and a [`Scope`]: all that this caller may call, or one agent. What a client sees is what its caller
+//! may call at that moment, and every call is decided anew by the broker.
+//!
+//! In the order in which a request meets them: [`Allowed`], `http` (or stdio), `era` and `headers`, `session` and
+//! `memory` for the legacy, `guest`, which answers it, with `catalogue`, `names`, `lists` and `listen`; `definition`,
+//! `outcome`, `notes`, `uris` and `fault` are how things look to the client.
 
+mod allowed;
+mod answering;
+mod bounds;
+mod catalogue;
+mod definition;
+mod era;
+mod fault;
+mod guest;
+mod headers;
+mod http;
+mod initialize;
+mod listen;
+mod lists;
+mod memory;
+mod names;
+mod notes;
+mod outcome;
+mod session;
 mod upstream;
+mod uris;
 
+use std::sync::Arc;
+
+pub use allowed::Allowed;
+pub use bounds::Bounds;
+pub use catalogue::Scope;
+pub use http::Body;
 pub use upstream::{Failure, Ongoing, Outgoing, Shared, Step, Upstream};
-pub type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, std::convert::Infallible>;
-#[derive(Debug, Clone)]
-pub enum Scope {
-    All,
-    Agent(proto_spec::AgentId),
+
+use crate::Clock;
+use bounds::Places;
+use memory::Memories;
+use session::Seal;
+
+/// What answers clients of MCP. Cheap to clone; all clones share their bounds and what they remember.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    seal: Seal,
+    clock: Arc<dyn Clock>,
+    allowed: Allowed,
+    bounds: Bounds,
+    requests: Arc<Places>,
+    streams: Arc<Places>,
+    memories: Memories,
 }
-#[derive(Debug)]
-pub struct Gateway;
+
 impl Gateway {
-    pub fn new(_s: [u8; 32], _h: Vec<String>, _o: &[String]) -> Self {
-        Self
+    /// A gateway. Sessions are sealed under a key made of `secret`: whoever has it can make any, and with the
+    /// same one they survive a restart.
+    #[must_use]
+    pub fn new(secret: &[u8; 32], clock: Arc<dyn Clock>, allowed: Allowed, bounds: Bounds) -> Self {
+        Self(Arc::new(Inner {
+            seal: Seal::new(secret),
+            clock,
+            allowed,
+            requests: Places::new("requests", bounds.requests, bounds.requests_per_caller),
+            streams: Places::new("streams", bounds.streams, bounds.streams_per_caller),
+            memories: Memories::new(bounds.sessions),
+            bounds,
+        }))
     }
-    pub async fn serve<B>(
-        &self,
-        _r: hyper::Request<B>,
-        _u: Shared,
-        _s: Scope,
-    ) -> hyper::Response<Body> {
-        todo!()
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway")
+            .field("bounds", &self.0.bounds)
+            .finish_non_exhaustive()
     }
 }

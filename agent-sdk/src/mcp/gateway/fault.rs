@@ -1,0 +1,118 @@
+//! Why a request was not answered with a result, and which HTTP status says so.
+
+use http::StatusCode;
+use proto_spec::{Capability, Code};
+use serde_json::json;
+
+use super::upstream::Failure;
+use crate::mcp::MCP_ERROR;
+use crate::mcp::rpc::{
+    INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR, RpcError,
+};
+use crate::tool::INVALID_ARGUMENTS;
+
+/// A broker refused, or this gateway did at a bound. The code is in the range that MCP leaves to
+/// implementations; FEM's own code is `fem` in the error's data.
+pub(super) const REFUSED: i64 = -32_000;
+/// Headers and body contradict each other.
+pub(super) const HEADER_MISMATCH: i64 = -32_020;
+/// The client did not declare what it would be asked.
+pub(super) const MISSING_CAPABILITY: i64 = -32_021;
+/// No revision that is spoken here.
+pub(super) const UNSUPPORTED_VERSION: i64 = -32_022;
+
+/// An error as it goes to the client.
+#[derive(Debug, Clone)]
+pub(super) struct Fault {
+    /// What is said in JSON-RPC.
+    pub(super) error: RpcError,
+    /// What is said in HTTP, where nothing was sent before it.
+    pub(super) status: StatusCode,
+    /// The capability for want of which it was refused.
+    pub(super) lacks: Option<Capability>,
+}
+
+impl From<RpcError> for Fault {
+    fn from(error: RpcError) -> Self {
+        let status = match error.code {
+            METHOD_NOT_FOUND => StatusCode::NOT_FOUND,
+            PARSE_ERROR | INVALID_REQUEST => StatusCode::BAD_REQUEST,
+            HEADER_MISMATCH | MISSING_CAPABILITY | UNSUPPORTED_VERSION => StatusCode::BAD_REQUEST,
+            // MCP names no other: the request was understood, and this is its answer.
+            _ => StatusCode::OK,
+        };
+        Self {
+            error,
+            status,
+            lacks: None,
+        }
+    }
+}
+
+impl Fault {
+    pub(super) fn new(code: i64, message: impl Into<String>) -> Self {
+        RpcError::new(code, message).into()
+    }
+
+    /// Nobody answers this method here.
+    pub(super) fn no_method(method: &str) -> Self {
+        Self::new(
+            METHOD_NOT_FOUND,
+            format!("nobody answers {method:.128?} here"),
+        )
+    }
+
+    /// The request itself is wrong.
+    pub(super) fn bad_request(error: RpcError) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            ..error.into()
+        }
+    }
+
+    /// A bound of this gateway is reached.
+    pub(super) fn busy(what: &str) -> Self {
+        let data = json!({"fem": Code::Busy, "retryable": true});
+        let error = RpcError::new(REFUSED, format!("too many {what}: try again later"));
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            ..error.with(&data).into()
+        }
+    }
+
+    /// Why a call that requires `capability` has no result. What an MCP server said is passed on.
+    pub(super) fn of_call(failure: &Failure, capability: &Capability) -> Self {
+        if !failure.is_tools {
+            return refused(failure, capability);
+        }
+        let said = failure.data.as_deref();
+        if failure.code == MCP_ERROR
+            && let Some(Ok(error)) = said.map(|data| serde_json::from_str::<RpcError>(data.get()))
+        {
+            return error.into();
+        }
+        let code = match failure.code.as_str() {
+            INVALID_ARGUMENTS => INVALID_PARAMS,
+            _ => INTERNAL_ERROR,
+        };
+        RpcError::new(code, failure.message.clone())
+            .with(&json!({"tool": failure.code, "data": said}))
+            .into()
+    }
+}
+
+/// What a broker refused. Where the caller lacks the capability, MCP names the status.
+fn refused(failure: &Failure, capability: &Capability) -> Fault {
+    let code: Option<Code> = failure.code.parse().ok();
+    let retryable = code.is_some_and(Code::is_retryable);
+    let data = json!({"fem": failure.code, "retryable": retryable});
+    let fault = Fault::from(RpcError::new(REFUSED, failure.message.clone()).with(&data));
+    match code {
+        Some(Code::Denied) => Fault {
+            status: StatusCode::FORBIDDEN,
+            lacks: Some(capability.clone()),
+            ..fault
+        },
+        _ => fault,
+    }
+}
