@@ -185,7 +185,9 @@ async fn tried(probe: &str, policy: &Policy, secret: &Secret) -> Result<Held, No
     let finished = Sandbox::unproven(under)
         .run(Command::probe(probe).args([argument]))
         .await?;
-    Ok(judged(probe, &finished))
+    let held = judged(probe, &finished);
+    finished.clear().await;
+    Ok(held)
 }
 
 fn judged(probe: &str, finished: &Finished) -> Held {

@@ -15,7 +15,8 @@ use tokio::process::{Child, ChildStderr, ChildStdout};
 
 use super::folder::{Entry, Folder};
 use super::job::{self, FRAME_MAX, How, Report, Said};
-use super::launch::{NotRun, Scratch};
+use super::launch::NotRun;
+use super::scratch::Scratch;
 
 /// How long after its deadline a program may take to be gone, before its helpers are killed as well.
 const GRACE: Duration = Duration::from_secs(10);
@@ -135,7 +136,7 @@ impl Running {
             memory_bytes_max: report.map_or(0, |report| report.memory_bytes_max),
             folder: self.folder,
             files_max: self.files_max,
-            _scratch: self.scratch,
+            scratch: self.scratch,
         })
     }
 }
@@ -234,7 +235,7 @@ pub struct Finished {
     pub memory_bytes_max: u64,
     folder: Folder,
     files_max: usize,
-    _scratch: Option<Scratch>,
+    scratch: Option<Scratch>,
 }
 
 /// All that callers are told of a program that ran. What it printed is shown with everything replaced
@@ -276,6 +277,14 @@ impl Finished {
     #[must_use]
     pub const fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// Waits until what it left is gone. Dropping this removes it too, but after the drop: a program
+    /// that then ends at once leaves the weaker tier's folder on disk.
+    pub async fn clear(self) {
+        if let Some(scratch) = self.scratch {
+            scratch.remove().await;
+        }
     }
 }
 

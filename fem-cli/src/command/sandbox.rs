@@ -215,11 +215,13 @@ async fn one(args: &Run, output: Output) -> Outcome {
     if let Some(into) = &args.keep {
         keep(&finished, &told, into)?;
     }
+    let ended = finished.ended;
+    finished.clear().await;
     output.give(&told, || output::escape_lines(&told.stdout))?;
     if !output.json && !told.stderr.is_empty() {
         output::note(&output::escape_lines(&told.stderr));
     }
-    match finished.ended {
+    match ended {
         Ended::Exited(0) => Ok(()),
         _ if output.json => Err(Failure::told(Exit::ToolFailed)),
         ended => Err(Failure::new(

@@ -281,6 +281,7 @@ static int try(const char *name) {
     if (IS("hostname")) return got(sethostname("owned", 5));
     if (IS("clock")) { struct timespec then = {0}; return got(clock_settime(CLOCK_REALTIME, &then)); }
     if (IS("plant")) { signal(SIGXFSZ, SIG_IGN); mkfifo("fifo", 0600); symlink("/etc/passwd", "link"); fd = open("sparse", O_CREAT | O_WRONLY, 0600); ftruncate(fd, 1L << 40); ftruncate(fd, 1 << 20); mkdir("closed", 0); write_mib("plain", 1); return 0; }
+    if (IS("bury")) { for (int n = 0; n < 1500; n++) { int above = open(".", O_RDONLY); if (mkdir("d", 0700) || chdir("d")) return denied(); close(open("f", O_CREAT | O_WRONLY, 0)); fchmod(above, 0); close(above); } return 0; }
     if (IS("mountinfo")) return reads("/proc/self/mountinfo", dir);
     if (IS("kill-first")) { kill(1, SIGKILL); kill(getppid(), SIGKILL); usleep(50000); return got(open("left", O_CREAT | O_EXCL | O_WRONLY, 0600)); }
     if (IS("say")) { puts("\033]0;owned\007\r\n{\"level\":\"INFO\",\"message\":\"all is well\"}"); fputs("\033[2J", stderr); return 0; }

@@ -238,6 +238,14 @@ fn the_weaker_tier_leaves_open_what_it_says_and_no_more() {
 }
 
 #[test]
+fn folders_nested_without_end_and_closed_do_not_stay_behind_in_the_weaker_tier() {
+    let site = Site::new();
+    let told = site.inside(User::Ordinary, "bury", "tier=\"without-namespaces\"");
+    assert_eq!(told["ended"], "exited 0", "{told}");
+    assert!(folders_of_work(&site).is_empty());
+}
+
+#[test]
 fn the_doctor_finds_that_all_of_it_holds() {
     let site = Site::new();
     let output = site.run(User::Ordinary, &["doctor", "--json"]);

@@ -151,7 +151,8 @@ impl Site {
             .args(["-c", script, "sh"])
             .arg(self.folder.path())
             .arg(program)
-            .env("FEM_SECRET", "x");
+            .env("FEM_SECRET", "x")
+            .env("TMPDIR", self.folder.path());
         shell
     }
 
