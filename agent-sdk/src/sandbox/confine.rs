@@ -159,9 +159,9 @@ pub(super) fn place(path: &Path, rights: Rights) -> Result<Place<std::os::fd::Ow
 }
 
 /// The last step: which system calls are left.
-pub(super) fn calls(code: bool) -> Result<(), Missing> {
+pub(super) fn calls(wanted: &Wanted) -> Result<(), Missing> {
     let failed = of("seccomp");
-    for program in filter::programs(code).map_err(&failed)? {
+    for program in filter::programs(wanted).map_err(&failed)? {
         seccompiler::apply_filter(&program).map_err(|why| failed(io::Error::other(why)))?;
     }
     Ok(())

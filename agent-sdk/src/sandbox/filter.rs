@@ -13,6 +13,8 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
+use super::policy::{Tier, Wanted};
+
 /// Allowed whatever their arguments.
 #[rustfmt::skip]
 const PLAIN: &[c_long] = &[
@@ -112,20 +114,22 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-/// The two filters of a program, to be applied in this order. `code` is whether it may make code
-/// while it runs.
+/// Ways out of a process group: without a namespace, it is by its group that a program is ended.
+const LEAVING: [c_long; 2] = [libc::SYS_setsid, libc::SYS_setpgid];
+
+/// The two filters of a program, to be applied in this order.
 ///
 /// # Errors
 ///
 /// When this is an architecture whose calls we do not know.
-pub(super) fn programs(code: bool) -> io::Result<[BpfProgram; 2]> {
+pub(super) fn programs(wanted: &Wanted) -> io::Result<[BpfProgram; 2]> {
     let arch: TargetArch = std::env::consts::ARCH
         .try_into()
         .map_err(io::Error::other)?;
     let absent = ABSENT.iter().map(|call| (*call, vec![])).collect();
     let absent = compiled(absent, SeccompAction::Allow, refusal(libc::ENOSYS), arch)?;
     let listed = compiled(
-        listed(code)?,
+        listed(wanted)?,
         refusal(libc::EPERM),
         SeccompAction::Allow,
         arch,
@@ -147,7 +151,7 @@ fn compiled(
     filter.try_into().map_err(io::Error::other)
 }
 
-fn listed(code: bool) -> io::Result<Rules> {
+fn listed(wanted: &Wanted) -> io::Result<Rules> {
     let plain = [PLAIN, OLD, &ABSENT].concat();
     let mut rules: Rules = plain.into_iter().map(|call| (call, vec![])).collect();
     let mut only = |call: c_long, allowed: Vec<Vec<SeccompCondition>>| -> io::Result<()> {
@@ -186,7 +190,7 @@ fn listed(code: bool) -> io::Result<Rules> {
     let execute = libc::PROT_EXEC as u64;
     let still = || Ok::<_, io::Error>(vec![vec![without(2, write)?], vec![without(2, execute)?]]);
     let fixed = || Ok::<_, io::Error>(vec![vec![without(2, execute)?]]);
-    match code {
+    match wanted.code_at_run_time {
         true => {
             for call in [
                 libc::SYS_mmap,
@@ -211,6 +215,9 @@ fn listed(code: bool) -> io::Result<Rules> {
             u64::from(libc::S_IFIFO),
         )?;
         only(libc::SYS_mknod, vec![vec![fifo]])?;
+    }
+    if wanted.tier == Tier::WithoutNamespaces {
+        rules.retain(|call, _| !LEAVING.contains(call));
     }
     Ok(rules)
 }
@@ -240,7 +247,11 @@ mod tests {
 
     #[test]
     fn no_call_that_opens_the_box_is_listed() {
-        let rules = listed(true).unwrap();
+        let rules = listed(&Wanted {
+            code_at_run_time: true,
+            ..Wanted::default()
+        })
+        .unwrap();
         #[rustfmt::skip]
         let opening = [
             libc::SYS_socket, libc::SYS_connect, libc::SYS_bind, libc::SYS_io_uring_setup, libc::SYS_ptrace,
@@ -254,5 +265,15 @@ mod tests {
         for call in opening {
             assert!(!rules.contains_key(&call), "{call}");
         }
+    }
+
+    #[test]
+    fn in_the_weaker_tier_no_call_leaves_the_process_group() {
+        let weaker = Wanted {
+            tier: Tier::WithoutNamespaces,
+            ..Wanted::default()
+        };
+        let rules = listed(&weaker).unwrap();
+        assert!(LEAVING.iter().all(|call| !rules.contains_key(call)));
     }
 }

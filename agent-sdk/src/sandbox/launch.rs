@@ -13,12 +13,13 @@ use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
+use tokio::time::Instant;
 
 use super::command::{Command, Input, Own};
 use super::folder::Folder;
 use super::job::{self, FRAME_MAX, Job, Program, Said};
 use super::policy::{Policy, Profile, Tier};
-use super::running::{Ended, Finished, Output, READ_BYTES, Running, hear};
+use super::running::{Ended, Finished, GRACE, Output, READ_BYTES, Running, hear};
 use super::scratch::Scratch;
 use super::stage;
 
@@ -196,7 +197,8 @@ impl Sandbox {
             err: vec![0; READ_BYTES].into(),
             left: self.policy.wanted().output_bytes,
             cut: false,
-            wall: self.policy.wall(),
+            ends: Instant::now() + self.policy.wall() + GRACE,
+            kept_no_more: false,
             policy: self.digest,
             folder,
             files_max: usize::try_from(self.policy.wanted().disk_files).unwrap_or(usize::MAX),

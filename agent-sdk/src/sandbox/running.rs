@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStderr, ChildStdout};
+use tokio::time::Instant;
 
 use super::folder::{Entry, Folder};
 use super::job::{self, FRAME_MAX, How, Report, Said};
@@ -19,7 +20,7 @@ use super::launch::NotRun;
 use super::scratch::Scratch;
 
 /// How long after its deadline a program may take to be gone, before its helpers are killed as well.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// What is read at once.
 pub(super) const READ_BYTES: usize = 16 << 10;
 
@@ -44,7 +45,10 @@ pub struct Running {
     pub(super) err: Box<[u8]>,
     pub(super) left: u64,
     pub(super) cut: bool,
-    pub(super) wall: Duration,
+    /// When all of it is over, whatever its helpers say.
+    pub(super) ends: Instant,
+    /// Whether its helper is gone.
+    pub(super) kept_no_more: bool,
     pub(super) policy: Digest,
     pub(super) folder: Folder,
     pub(super) files_max: usize,
@@ -57,13 +61,30 @@ impl Running {
         self.stdin.take()
     }
 
-    /// What it prints next; none when it prints no more, or has printed all that it may and is being
-    /// killed for it.
+    /// What it prints next; none when it prints no more, has printed all that it may and is being
+    /// killed for it, or should have been gone for ten seconds.
     pub async fn output(&mut self) -> Option<Output> {
         while !self.cut && (self.stdout.is_some() || self.stderr.is_some()) {
-            let (read, is_error) = tokio::select! {
-                read = some(&mut self.stdout, &mut self.out) => (read, false),
-                read = some(&mut self.stderr, &mut self.err) => (read, true),
+            let next = async {
+                tokio::select! {
+                    read = some(&mut self.stdout, &mut self.out) => Some((read, false)),
+                    read = some(&mut self.stderr, &mut self.err) => Some((read, true)),
+                    _ = self.helper.wait(), if !self.kept_no_more => None,
+                }
+            };
+            let (read, is_error) = match tokio::time::timeout_at(self.ends, next).await {
+                Ok(Some(read)) => read,
+                Ok(None) => {
+                    self.kept_no_more = true;
+                    self.ends = self.ends.min(Instant::now() + GRACE);
+                    continue;
+                }
+                // Whoever outlives its keeper may hold on to our pipes for ever.
+                Err(_) => {
+                    (self.stdout, self.stderr) = (None, None);
+                    self.stop();
+                    break;
+                }
             };
             let bytes = if is_error {
                 &self.err[..read]
@@ -108,8 +129,7 @@ impl Running {
     /// When the system does not tell us about our own helper.
     pub async fn finish(mut self) -> Result<Finished, NotRun> {
         self.stdin = None;
-        let limit = self.wall + GRACE;
-        let report = tokio::time::timeout(limit, async {
+        let report = tokio::time::timeout_at(self.ends, async {
             while self.output().await.is_some() {}
             ended(&self.control).await
         });

@@ -196,7 +196,7 @@ fn inner() -> Result<(), Stopped> {
     confine::landlock(places)?;
     // Its own memory is nobody's to read: it is what keeps the program.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(of("processes"))?;
-    confine::calls(wanted.code_at_run_time)?;
+    confine::calls(wanted)?;
     if let Program::Nothing = job.program {
         let _ = job::say(io::stdin(), &Said::Started, Some(&room.work));
         return finish(Ok(Report {
@@ -246,7 +246,6 @@ fn keeper() -> Result<(), Stopped> {
         .spawn()
         .map_err(of("processes"))?;
     drop((next, read_job, write_said));
-    let inside = Inside::Descendants;
     serde_json::to_writer(File::from(write_job), &job)
         .map_err(|why| Missing("processes", why.into()))?;
     if let Ok(said) = serde_json::from_reader::<_, Said>(File::from(read_said)) {
@@ -254,9 +253,9 @@ fn keeper() -> Result<(), Stopped> {
         return Err(Stopped::Alone);
     }
     // Nothing was said, and its end is closed: it has become the program.
-    job::say(io::stdin(), &Said::Started, None).map_err(|_| Stopped::Alone)?;
-    let report = watch::keep(program.id(), &policy, &inside, io::stdin());
-    inside.empty();
+    let report = job::say(io::stdin(), &Said::Started, None)
+        .and_then(|()| watch::keep(program.id(), &policy, &Inside::Descendants, io::stdin()));
+    watch::end(program.id());
     finish(report)
 }
 
@@ -286,7 +285,10 @@ fn become_program(job: &Job) -> Result<(), Stopped> {
     let wanted = &job.policy;
     let folder = job.work.as_deref().ok_or(Stopped::Alone)?;
     rustix::process::chdir(folder).map_err(of("its folder"))?;
+    // It leads a group that nobody leaves, by which the keeper ends it. Should the keeper be killed, so
+    // is the program.
     setsid().map_err(of("processes"))?;
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(of("processes"))?;
     // The user's other processes count as well here.
     let others = user_threads().map_err(of("limits"))?;
     let mut places = own_places(wanted, folder)?;
@@ -295,7 +297,7 @@ fn become_program(job: &Job) -> Result<(), Stopped> {
     confine::limits(wanted, u64::from(wanted.processes) + others)?;
     confine::privileges()?;
     confine::landlock(places)?;
-    confine::calls(wanted.code_at_run_time)?;
+    confine::calls(wanted)?;
     Err(Stopped::NotStarted(cannot(&job.program, &command.exec())))
 }
 

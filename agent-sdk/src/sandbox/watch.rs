@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Dir, Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, pidfd_open,
+    wait, waitid,
+};
 
 use super::job::{How, Report};
 use super::policy::Policy;
@@ -95,7 +98,7 @@ fn interrupted(why: rustix::io::Errno) -> rustix::io::Result<usize> {
 /// Lets the dead go, orphans too. How the program itself ended, once it has.
 fn reap(program: Pid) -> std::io::Result<Option<How>> {
     let mut how = None;
-    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         if pid == program {
             how = match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => Some(How::Exited(code)),
@@ -106,6 +109,21 @@ fn reap(program: Pid) -> std::io::Result<Option<How>> {
         }
     }
     Ok(how)
+}
+
+/// Kills the group of `leader`, which all that come from it are in and cannot leave, and waits until
+/// they are gone. A signal to a group reaches also who is being made at that moment: no chain of
+/// processes that make the next and end runs away from it.
+pub(super) fn end(leader: u32) {
+    let Some(leader) = Pid::from_raw(leader.cast_signed()) else {
+        return;
+    };
+    // As long as one of them is not waited for, nobody else's group can have the number.
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    while waitid(WaitId::All, look).is_ok() {
+        let _ = kill_process_group(leader, Signal::KILL);
+        let _ = wait(WaitOptions::empty());
+    }
 }
 
 impl Inside {
@@ -126,26 +144,6 @@ impl Inside {
             usage.cpu_ms += times(&processes, id, &[13, 14, 15, 16]).unwrap_or(0);
         }
         Some(usage)
-    }
-
-    /// Kills what came from this process, until nothing does. A namespace dies with its first process.
-    pub(super) fn empty(&self) {
-        let (Self::Descendants, Ok(processes)) = (self, open_proc()) else {
-            return;
-        };
-        loop {
-            let ids = self.ids(&processes, std::process::id()).unwrap_or_default();
-            if ids.is_empty() {
-                return;
-            }
-            // Stopped first, so that none makes another while we go through them.
-            for signal in [rustix::process::Signal::STOP, rustix::process::Signal::KILL] {
-                for id in ids.iter().filter_map(|id| Pid::from_raw(id.cast_signed())) {
-                    let _ = rustix::process::kill_process(id, signal);
-                }
-            }
-            while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-        }
     }
 
     fn ids(&self, processes: &OwnedFd, own: u32) -> Option<Vec<u32>> {

@@ -104,6 +104,19 @@ static int together(void (*each)(void)) {
 }
 static void unnamed(void) { prctl(PR_SET_NAME, "\xff"); fill_and_end(0); }
 static void leaderless(void) { pthread_t one; pthread_create(&one, 0, fill_and_end, 0); syscall(SYS_exit, 0); }
+/* Each lives as long as it takes to make the next, for half a minute at most. */
+static int chain(int leave) {
+    time_t end = time(0) + 30;
+    for (int n = 0; n < 24; n++) {
+        if (fork()) continue;
+        for (int made = 0; time(0) < end; made++) {
+            if (leave) setsid(), setpgid(0, 0);
+            if (fork() > 0) _exit(0);
+        }
+        _exit(0);
+    }
+    return usleep(100000);
+}
 static int write_mib(const char *name, int mib) {
     static char block[1 << 20];
     memset(block, 1, sizeof block);
@@ -245,6 +258,9 @@ static int try(const char *name) {
     if (IS("sleep")) forever(0);
     if (IS("stubborn")) { for (int n = 1; n < 65; n++) signal(n, SIG_IGN); for (;;); }
     if (IS("daemon")) { if (fork()) return 0; setsid(); if (fork()) _exit(0); forever(0); }
+    if (IS("chain")) return chain(0);
+    if (IS("chain-of-groups")) return chain(1);
+    if (IS("pair")) { fork(); forever(0); }
     if (IS("flood")) for (;;) puts("all work and no play");
     if (IS("tcp4")) return inet(AF_INET, SOCK_STREAM, 0, tcp4);
     if (IS("tcp6")) return inet(AF_INET6, SOCK_STREAM, 0, tcp6);

@@ -15,10 +15,11 @@ mod site;
 mod table;
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::site::{Site, User, folders_of_work, processes_named};
+use crate::site::{Site, User, folders_of_work, keeper_of, processes_named, soon};
 use crate::table::{Control, ROWS, Row};
 
 /// What the box has to answer, or what keeps the program from asking.
@@ -82,14 +83,30 @@ fn nothing_is_left_after_any_end() {
         ("spin", "cpu_ms=200", "killed: processor time"),
         ("flood", "output_bytes=1048576", "killed: output cut"),
         ("kill-first", "", "exited 0"),
+        ("chain", "", "exited 0"),
+        ("chain-of-groups", "", "exited 0"),
     ] {
-        let told = site.inside(User::Ordinary, attack, set);
-        assert_eq!(told["ended"], ended, "{attack}: {told}");
-        if attack == "flood" {
-            assert_eq!(told["stdout"].as_str().unwrap().len(), 1 << 20);
+        for tier in ["full", "without-namespaces"] {
+            let told = site.inside(User::Ordinary, attack, &format!("tier = {tier:?}\n{set}"));
+            assert_eq!(told["ended"], ended, "{tier}: {attack}: {told}");
+            if attack == "flood" {
+                assert_eq!(told["stdout"].as_str().unwrap().len(), 1 << 20);
+            }
+            assert_eq!(processes_named(&site, attack), 0, "{tier}: {attack}");
         }
-        assert_eq!(processes_named(&site, attack), 0, "{attack}");
     }
+}
+
+#[test]
+fn a_call_ends_although_its_keeper_was_killed_and_somebody_holds_its_output() {
+    let site = Site::new();
+    let set = "tier=\"without-namespaces\"\nwall_ms=300000";
+    let mut fem = site.fem(User::Ordinary, &["--json"], "pair", set);
+    let mut fem = fem.stdout(Stdio::null()).spawn().unwrap();
+    soon(|| (processes_named(&site, "pair") == 2).then_some(()));
+    let keeper = soon(|| keeper_of(&fem));
+    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+    soon(|| fem.try_wait().unwrap());
 }
 
 #[test]

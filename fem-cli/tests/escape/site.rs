@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use serde_json::Value;
@@ -259,6 +260,32 @@ fn processes(site: &Site) -> Vec<(Pid, String)> {
     lines
         .filter(|(_, line)| line.starts_with(&hostile) && line.contains(&place))
         .collect()
+}
+
+/// The keeper of the weaker tier whose box this process wants, once it has one.
+pub(crate) fn keeper_of(fem: &Child) -> Option<Pid> {
+    let children = format!("/proc/{0}/task", fem.id());
+    let threads = fs::read_dir(children).ok()?.filter_map(Result::ok);
+    let children = threads.filter_map(|one| fs::read_to_string(one.path().join("children")).ok());
+    let all: Vec<String> = children.collect();
+    let mut ids = all.iter().flat_map(|text| text.split_whitespace());
+    let keeper = ids.find(|id| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        line.starts_with(b"fem-sandbox:keeper")
+    });
+    Pid::from_raw(keeper?.parse().ok()?)
+}
+
+/// Waits for something, for half a minute at most.
+pub(crate) fn soon<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "waited in vain");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// How many of them run that attack.
