@@ -58,9 +58,9 @@ const PLAIN: &[c_long] = &[
     libc::SYS_timer_settime, libc::SYS_timer_gettime, libc::SYS_timer_delete,
     libc::SYS_timer_getoverrun, libc::SYS_timerfd_create, libc::SYS_timerfd_settime,
     libc::SYS_timerfd_gettime, libc::SYS_times,
-    // Talking over pipes and socket pairs that are there already.
-    libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendmmsg,
-    libc::SYS_recvmmsg, libc::SYS_shutdown, libc::SYS_getsockopt, libc::SYS_getsockname,
+    // Talking over pipes and socket pairs that are there already; sending no descriptors, of which all
+    // boxes of a user could have only so many under way.
+    libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_recvmmsg, libc::SYS_shutdown, libc::SYS_getsockopt, libc::SYS_getsockname,
     libc::SYS_getpeername,
     // What there is.
     libc::SYS_uname, libc::SYS_sysinfo, libc::SYS_getrandom, libc::SYS_getrlimit,
@@ -260,7 +260,8 @@ mod tests {
             libc::SYS_keyctl, libc::SYS_mount, libc::SYS_move_mount, libc::SYS_setns, libc::SYS_unshare,
             libc::SYS_execveat, libc::SYS_memfd_create, libc::SYS_kcmp, libc::SYS_open_by_handle_at,
             libc::SYS_personality, libc::SYS_chroot, libc::SYS_shmget, libc::SYS_mq_open,
-            libc::SYS_setpriority, libc::SYS_inotify_init1, libc::SYS_fchownat,
+            libc::SYS_setpriority, libc::SYS_inotify_init1, libc::SYS_fchownat, libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
         ];
         for call in opening {
             assert!(!rules.contains_key(&call), "{call}");

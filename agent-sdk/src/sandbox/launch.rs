@@ -171,15 +171,18 @@ impl Sandbox {
         };
         // Should the helper have given up, what it said says why, not that we could not send.
         let sent = send(&mut control, &job, stdin, command.files.into_values()).await;
-        let (said, folder) = match hear::<Said>(&control).await {
-            Ok(Some(said)) => said,
-            Ok(None) => {
-                return Err(sent
-                    .err()
-                    .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
-                    .into());
+        let mut folder = None;
+        let said = loop {
+            match hear::<Said>(&control).await? {
+                Some((Said::Folder, came)) => folder = came,
+                Some((said, _)) => break said,
+                None => {
+                    let why = sent.err();
+                    return Err(why
+                        .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
+                        .into());
+                }
             }
-            Err(why) => return Err(why.into()),
         };
         self.has_started(said)?;
         let (scratch, folder) = match (folder, scratch) {
@@ -211,7 +214,7 @@ impl Sandbox {
             Said::Started => Ok(()),
             Said::NotStarted(why) => Err(NotRun::NotStarted(why)),
             Said::Unenforced { layer, why } => Err(self.unenforced(layer, why)),
-            Said::Ended(_) => Err(NotRun::Fault(io::ErrorKind::InvalidData.into())),
+            Said::Folder | Said::Ended(_) => Err(NotRun::Fault(io::ErrorKind::InvalidData.into())),
         }
     }
 

@@ -186,6 +186,9 @@ fn inner() -> Result<(), Stopped> {
     let own = own_program(&job)?;
     let room = room::build(wanted)?;
     put_all(&room.work, inputs)?;
+    // Before the limits: the kernel holds what all boxes of a user have under way against them.
+    job::say(io::stdin(), &Said::Folder, Some(&room.work)).map_err(|_| Stopped::Alone)?;
+    drop(room.work);
     confine::limits(wanted, u64::from(wanted.processes) + 1)?;
     confine::privileges()?;
     let mut places = own_places(wanted, Path::new(room::WORK))?;
@@ -198,7 +201,7 @@ fn inner() -> Result<(), Stopped> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(of("processes"))?;
     confine::calls(wanted)?;
     if let Program::Nothing = job.program {
-        let _ = job::say(io::stdin(), &Said::Started, Some(&room.work));
+        let _ = job::say(io::stdin(), &Said::Started, None);
         return finish(Ok(Report {
             how: How::Exited(0),
             cpu_ms: 0,
@@ -210,8 +213,7 @@ fn inner() -> Result<(), Stopped> {
     let program = command.stdin(Stdio::from(stdin)).process_group(0).spawn();
     let program = program.map_err(|why| Stopped::NotStarted(cannot(&job.program, &why)))?;
     drop(command);
-    job::say(io::stdin(), &Said::Started, Some(&room.work)).map_err(|_| Stopped::Alone)?;
-    drop(room.work);
+    job::say(io::stdin(), &Said::Started, None).map_err(|_| Stopped::Alone)?;
     finish(watch::keep(
         program.id(),
         &policy,

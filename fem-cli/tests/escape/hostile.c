@@ -126,6 +126,20 @@ static int write_mib(const char *name, int mib) {
         if (write(fd, block, sizeof block) != sizeof block) { close(fd); if (!errno) errno = ENOSPC; return -1; }
     return close(fd);
 }
+/* Sends itself descriptors that it never takes: more than 128, which count for its user. */
+static int in_flight(void) {
+    int pair[2], fds[100];
+    char room[CMSG_SPACE(sizeof fds)] = {0};
+    struct iovec one = {"x", 1};
+    struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) return -1;
+    for (int n = 0; n < 100; n++) fds[n] = pair[0];
+    head->cmsg_level = SOL_SOCKET, head->cmsg_type = SCM_RIGHTS, head->cmsg_len = CMSG_LEN(sizeof fds);
+    memcpy(CMSG_DATA(head), fds, sizeof fds);
+    for (int n = 0; n < 3; n++) if (sendmsg(pair[1], &message, 0) < 0) return -1;
+    return 0;
+}
 static void mark(int signal) {
     char name[4096];
     snprintf(name, sizeof name, "%s/signal-%d", dir, signal);
@@ -274,6 +288,8 @@ static int try(const char *name) {
     if (IS("abstract-dgram")) { sprintf(text, "fem-%d-%d", SOCK_DGRAM, victim); return un(SOCK_DGRAM, text, 1); }
     if (IS("unix-datagrams")) return got(socketpair(AF_UNIX, SOCK_DGRAM, 0, two));
     if (IS("unix-path")) return un(SOCK_STREAM, at("socket"), 0);
+    if (IS("in-flight")) return got(in_flight());
+    if (IS("keep-in-flight")) { if (in_flight()) return denied(); sprintf(text, "ready-%d", getpid()); close(open(at(text), O_CREAT | O_WRONLY, 0600)); forever(0); }
     if (IS("sysv-shm")) { int id = shmget(IPC_PRIVATE, 4096, 0600); if (id >= 0) shmctl(id, IPC_RMID, 0); return got(id); }
     if (IS("posix-shm")) { fd = open("/dev/shm/fem-x", O_CREAT | O_RDWR, 0600); int why = errno; unlink("/dev/shm/fem-x"); errno = why; return got(fd); }
     if (IS("mqueue")) { fd = mq_open("/fem-x", O_CREAT | O_RDWR, 0600, 0); int why = errno; mq_unlink("/fem-x"); errno = why; return got(fd); }

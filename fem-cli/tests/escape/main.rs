@@ -110,6 +110,17 @@ fn a_call_ends_although_its_keeper_was_killed_and_somebody_holds_its_output() {
 }
 
 #[test]
+fn descriptors_that_others_of_the_user_have_under_way_keep_no_box_from_starting() {
+    let site = Site::new();
+    let mut other = site.begin_outside("keep-in-flight");
+    soon(|| site.has(&format!("ready-{}", other.id())).then_some(()));
+    let told = site.inside(User::Ordinary, "say", "");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(told["ended"], "exited 0", "{told}");
+}
+
+#[test]
 fn the_same_daemon_stays_where_there_is_no_box() {
     let site = Site::new();
     assert!(site.outside("daemon"));

@@ -121,6 +121,18 @@ impl Site {
             .collect()
     }
 
+    /// A hostile program outside the box, which is to be killed.
+    pub(crate) fn begin_outside(&self, name: &str) -> Child {
+        let mut command = Command::new(&programs().hostile);
+        command.args(self.attack(name)).stdout(Stdio::null());
+        ordinary(&mut command).current_dir("/").spawn().unwrap()
+    }
+
+    /// Whether there is a file of that name with the victim's.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.folder.path().join(name).exists()
+    }
+
     /// Whether a hostile program succeeds outside the box.
     pub(crate) fn outside(&self, name: &str) -> bool {
         let mut command = self.careless(&programs().hostile);

@@ -127,6 +127,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("abstract-dgram", Works, REFUSED),
     row("unix-path", Works, REFUSED),
     row("unix-datagrams", Works, REFUSED),
+    row("in-flight", Works, REFUSED),
     row("sysv-shm", Works, REFUSED),
     row("posix-shm", Works, GONE),
     row("mqueue", KernelMayRefuse, REFUSED),
