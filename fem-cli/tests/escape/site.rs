@@ -229,6 +229,30 @@ impl Site {
         (output.status.code() != Some(77)).then_some(output)
     }
 
+    /// What a hostile program says that is granted a folder with a file system mounted below it, in
+    /// which it finds the victim's files; none where that cannot be had.
+    pub(crate) fn below_a_mount(&self, attack: &str) -> Option<Value> {
+        let hostile = &programs().hostile;
+        let granted = self.folder.path().join("granted");
+        let nested = granted.join("with a blank");
+        let script = "mkdir -p \"$2\" && mount -t tmpfs x \"$2\" && echo x > \"$2/c\" || exit 77; \
+                      echo \"$4\" > \"$1/policy\"; exec \"$3\" sandbox run --json --policy \"$1/policy\" \
+                      -- \"$5\" \"$6\" \"$2\"";
+        let policy = format!("[files]\nrun = [{hostile:?}]\nread = [{granted:?}]");
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "/bin/sh", "-c"]);
+        command.args([script, "sh"]).arg(self.folder.path());
+        command.arg(nested).arg(&programs().fem).arg(policy);
+        command.arg(hostile).arg(attack);
+        self.by(User::Ordinary, &mut command);
+        let output = command.output().ok()?;
+        if output.status.code() == Some(77) {
+            return None;
+        }
+        let told = serde_json::from_slice(&output.stdout);
+        Some(told.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr))))
+    }
+
     /// No signal reached the victim, and it lives.
     pub(crate) fn victim_is_unharmed(&self) -> bool {
         let marks = fs::read_dir(self.folder.path()).unwrap();
