@@ -19,6 +19,10 @@ const TICK: Duration = Duration::from_millis(20);
 /// Clock ticks of `/proc/PID/stat` in milliseconds: `USER_HZ` is 100 on every Linux that we run on.
 const CLOCK_TICK_MS: u64 = 10;
 
+/// The most that the kernel keeps for one socket of a pair, at its default of 208 KiB, with the message
+/// that goes over it.
+const SOCKET_BYTES: u64 = 320 << 10;
+
 /// Which processes are in the box.
 pub(super) enum Inside {
     /// All that this file system shows, for it is that of a namespace of their own.
@@ -135,7 +139,7 @@ impl Inside {
         let mut usage = Usage {
             // The processor time of those who are gone.
             cpu_ms: times(&processes, own, &[15, 16])?,
-            memory_bytes: 0,
+            memory_bytes: self.sockets() * SOCKET_BYTES,
         };
         // One that is gone by now uses nothing.
         for id in self.ids(&processes, own)? {
@@ -144,6 +148,16 @@ impl Inside {
             usage.cpu_ms += times(&processes, id, &[13, 14, 15, 16]).unwrap_or(0);
         }
         Some(usage)
+    }
+
+    /// The sockets of the box. Without a namespace they cannot be told from those of others.
+    fn sockets(&self) -> u64 {
+        let Self::Namespace(processes) = self else {
+            return 0;
+        };
+        let all = text(processes, "self/net/unix").unwrap_or_default();
+        // The first line is the table's head.
+        all.lines().skip(1).count() as u64
     }
 
     fn ids(&self, processes: &OwnedFd, own: u32) -> Option<Vec<u32>> {

@@ -117,6 +117,15 @@ static int chain(int leave) {
     }
     return usleep(100000);
 }
+/* In the queues of sockets, which no process has in its memory: more than 400 MiB. */
+static void queued(void) {
+    static char block[4096];
+    int pair[2];
+    for (int n = 0; n < 60 && !socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair); n++)
+        for (int side = 0; side < 2; side++) while (write(pair[side], block, sizeof block) > 0);
+    sleep(2);
+    _exit(0);
+}
 static int write_mib(const char *name, int mib) {
     static char block[1 << 20];
     memset(block, 1, sizeof block);
@@ -263,6 +272,7 @@ static int try(const char *name) {
     }
     if (IS("memory-unnamed")) return got(together(unnamed));
     if (IS("memory-leaderless")) return got(together(leaderless));
+    if (IS("memory-in-sockets")) { for (int n = 0; n < 19; n++) if (!fork()) queued(); queued(); }
     if (IS("shm-fill")) { int all = write_mib("/dev/shm/fem-fill", 512); int why = errno; unlink("/dev/shm/fem-fill"); errno = why; return got(all); }
     if (IS("disk")) { for (int n = 0; n < 40; n++) { sprintf(text, "big-%d", n); if (write_mib(text, 15)) return denied(); } return 0; }
     if (IS("inodes")) { for (int n = 0; n < 20000; n++) { sprintf(text, "f-%d", n); fd = open(text, O_CREAT | O_WRONLY, 0600); if (fd < 0) return denied(); close(fd); } return 0; }

@@ -106,6 +106,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("memory-five", Works, &["ENOMEM", "killed: memory"]),
     row("memory-unnamed", Works, &["ENOMEM", "killed: memory"]),
     row("memory-leaderless", Works, &["ENOMEM", "killed: memory"]),
+    open(row("memory-in-sockets", Works, &["killed: memory"])),
     row("shm-fill", Works, GONE),
     open(row("disk", Works, &["ENOSPC"])),
     open(row("inodes", Works, &["ENOSPC"])),
