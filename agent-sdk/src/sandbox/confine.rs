@@ -24,6 +24,8 @@ use super::room::{Missing, of};
 const LANDLOCK: ABI = ABI::V6;
 /// Descriptors of one process.
 const DESCRIPTORS: u64 = 128;
+/// Signals under way and timers, of all processes together.
+const SIGNALS: u64 = 256;
 /// Address space of a process that makes its own code: engines reserve far more than they use.
 const RESERVED_MAX: u64 = 64 << 30;
 
@@ -41,6 +43,9 @@ pub(super) fn limits(wanted: &Wanted, processes: u64) -> Result<(), Missing> {
         (Resource::Core, 0),
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
+        (Resource::Rtprio, 0),
+        (Resource::Nice, 0),
+        (Resource::Sigpending, SIGNALS),
         (Resource::Nofile, DESCRIPTORS),
         (Resource::Fsize, wanted.disk_bytes),
         (Resource::Nproc, processes),

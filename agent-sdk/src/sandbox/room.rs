@@ -334,6 +334,17 @@ pub(super) fn program(name: &str, work: &Path) -> Result<PathBuf, String> {
     Ok(path)
 }
 
+/// What the first line of a script says is to run it.
+pub(super) fn interpreter(program: &Path) -> Option<PathBuf> {
+    let mut first = [0; 256];
+    let read = io::Read::read(&mut std::fs::File::open(program).ok()?, &mut first).ok()?;
+    let mut lines = first[..read]
+        .strip_prefix(b"#!")?
+        .split(|byte| *byte == b'\n');
+    let line = std::str::from_utf8(lines.next()?).ok()?;
+    line.split_whitespace().next().map(PathBuf::from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -211,7 +211,8 @@ fn inner() -> Result<(), Stopped> {
     let mut command = command(&job)?;
     // A group of its own: a signal to all of its group is none to us.
     let program = command.stdin(Stdio::from(stdin)).process_group(0).spawn();
-    let program = program.map_err(|why| Stopped::NotStarted(cannot(&job.program, &why)))?;
+    let program =
+        program.map_err(|why| Stopped::NotStarted(cannot(&job.program, &command, &why)))?;
     drop(command);
     job::say(io::stdin(), &Said::Started, None).map_err(|_| Stopped::Alone)?;
     finish(watch::keep(
@@ -300,7 +301,8 @@ fn become_program(job: &Job) -> Result<(), Stopped> {
     confine::privileges()?;
     confine::landlock(places)?;
     confine::calls(wanted)?;
-    Err(Stopped::NotStarted(cannot(&job.program, &command.exec())))
+    let why = command.exec();
+    Err(Stopped::NotStarted(cannot(&job.program, &command, &why)))
 }
 
 fn user_threads() -> io::Result<u64> {
@@ -386,10 +388,15 @@ fn command(job: &Job) -> Result<Command, Stopped> {
     Ok(command)
 }
 
-fn cannot(program: &Program, why: &io::Error) -> String {
-    match program {
-        Program::Named(name) => format!("{name:?} cannot be started: {why}"),
-        other => format!("{other:?} cannot be started: {why}"),
+fn cannot(program: &Program, command: &Command, why: &io::Error) -> String {
+    let first = room::interpreter(Path::new(command.get_program()));
+    match (program, first.filter(|first| !first.exists())) {
+        (Program::Named(name), Some(first)) => {
+            let first = first.display();
+            format!("{name:?} cannot be started: {first}, which is to run it, is not in the box")
+        }
+        (Program::Named(name), None) => format!("{name:?} cannot be started: {why}"),
+        (other, _) => format!("{other:?} cannot be started: {why}"),
     }
 }
 

@@ -216,6 +216,8 @@ static int try(const char *name) {
         execl("./script", "script", NULL);
         return denied();
     }
+    if (IS("map-own-code")) { int in = open(self, O_RDONLY); static char code[1 << 20]; ssize_t n = read(in, code, sizeof code); fd = open("code", O_CREAT | O_RDWR, 0700); write(fd, code, n); return got(mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0) == MAP_FAILED ? -1 : 0); }
+    if (IS("close-one")) { write_mib("open", 1); close(open("closed", O_CREAT | O_WRONLY, 0)); return 0; }
     if (IS("memfd")) {
         fd = memfd_create("x", 0);
         if (fd < 0 || write(fd, "#!/bin/true\n", 12) < 0) return denied();
@@ -277,6 +279,7 @@ static int try(const char *name) {
     if (IS("disk")) { for (int n = 0; n < 40; n++) { sprintf(text, "big-%d", n); if (write_mib(text, 15)) return denied(); } return 0; }
     if (IS("inodes")) { for (int n = 0; n < 20000; n++) { sprintf(text, "f-%d", n); fd = open(text, O_CREAT | O_WRONLY, 0600); if (fd < 0) return denied(); close(fd); } return 0; }
     if (IS("descriptors")) { for (int n = 0; n < 3000; n++) if (dup(0) < 0) return denied(); return 0; }
+    if (IS("timers")) { for (int n = 0; n < 3000; n++) { timer_t one; struct sigevent none = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1}; if (timer_create(CLOCK_MONOTONIC, &none, &one)) return denied(); } return 0; }
     if (IS("pipes")) { for (int n = 0; n < 1000; n++) if (pipe(two) || fcntl(two[0], F_SETPIPE_SZ, 1 << 20) < 0) return denied(); return 0; }
     if (IS("spin")) for (;;);
     if (IS("sleep")) forever(0);

@@ -135,6 +135,39 @@ fn what_is_mounted_below_a_granted_folder_is_read_only_too() {
 }
 
 #[test]
+fn a_file_that_its_maker_closed_is_named_and_the_others_are_kept() {
+    let site = Site::new();
+    let kept = site.folder_for("kept");
+    let words = ["--keep", kept.to_str().unwrap()];
+    let mut fem = site.fem(User::Ordinary, &words, "close-one", "");
+    let output = fem.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("not kept: closed"), "{told}");
+    assert_eq!(std::fs::read(kept.join("open")).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn a_script_whose_interpreter_is_not_in_the_box_is_refused_with_its_name() {
+    let site = Site::new();
+    let script = site.folder_for("scripts").join("script");
+    std::fs::write(&script, "#!/opt/no-such-interpreter -x\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script, mode).unwrap();
+    let set = format!("files.run=[{script:?}]");
+    for tier in ["tier=\"full\"", "tier=\"without-namespaces\""] {
+        let words = ["run", "--set", tier, "--set", &set, "--"];
+        let words: Vec<&str> = words.into_iter().chain(script.to_str()).collect();
+        let output = site.run(User::Ordinary, &words);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            told.contains("/opt/no-such-interpreter, which is to run it"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn the_same_daemon_stays_where_there_is_no_box() {
     let site = Site::new();
     assert!(site.outside("daemon"));

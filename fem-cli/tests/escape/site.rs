@@ -128,6 +128,16 @@ impl Site {
         ordinary(&mut command).current_dir("/").spawn().unwrap()
     }
 
+    /// An empty folder of the ordinary user's.
+    pub(crate) fn folder_for(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::create_dir(&path).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        path
+    }
+
     /// Whether there is a file of that name with the victim's.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.folder.path().join(name).exists()
