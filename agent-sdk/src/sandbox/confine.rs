@@ -9,11 +9,12 @@ use landlock::{
     Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetStatus, Scope,
 };
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
-    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_capabilities_secure_bits, set_no_new_privs,
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
+    set_no_new_privs,
 };
 
 use super::filter;
@@ -24,6 +25,8 @@ use super::room::{Missing, of};
 const LANDLOCK: ABI = ABI::V6;
 /// Descriptors of one process.
 const DESCRIPTORS: u64 = 128;
+/// Signals under way and timers, of all processes together.
+const SIGNALS: u64 = 256;
 /// Address space of a process that makes its own code: engines reserve far more than they use.
 const RESERVED_MAX: u64 = 64 << 30;
 
@@ -41,6 +44,9 @@ pub(super) fn limits(wanted: &Wanted, processes: u64) -> Result<(), Missing> {
         (Resource::Core, 0),
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
+        (Resource::Rtprio, 0),
+        (Resource::Nice, 0),
+        (Resource::Sigpending, SIGNALS),
         (Resource::Nofile, DESCRIPTORS),
         (Resource::Fsize, wanted.disk_bytes),
         (Resource::Nproc, processes),
@@ -65,11 +71,11 @@ pub(super) fn privileges() -> Result<(), Missing> {
     let able = rustix::thread::capabilities(None).map_err(&failed)?;
     if able.effective.contains(CapabilitySet::SETPCAP) {
         for one in (0..64).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
-            match capability_is_in_bounding_set(one) {
-                Ok(true) => remove_capability_from_bounding_set(one).map_err(&failed)?,
-                Ok(false) => {}
+            match remove_capability_from_bounding_set(one) {
+                Ok(()) => {}
                 // Beyond the last one that this kernel knows.
-                Err(_) => break,
+                Err(Errno::INVAL) => break,
+                Err(why) => return Err(failed(why)),
             }
         }
         let bits = CapabilitiesSecureBits::from_bits_retain(0x2f)
@@ -159,10 +165,8 @@ pub(super) fn place(path: &Path, rights: Rights) -> Result<Place<std::os::fd::Ow
 }
 
 /// The last step: which system calls are left.
-pub(super) fn calls(code: bool) -> Result<(), Missing> {
+pub(super) fn calls(wanted: &Wanted) -> Result<(), Missing> {
     let failed = of("seccomp");
-    for program in filter::programs(code).map_err(&failed)? {
-        seccompiler::apply_filter(&program).map_err(|why| failed(io::Error::other(why)))?;
-    }
-    Ok(())
+    let program = filter::program(wanted).map_err(&failed)?;
+    seccompiler::apply_filter(&program).map_err(|why| failed(io::Error::other(why)))
 }

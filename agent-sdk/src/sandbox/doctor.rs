@@ -83,7 +83,7 @@ const QUESTIONS: [Question; 15] = [
         "own-programs",
         "runs what it wrote",
         "noexec, Landlock",
-        "Landlock",
+        "Landlock, but for what the dynamic linker runs",
     ),
     ask(
         "processes",
@@ -91,12 +91,7 @@ const QUESTIONS: [Question; 15] = [
         "RLIMIT_NPROC",
         "RLIMIT_NPROC",
     ),
-    ask(
-        "memory",
-        "fills the memory",
-        "RLIMIT_AS, watch",
-        "RLIMIT_AS, watch",
-    ),
+    ask("memory", "fills the memory", "watch", "watch"),
     ask("disk", "fills the disk", "tmpfs size", NOTHING),
     ask("files", "makes files without end", "tmpfs inodes", NOTHING),
     ask(
@@ -185,7 +180,9 @@ async fn tried(probe: &str, policy: &Policy, secret: &Secret) -> Result<Held, No
     let finished = Sandbox::unproven(under)
         .run(Command::probe(probe).args([argument]))
         .await?;
-    Ok(judged(probe, &finished))
+    let held = judged(probe, &finished);
+    finished.clear().await;
+    Ok(held)
 }
 
 fn judged(probe: &str, finished: &Finished) -> Held {

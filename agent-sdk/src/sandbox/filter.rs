@@ -10,8 +10,10 @@ use std::io;
 use libc::c_long;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule, TargetArch, sock_filter,
 };
+
+use super::policy::{Tier, Wanted};
 
 /// Allowed whatever their arguments.
 #[rustfmt::skip]
@@ -56,9 +58,9 @@ const PLAIN: &[c_long] = &[
     libc::SYS_timer_settime, libc::SYS_timer_gettime, libc::SYS_timer_delete,
     libc::SYS_timer_getoverrun, libc::SYS_timerfd_create, libc::SYS_timerfd_settime,
     libc::SYS_timerfd_gettime, libc::SYS_times,
-    // Talking over pipes and socket pairs that are there already.
-    libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendmmsg,
-    libc::SYS_recvmmsg, libc::SYS_shutdown, libc::SYS_getsockopt, libc::SYS_getsockname,
+    // Talking over pipes and socket pairs that are there already; sending no descriptors, of which all
+    // boxes of a user could have only so many under way.
+    libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_recvmmsg, libc::SYS_shutdown, libc::SYS_getsockopt, libc::SYS_getsockname,
     libc::SYS_getpeername,
     // What there is.
     libc::SYS_uname, libc::SYS_sysinfo, libc::SYS_getrandom, libc::SYS_getrlimit,
@@ -112,43 +114,120 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-/// The two filters of a program, to be applied in this order. `code` is whether it may make code
-/// while it runs.
+/// Ways out of a process group: without a namespace, it is by its group that a program is ended.
+const LEAVING: [c_long; 2] = [libc::SYS_setsid, libc::SYS_setpgid];
+
+/// The filter of a program. The kernel asks it once about every call that there is, before it begins, so
+/// it is a tree and not a list; only calls whose arguments matter go on to what [`seccompiler`] makes.
 ///
 /// # Errors
 ///
 /// When this is an architecture whose calls we do not know.
-pub(super) fn programs(code: bool) -> io::Result<[BpfProgram; 2]> {
+pub(super) fn program(wanted: &Wanted) -> io::Result<BpfProgram> {
     let arch: TargetArch = std::env::consts::ARCH
         .try_into()
         .map_err(io::Error::other)?;
-    let absent = ABSENT.iter().map(|call| (*call, vec![])).collect();
-    let absent = compiled(absent, SeccompAction::Allow, refusal(libc::ENOSYS), arch)?;
-    let listed = compiled(
-        listed(code)?,
-        refusal(libc::EPERM),
-        SeccompAction::Allow,
-        arch,
-    )?;
-    Ok([absent, listed])
+    let mut rules = listed(wanted)?;
+    let mut program = tree(&verdicts(&rules)?)?;
+    rules.retain(|_, arguments| !arguments.is_empty());
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    let looking = SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)
+        .and_then(BpfProgram::try_from)
+        .map_err(io::Error::other)?;
+    program.extend(looking);
+    Ok(program)
 }
 
-const fn refusal(errno: i32) -> SeccompAction {
-    SeccompAction::Errno(errno as u32)
+fn verdicts(rules: &Rules) -> io::Result<BTreeMap<u32, Verdict>> {
+    let listed = rules.iter().map(|(call, arguments)| {
+        let verdict = match arguments.is_empty() {
+            true => Verdict::Allow,
+            false => Verdict::LookInto,
+        };
+        (*call, verdict)
+    });
+    let absent = ABSENT.map(|call| (call, Verdict::Refuse(libc::ENOSYS)));
+    let number = |(call, verdict)| Ok((u32::try_from(call).map_err(io::Error::other)?, verdict));
+    listed.chain(absent).map(number).collect()
 }
 
-fn compiled(
-    rules: Rules,
-    otherwise: SeccompAction,
-    matched: SeccompAction,
-    arch: TargetArch,
-) -> io::Result<BpfProgram> {
-    let filter = SeccompFilter::new(rules, otherwise, matched, arch).map_err(io::Error::other)?;
-    filter.try_into().map_err(io::Error::other)
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Allow,
+    Refuse(i32),
+    /// Its arguments decide.
+    LookInto,
 }
 
-fn listed(code: bool) -> io::Result<Rules> {
-    let plain = [PLAIN, OLD, &ABSENT].concat();
+/// Sends calls to their verdicts, all others to `EPERM`, and those to be looked into, and of another
+/// architecture, to what follows.
+fn tree(verdicts: &BTreeMap<u32, Verdict>) -> io::Result<BpfProgram> {
+    let mut ranges = vec![(0, Verdict::Refuse(libc::EPERM))];
+    for (call, verdict) in verdicts {
+        ranges.push((*call, *verdict));
+        ranges.push((*call + 1, Verdict::Refuse(libc::EPERM)));
+    }
+    // Of two that begin at one call the later one holds; of neighbours that agree, the first.
+    ranges.reverse();
+    ranges.dedup_by_key(|(first, _)| *first);
+    ranges.reverse();
+    ranges.dedup_by_key(|(_, verdict)| *verdict);
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let mut program = vec![
+        instruction(load, 4, (0, 0)),
+        instruction(equal, AUDIT_ARCH, (1, 0)),
+        FURTHER,
+        instruction(load, 0, (0, 0)),
+    ];
+    branches(&ranges, &mut program)?;
+    let length = program.len();
+    for (at, one) in program.iter_mut().enumerate() {
+        if *one == FURTHER {
+            one.k = u32::try_from(length - at - 1).map_err(io::Error::other)?;
+        }
+    }
+    Ok(program)
+}
+
+/// A jump past the tree; how far is known when it is whole.
+const FURTHER: sock_filter = instruction((libc::BPF_JMP | libc::BPF_JA) as u16, 0, (0, 0));
+
+/// As the kernel names this architecture to filters.
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH: u32 = 0xc000_00b7;
+
+fn branches(ranges: &[(u32, Verdict)], program: &mut BpfProgram) -> io::Result<()> {
+    let (lower, upper) = ranges.split_at(ranges.len() / 2);
+    let Some((middle, _)) = upper.first().filter(|_| !lower.is_empty()) else {
+        program.extend(ranges.iter().map(|(_, verdict)| match verdict {
+            Verdict::Allow => instruction(libc::BPF_RET as u16, libc::SECCOMP_RET_ALLOW, (0, 0)),
+            Verdict::Refuse(errno) => {
+                let refused = libc::SECCOMP_RET_ERRNO | errno.unsigned_abs();
+                instruction(libc::BPF_RET as u16, refused, (0, 0))
+            }
+            Verdict::LookInto => FURTHER,
+        }));
+        return Ok(());
+    };
+    let at = program.len();
+    program.push(FURTHER);
+    branches(lower, program)?;
+    let over = u8::try_from(program.len() - at - 1).map_err(io::Error::other)?;
+    let not_below = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+    program[at] = instruction(not_below, *middle, (over, 0));
+    branches(upper, program)
+}
+
+const fn instruction(code: u16, k: u32, (jt, jf): (u8, u8)) -> sock_filter {
+    sock_filter { code, jt, jf, k }
+}
+
+fn listed(wanted: &Wanted) -> io::Result<Rules> {
+    let plain = [PLAIN, OLD].concat();
     let mut rules: Rules = plain.into_iter().map(|call| (call, vec![])).collect();
     let mut only = |call: c_long, allowed: Vec<Vec<SeccompCondition>>| -> io::Result<()> {
         let allowed: Result<_, _> = allowed.into_iter().map(SeccompRule::new).collect();
@@ -186,7 +265,7 @@ fn listed(code: bool) -> io::Result<Rules> {
     let execute = libc::PROT_EXEC as u64;
     let still = || Ok::<_, io::Error>(vec![vec![without(2, write)?], vec![without(2, execute)?]]);
     let fixed = || Ok::<_, io::Error>(vec![vec![without(2, execute)?]]);
-    match code {
+    match wanted.code_at_run_time {
         true => {
             for call in [
                 libc::SYS_mmap,
@@ -211,6 +290,9 @@ fn listed(code: bool) -> io::Result<Rules> {
             u64::from(libc::S_IFIFO),
         )?;
         only(libc::SYS_mknod, vec![vec![fifo]])?;
+    }
+    if wanted.tier == Tier::WithoutNamespaces {
+        rules.retain(|call, _| !LEAVING.contains(call));
     }
     Ok(rules)
 }
@@ -240,7 +322,11 @@ mod tests {
 
     #[test]
     fn no_call_that_opens_the_box_is_listed() {
-        let rules = listed(true).unwrap();
+        let rules = listed(&Wanted {
+            code_at_run_time: true,
+            ..Wanted::default()
+        })
+        .unwrap();
         #[rustfmt::skip]
         let opening = [
             libc::SYS_socket, libc::SYS_connect, libc::SYS_bind, libc::SYS_io_uring_setup, libc::SYS_ptrace,
@@ -249,10 +335,63 @@ mod tests {
             libc::SYS_keyctl, libc::SYS_mount, libc::SYS_move_mount, libc::SYS_setns, libc::SYS_unshare,
             libc::SYS_execveat, libc::SYS_memfd_create, libc::SYS_kcmp, libc::SYS_open_by_handle_at,
             libc::SYS_personality, libc::SYS_chroot, libc::SYS_shmget, libc::SYS_mq_open,
-            libc::SYS_setpriority, libc::SYS_inotify_init1, libc::SYS_fchownat,
+            libc::SYS_setpriority, libc::SYS_inotify_init1, libc::SYS_fchownat, libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
         ];
         for call in opening {
             assert!(!rules.contains_key(&call), "{call}");
+        }
+    }
+
+    #[test]
+    fn in_the_weaker_tier_no_call_leaves_the_process_group() {
+        let weaker = Wanted {
+            tier: Tier::WithoutNamespaces,
+            ..Wanted::default()
+        };
+        let rules = listed(&weaker).unwrap();
+        assert!(LEAVING.iter().all(|call| !rules.contains_key(call)));
+    }
+
+    /// What the tree says of a call; nothing where it goes on to what follows.
+    fn said(tree: &BpfProgram, arch: u32, call: u32) -> Option<u32> {
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let one = tree.get(at)?;
+            at += 1;
+            match u32::from(one.code) {
+                0x20 => loaded = if one.k == 4 { arch } else { call },
+                0x15 if loaded == one.k => at += usize::from(one.jt),
+                0x15 => at += usize::from(one.jf),
+                0x35 if loaded >= one.k => at += usize::from(one.jt),
+                0x35 => at += usize::from(one.jf),
+                0x05 => at += one.k as usize,
+                0x06 => return Some(one.k),
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_tree_says_of_every_call_what_the_list_says() {
+        let refused = |errno: i32| Some(libc::SECCOMP_RET_ERRNO | errno.unsigned_abs());
+        for code_at_run_time in [true, false] {
+            let wanted = Wanted {
+                code_at_run_time,
+                ..Wanted::default()
+            };
+            let rules = listed(&wanted).unwrap();
+            let tree = tree(&verdicts(&rules).unwrap()).unwrap();
+            for call in (0..1_000).chain([1 << 30, u32::MAX]) {
+                let expected = match rules.get(&c_long::from(call)) {
+                    _ if c_long::from(call) == libc::SYS_clone3 => refused(libc::ENOSYS),
+                    None => refused(libc::EPERM),
+                    Some(arguments) if arguments.is_empty() => Some(libc::SECCOMP_RET_ALLOW),
+                    Some(_) => None,
+                };
+                assert_eq!(said(&tree, AUDIT_ARCH, call), expected, "{call}");
+                assert_eq!(said(&tree, 0x4000_0003, call), None);
+            }
         }
     }
 }

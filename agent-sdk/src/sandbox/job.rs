@@ -43,7 +43,9 @@ pub(super) enum Program {
 /// What the helpers say.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Said {
-    /// The box stands, and the program runs in it. In the full tier its folder comes along.
+    /// The box's folder, which comes along. In the full tier, before anything else.
+    Folder,
+    /// The box stands, and the program runs in it.
     Started,
     /// The box cannot be built: nothing ran.
     Unenforced {

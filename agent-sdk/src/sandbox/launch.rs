@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +13,14 @@ use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
+use tokio::time::Instant;
 
 use super::command::{Command, Input, Own};
 use super::folder::Folder;
 use super::job::{self, FRAME_MAX, Job, Program, Said};
 use super::policy::{Policy, Profile, Tier};
-use super::running::{Ended, Finished, Output, READ_BYTES, Running, hear};
+use super::running::{Ended, Finished, GRACE, Output, READ_BYTES, Running, hear};
+use super::scratch::Scratch;
 use super::stage;
 
 /// Whether [`init`] ran.
@@ -81,7 +82,10 @@ impl Sandbox {
     /// [`NotRun::Unenforced`] with the layer that is missing.
     pub async fn open(policy: Policy) -> Result<Self, NotRun> {
         let sandbox = Self::unproven(policy);
-        match sandbox.run(Command::nothing()).await?.ended {
+        let finished = sandbox.run(Command::nothing()).await?;
+        let ended = finished.ended;
+        finished.clear().await;
+        match ended {
             Ended::Exited(0) => Ok(sandbox),
             other => Err(NotRun::NotStarted(format!("an empty box: {other}"))),
         }
@@ -140,7 +144,9 @@ impl Sandbox {
         }
         let scratch = match self.policy.wanted().tier {
             Tier::Full => None,
-            Tier::WithoutNamespaces => Some(Scratch::new()?),
+            Tier::WithoutNamespaces => {
+                Some(Scratch::new(becomes_another().then_some(SANDBOX_USER))?)
+            }
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let mut helper = helper(self.policy.wanted().tier, theirs.into())?;
@@ -161,24 +167,27 @@ impl Sandbox {
                 .iter()
                 .map(|(path, bytes)| (path.clone(), bytes.len() as u64))
                 .collect(),
-            work: scratch.as_ref().map(|scratch| scratch.0.clone()),
+            work: scratch.as_ref().and_then(|(scratch, _)| scratch.path()),
         };
         // Should the helper have given up, what it said says why, not that we could not send.
         let sent = send(&mut control, &job, stdin, command.files.into_values()).await;
-        let (said, folder) = match hear::<Said>(&control).await {
-            Ok(Some(said)) => said,
-            Ok(None) => {
-                return Err(sent
-                    .err()
-                    .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
-                    .into());
+        let mut folder = None;
+        let said = loop {
+            match hear::<Said>(&control).await? {
+                Some((Said::Folder, came)) => folder = came,
+                Some((said, _)) => break said,
+                None => {
+                    let why = sent.err();
+                    return Err(why
+                        .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
+                        .into());
+                }
             }
-            Err(why) => return Err(why.into()),
         };
         self.has_started(said)?;
-        let folder = match (folder, &scratch) {
-            (Some(folder), _) => Folder::of(folder),
-            (None, Some(scratch)) => Folder::open(&scratch.0)?,
+        let (scratch, folder) = match (folder, scratch) {
+            (Some(folder), _) => (None, Folder::of(folder)),
+            (None, Some((scratch, folder))) => (Some(scratch), folder),
             (None, None) => return Err(NotRun::Fault(io::ErrorKind::InvalidData.into())),
         };
         Ok(Running {
@@ -191,7 +200,8 @@ impl Sandbox {
             err: vec![0; READ_BYTES].into(),
             left: self.policy.wanted().output_bytes,
             cut: false,
-            wall: self.policy.wall(),
+            ends: Instant::now() + self.policy.wall() + GRACE,
+            kept_no_more: false,
             policy: self.digest,
             folder,
             files_max: usize::try_from(self.policy.wanted().disk_files).unwrap_or(usize::MAX),
@@ -204,7 +214,7 @@ impl Sandbox {
             Said::Started => Ok(()),
             Said::NotStarted(why) => Err(NotRun::NotStarted(why)),
             Said::Unenforced { layer, why } => Err(self.unenforced(layer, why)),
-            Said::Ended(_) => Err(NotRun::Fault(io::ErrorKind::InvalidData.into())),
+            Said::Folder | Said::Ended(_) => Err(NotRun::Fault(io::ErrorKind::InvalidData.into())),
         }
     }
 
@@ -309,30 +319,4 @@ async fn send(
         control.write_all(&bytes).await?;
     }
     Ok(())
-}
-
-/// A folder on disk, where a program cannot have one in memory.
-#[derive(Debug)]
-pub(super) struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> io::Result<Self> {
-        let mut noise = [0; 8];
-        getrandom::fill(&mut noise).map_err(io::Error::other)?;
-        let path =
-            std::env::temp_dir().join(format!("fem-work-{:016x}", u64::from_ne_bytes(noise)));
-        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-            .create(&path)?;
-        let scratch = Self(path);
-        if becomes_another() {
-            std::os::unix::fs::chown(&scratch.0, Some(SANDBOX_USER), Some(SANDBOX_USER))?;
-        }
-        Ok(scratch)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

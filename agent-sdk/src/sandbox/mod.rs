@@ -9,7 +9,7 @@
 //! used is bounded). None of them needs a privilege. Started by root, a program runs as another user.
 //!
 //! Inside, from below: `policy`, `job` (what is said to the helpers), `folder` (files that hostile
-//! programs left), `room`, `filter` and `confine` (the layers), `watch`, `stage` (the helpers),
+//! programs left), `scratch` (such a folder on disk), `room`, `filter` and `confine` (the layers), `watch`, `stage` (the helpers),
 //! `probe`, `command`, `running`, `launch`, `doctor`, `tool`.
 
 mod command;
@@ -23,6 +23,7 @@ mod policy;
 mod probe;
 mod room;
 mod running;
+mod scratch;
 mod stage;
 mod tool;
 #[cfg(feature = "wasm")]

@@ -35,8 +35,9 @@ pub enum Tier {
     /// All of it. What the kernel cannot enforce is a refusal.
     Full,
     /// Landlock, seccomp and limits only, for containers that allow no user namespaces. A program may
-    /// then see that a file exists, change modes and times of files that its user owns, and fill the
-    /// disk up to its limits many times over.
+    /// then see that a file exists, change modes and times of files that its user owns, fill the disk
+    /// up to its limits many times over, run what it wrote by handing it to the dynamic linker, and
+    /// keep more than its memory in sockets.
     WithoutNamespaces,
 }
 

@@ -26,6 +26,7 @@ pub(super) fn run(name: &str) -> ExitCode {
         "disk" => disk(word(0).parse().unwrap_or(0)),
         "files" => files(word(0).parse().unwrap_or(0)),
         "memory" => memory(word(0).parse().unwrap_or(0)),
+        "memory-part" => memory_part(word(0).parse().unwrap_or(0)),
         "daemon" => daemon(),
         "output" => output(),
         "sleep" => loop {
@@ -165,19 +166,27 @@ fn files(most: u64) -> Tried {
     Err(format!("more than {most} files"))
 }
 
+/// Three processes, none of which has more than one may, with more than all may together.
 fn memory(most: usize) -> Tried {
-    let mut all: Vec<Vec<u8>> = Vec::new();
-    while all.len() << 20 <= most {
-        let mut block = Vec::new();
-        if block.try_reserve_exact(1 << 20).is_err() {
-            return Ok(());
-        }
-        block.resize(1 << 20, 1);
-        all.push(block);
+    let part = || {
+        let mut again = Command::new("/proc/self/exe");
+        std::os::unix::process::CommandExt::arg0(&mut again, super::stage::PROBE);
+        again.args(["memory-part", &(most / 2).to_string()]).spawn()
+    };
+    let parts: Vec<_> = (0..3).map(|_| part()).collect();
+    for one in parts {
+        let ended = one.and_then(|mut one| one.wait());
+        ended.map_err(|why| format!("nothing, for it was not tried: {why}"))?;
     }
-    // Over the limit: whoever counts has until now to see it.
-    std::thread::sleep(std::time::Duration::from_millis(500));
     Err(format!("more than {most} bytes of memory"))
+}
+
+fn memory_part(bytes: usize) -> Tried {
+    let block = std::hint::black_box(vec![1_u8; bytes]);
+    // Whoever counts has until now to see it.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    drop(block);
+    Ok(())
 }
 
 /// Leaves a child behind that holds on to our output. It is to be dead before we are told of our end.

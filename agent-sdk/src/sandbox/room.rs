@@ -1,12 +1,14 @@
 //! The room that a program sees: a root of its own with `/usr`, a few devices, its own processes, and
 //! an empty folder. Everything else of the machine has no name in it.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
@@ -76,10 +78,16 @@ pub(super) fn build(wanted: &Wanted) -> Result<Room, Missing> {
 
     let limits = [("size", "1m"), ("nr_inodes", "1024"), ("mode", "0755")];
     let root = filesystem("tmpfs", &limits, MountAttrFlags::empty()).map_err(&mounts)?;
+    let places: Vec<_> = parts
+        .iter()
+        .filter(|part| part.rights != Rights::Device)
+        .map(|part| (part.target.clone(), part.rights))
+        .collect();
     furnish(&root, parts, &own_processes, &work).map_err(of("mounts"))?;
     // `/` over `/`: the old root ends up below the new one, and is then let go.
     rustix::process::pivot_root(".", ".").map_err(of("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(of("pivot_root"))?;
+    still(&places).map_err(of("mounts"))?;
     let still = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     mount_remount("/", still, "").map_err(&mounts)?;
     rustix::process::chdir(WORK).map_err(&mounts)?;
@@ -190,11 +198,7 @@ fn furnish(
     move_mount(processes, "", root, "proc", here)?;
     move_mount(work, "", root, "work", here)?;
     for part in parts {
-        let target = inside(&part.target);
-        move_mount(&part.tree, "", root, target, here)?;
-        if part.rights != Rights::Device {
-            still(target, part.rights)?;
-        }
+        move_mount(&part.tree, "", root, inside(&part.target), here)?;
     }
     Ok(())
 }
@@ -228,14 +232,55 @@ fn made(result: Result<(), Errno>) -> io::Result<()> {
     }
 }
 
-/// Read-only, without set-user-id and devices. Flags that the machine itself set must be kept.
-fn still(target: &Path, rights: Rights) -> Result<(), Errno> {
-    let has = rustix::fs::statvfs(target)?.f_flag;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    if rights == Rights::Read || has.contains(StatVfsMountFlags::NOEXEC) {
-        flags |= MountFlags::NOEXEC;
+/// Makes the parts read-only, without set-user-id and devices, with all that this machine has mounted
+/// below them. Flags that the machine itself set must be kept.
+fn still(parts: &[(PathBuf, Rights)]) -> io::Result<()> {
+    for line in std::fs::read("/proc/self/mountinfo")?.split(|byte| *byte == b'\n') {
+        let Some((place, options)) = mounted(line) else {
+            continue;
+        };
+        let nearest = parts.iter().filter(|(part, _)| place.starts_with(part));
+        let Some((_, rights)) = nearest.max_by_key(|(part, _)| part.as_os_str().len()) else {
+            continue;
+        };
+        let mut flags =
+            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        if *rights == Rights::Read
+            || options
+                .split(|byte| *byte == b',')
+                .any(|one| one == b"noexec")
+        {
+            flags |= MountFlags::NOEXEC;
+        }
+        match mount_remount(&place, flags, "") {
+            // What we may not come to is closed to the program as well, which is the same user.
+            Ok(()) | Err(Errno::ACCESS) => {}
+            Err(why) => {
+                let place = place.display();
+                return Err(io::Error::other(format!("{place} read-only: {why}")));
+            }
+        }
     }
-    mount_remount(target, flags, "")
+    Ok(())
+}
+
+/// Where a line of `mountinfo` says that something is mounted, and how.
+fn mounted(line: &[u8]) -> Option<(PathBuf, &[u8])> {
+    let mut fields = line.split(|byte| *byte == b' ').skip(4);
+    let (place, options) = (fields.next()?, fields.next()?);
+    let mut bytes = Vec::new();
+    let mut rest = place;
+    while let Some((first, after)) = rest.split_first() {
+        // Blanks and backslashes are three octal digits.
+        let octal = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
+        let (byte, after) = match first {
+            b'\\' => (octal(after.get(..3)?)?, &after[3..]),
+            plain => (*plain, after),
+        };
+        bytes.push(byte);
+        rest = after;
+    }
+    Some((PathBuf::from(OsString::from_vec(bytes)), options))
 }
 
 /// Puts a file into the program's folder.
@@ -287,4 +332,29 @@ pub(super) fn program(name: &str, work: &Path) -> Result<PathBuf, String> {
         return Err(format!("{name:?} is not executable"));
     }
     Ok(path)
+}
+
+/// What the first line of a script says is to run it.
+pub(super) fn interpreter(program: &Path) -> Option<PathBuf> {
+    let mut first = [0; 256];
+    let read = io::Read::read(&mut std::fs::File::open(program).ok()?, &mut first).ok()?;
+    let mut lines = first[..read]
+        .strip_prefix(b"#!")?
+        .split(|byte| *byte == b'\n');
+    let line = std::str::from_utf8(lines.next()?).ok()?;
+    line.split_whitespace().next().map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_with_blanks_and_backslashes_is_read_from_mountinfo() {
+        let line = br"36 35 98:0 /x /a\040b\134c ro,noexec master:1 - ext3 /dev/root rw";
+        let (place, options) = mounted(line).unwrap();
+        assert_eq!(place, Path::new("/a b\\c"));
+        assert_eq!(options, b"ro,noexec");
+        assert!(mounted(b"").is_none());
+    }
 }

@@ -12,13 +12,15 @@ use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStderr, ChildStdout};
+use tokio::time::Instant;
 
 use super::folder::{Entry, Folder};
 use super::job::{self, FRAME_MAX, How, Report, Said};
-use super::launch::{NotRun, Scratch};
+use super::launch::NotRun;
+use super::scratch::Scratch;
 
 /// How long after its deadline a program may take to be gone, before its helpers are killed as well.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// What is read at once.
 pub(super) const READ_BYTES: usize = 16 << 10;
 
@@ -43,7 +45,10 @@ pub struct Running {
     pub(super) err: Box<[u8]>,
     pub(super) left: u64,
     pub(super) cut: bool,
-    pub(super) wall: Duration,
+    /// When all of it is over, whatever its helpers say.
+    pub(super) ends: Instant,
+    /// Whether its helper is gone.
+    pub(super) kept_no_more: bool,
     pub(super) policy: Digest,
     pub(super) folder: Folder,
     pub(super) files_max: usize,
@@ -56,13 +61,30 @@ impl Running {
         self.stdin.take()
     }
 
-    /// What it prints next; none when it prints no more, or has printed all that it may and is being
-    /// killed for it.
+    /// What it prints next; none when it prints no more, has printed all that it may and is being
+    /// killed for it, or should have been gone for ten seconds.
     pub async fn output(&mut self) -> Option<Output> {
         while !self.cut && (self.stdout.is_some() || self.stderr.is_some()) {
-            let (read, is_error) = tokio::select! {
-                read = some(&mut self.stdout, &mut self.out) => (read, false),
-                read = some(&mut self.stderr, &mut self.err) => (read, true),
+            let next = async {
+                tokio::select! {
+                    read = some(&mut self.stdout, &mut self.out) => Some((read, false)),
+                    read = some(&mut self.stderr, &mut self.err) => Some((read, true)),
+                    _ = self.helper.wait(), if !self.kept_no_more => None,
+                }
+            };
+            let (read, is_error) = match tokio::time::timeout_at(self.ends, next).await {
+                Ok(Some(read)) => read,
+                Ok(None) => {
+                    self.kept_no_more = true;
+                    self.ends = self.ends.min(Instant::now() + GRACE);
+                    continue;
+                }
+                // Whoever outlives its keeper may hold on to our pipes for ever.
+                Err(_) => {
+                    (self.stdout, self.stderr) = (None, None);
+                    self.stop();
+                    break;
+                }
             };
             let bytes = if is_error {
                 &self.err[..read]
@@ -107,8 +129,7 @@ impl Running {
     /// When the system does not tell us about our own helper.
     pub async fn finish(mut self) -> Result<Finished, NotRun> {
         self.stdin = None;
-        let limit = self.wall + GRACE;
-        let report = tokio::time::timeout(limit, async {
+        let report = tokio::time::timeout_at(self.ends, async {
             while self.output().await.is_some() {}
             ended(&self.control).await
         });
@@ -135,7 +156,7 @@ impl Running {
             memory_bytes_max: report.map_or(0, |report| report.memory_bytes_max),
             folder: self.folder,
             files_max: self.files_max,
-            _scratch: self.scratch,
+            scratch: self.scratch,
         })
     }
 }
@@ -234,7 +255,7 @@ pub struct Finished {
     pub memory_bytes_max: u64,
     folder: Folder,
     files_max: usize,
-    _scratch: Option<Scratch>,
+    scratch: Option<Scratch>,
 }
 
 /// All that callers are told of a program that ran. What it printed is shown with everything replaced
@@ -276,6 +297,14 @@ impl Finished {
     #[must_use]
     pub const fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// Waits until what it left is gone. Dropping this removes it too, but after the drop: a program
+    /// that then ends at once leaves the weaker tier's folder on disk.
+    pub async fn clear(self) {
+        if let Some(scratch) = self.scratch {
+            scratch.remove().await;
+        }
     }
 }
 

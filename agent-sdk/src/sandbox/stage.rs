@@ -186,6 +186,9 @@ fn inner() -> Result<(), Stopped> {
     let own = own_program(&job)?;
     let room = room::build(wanted)?;
     put_all(&room.work, inputs)?;
+    // Before the limits: the kernel holds what all boxes of a user have under way against them.
+    job::say(io::stdin(), &Said::Folder, Some(&room.work)).map_err(|_| Stopped::Alone)?;
+    drop(room.work);
     confine::limits(wanted, u64::from(wanted.processes) + 1)?;
     confine::privileges()?;
     let mut places = own_places(wanted, Path::new(room::WORK))?;
@@ -196,9 +199,9 @@ fn inner() -> Result<(), Stopped> {
     confine::landlock(places)?;
     // Its own memory is nobody's to read: it is what keeps the program.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(of("processes"))?;
-    confine::calls(wanted.code_at_run_time)?;
+    confine::calls(wanted)?;
     if let Program::Nothing = job.program {
-        let _ = job::say(io::stdin(), &Said::Started, Some(&room.work));
+        let _ = job::say(io::stdin(), &Said::Started, None);
         return finish(Ok(Report {
             how: How::Exited(0),
             cpu_ms: 0,
@@ -208,10 +211,10 @@ fn inner() -> Result<(), Stopped> {
     let mut command = command(&job)?;
     // A group of its own: a signal to all of its group is none to us.
     let program = command.stdin(Stdio::from(stdin)).process_group(0).spawn();
-    let program = program.map_err(|why| Stopped::NotStarted(cannot(&job.program, &why)))?;
+    let program =
+        program.map_err(|why| Stopped::NotStarted(cannot(&job.program, &command, &why)))?;
     drop(command);
-    job::say(io::stdin(), &Said::Started, Some(&room.work)).map_err(|_| Stopped::Alone)?;
-    drop(room.work);
+    job::say(io::stdin(), &Said::Started, None).map_err(|_| Stopped::Alone)?;
     finish(watch::keep(
         program.id(),
         &policy,
@@ -246,7 +249,6 @@ fn keeper() -> Result<(), Stopped> {
         .spawn()
         .map_err(of("processes"))?;
     drop((next, read_job, write_said));
-    let inside = Inside::Descendants;
     serde_json::to_writer(File::from(write_job), &job)
         .map_err(|why| Missing("processes", why.into()))?;
     if let Ok(said) = serde_json::from_reader::<_, Said>(File::from(read_said)) {
@@ -254,9 +256,9 @@ fn keeper() -> Result<(), Stopped> {
         return Err(Stopped::Alone);
     }
     // Nothing was said, and its end is closed: it has become the program.
-    job::say(io::stdin(), &Said::Started, None).map_err(|_| Stopped::Alone)?;
-    let report = watch::keep(program.id(), &policy, &inside, io::stdin());
-    inside.empty();
+    let report = job::say(io::stdin(), &Said::Started, None)
+        .and_then(|()| watch::keep(program.id(), &policy, &Inside::Descendants, io::stdin()));
+    watch::end(program.id());
     finish(report)
 }
 
@@ -286,7 +288,10 @@ fn become_program(job: &Job) -> Result<(), Stopped> {
     let wanted = &job.policy;
     let folder = job.work.as_deref().ok_or(Stopped::Alone)?;
     rustix::process::chdir(folder).map_err(of("its folder"))?;
+    // It leads a group that nobody leaves, by which the keeper ends it. Should the keeper be killed, so
+    // is the program.
     setsid().map_err(of("processes"))?;
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(of("processes"))?;
     // The user's other processes count as well here.
     let others = user_threads().map_err(of("limits"))?;
     let mut places = own_places(wanted, folder)?;
@@ -295,8 +300,9 @@ fn become_program(job: &Job) -> Result<(), Stopped> {
     confine::limits(wanted, u64::from(wanted.processes) + others)?;
     confine::privileges()?;
     confine::landlock(places)?;
-    confine::calls(wanted.code_at_run_time)?;
-    Err(Stopped::NotStarted(cannot(&job.program, &command.exec())))
+    confine::calls(wanted)?;
+    let why = command.exec();
+    Err(Stopped::NotStarted(cannot(&job.program, &command, &why)))
 }
 
 fn user_threads() -> io::Result<u64> {
@@ -382,10 +388,15 @@ fn command(job: &Job) -> Result<Command, Stopped> {
     Ok(command)
 }
 
-fn cannot(program: &Program, why: &io::Error) -> String {
-    match program {
-        Program::Named(name) => format!("{name:?} cannot be started: {why}"),
-        other => format!("{other:?} cannot be started: {why}"),
+fn cannot(program: &Program, command: &Command, why: &io::Error) -> String {
+    let first = room::interpreter(Path::new(command.get_program()));
+    match (program, first.filter(|first| !first.exists())) {
+        (Program::Named(name), Some(first)) => {
+            let first = first.display();
+            format!("{name:?} cannot be started: {first}, which is to run it, is not in the box")
+        }
+        (Program::Named(name), None) => format!("{name:?} cannot be started: {why}"),
+        (other, _) => format!("{other:?} cannot be started: {why}"),
     }
 }
 

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Dir, Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, pidfd_open,
+    wait, waitid,
+};
 
 use super::job::{How, Report};
 use super::policy::Policy;
@@ -15,6 +18,10 @@ use super::policy::Policy;
 const TICK: Duration = Duration::from_millis(20);
 /// Clock ticks of `/proc/PID/stat` in milliseconds: `USER_HZ` is 100 on every Linux that we run on.
 const CLOCK_TICK_MS: u64 = 10;
+
+/// The most that the kernel keeps for one socket of a pair, at its default of 208 KiB, with the message
+/// that goes over it.
+const SOCKET_BYTES: u64 = 320 << 10;
 
 /// Which processes are in the box.
 pub(super) enum Inside {
@@ -95,7 +102,7 @@ fn interrupted(why: rustix::io::Errno) -> rustix::io::Result<usize> {
 /// Lets the dead go, orphans too. How the program itself ended, once it has.
 fn reap(program: Pid) -> std::io::Result<Option<How>> {
     let mut how = None;
-    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         if pid == program {
             how = match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => Some(How::Exited(code)),
@@ -108,6 +115,21 @@ fn reap(program: Pid) -> std::io::Result<Option<How>> {
     Ok(how)
 }
 
+/// Kills the group of `leader`, which all that come from it are in and cannot leave, and waits until
+/// they are gone. A signal to a group reaches also who is being made at that moment: no chain of
+/// processes that make the next and end runs away from it.
+pub(super) fn end(leader: u32) {
+    let Some(leader) = Pid::from_raw(leader.cast_signed()) else {
+        return;
+    };
+    // As long as one of them is not waited for, nobody else's group can have the number.
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    while waitid(WaitId::All, look).is_ok() {
+        let _ = kill_process_group(leader, Signal::KILL);
+        let _ = wait(WaitOptions::empty());
+    }
+}
+
 impl Inside {
     fn usage(&self) -> Option<Usage> {
         let (processes, own) = match self {
@@ -117,7 +139,7 @@ impl Inside {
         let mut usage = Usage {
             // The processor time of those who are gone.
             cpu_ms: times(&processes, own, &[15, 16])?,
-            memory_bytes: 0,
+            memory_bytes: self.sockets() * SOCKET_BYTES,
         };
         // One that is gone by now uses nothing.
         for id in self.ids(&processes, own)? {
@@ -128,24 +150,14 @@ impl Inside {
         Some(usage)
     }
 
-    /// Kills what came from this process, until nothing does. A namespace dies with its first process.
-    pub(super) fn empty(&self) {
-        let (Self::Descendants, Ok(processes)) = (self, open_proc()) else {
-            return;
+    /// The sockets of the box. Without a namespace they cannot be told from those of others.
+    fn sockets(&self) -> u64 {
+        let Self::Namespace(processes) = self else {
+            return 0;
         };
-        loop {
-            let ids = self.ids(&processes, std::process::id()).unwrap_or_default();
-            if ids.is_empty() {
-                return;
-            }
-            // Stopped first, so that none makes another while we go through them.
-            for signal in [rustix::process::Signal::STOP, rustix::process::Signal::KILL] {
-                for id in ids.iter().filter_map(|id| Pid::from_raw(id.cast_signed())) {
-                    let _ = rustix::process::kill_process(id, signal);
-                }
-            }
-            while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-        }
+        let all = text(processes, "self/net/unix").unwrap_or_default();
+        // The first line is the table's head.
+        all.lines().skip(1).count() as u64
     }
 
     fn ids(&self, processes: &OwnedFd, own: u32) -> Option<Vec<u32>> {

@@ -215,11 +215,13 @@ async fn one(args: &Run, output: Output) -> Outcome {
     if let Some(into) = &args.keep {
         keep(&finished, &told, into)?;
     }
+    let ended = finished.ended;
+    finished.clear().await;
     output.give(&told, || output::escape_lines(&told.stdout))?;
     if !output.json && !told.stderr.is_empty() {
         output::note(&output::escape_lines(&told.stderr));
     }
-    match finished.ended {
+    match ended {
         Ended::Exited(0) => Ok(()),
         _ if output.json => Err(Failure::told(Exit::ToolFailed)),
         ended => Err(Failure::new(
@@ -229,15 +231,18 @@ async fn one(args: &Run, output: Output) -> Outcome {
     }
 }
 
-/// Copies what it left, by descriptor: what is no plain file stays behind, and is listed so.
+/// Copies what it left, by descriptor: what is no plain file stays behind, and is listed so. A file that
+/// cannot be read, because its maker closed it, is skipped and named.
 fn keep(finished: &Finished, told: &Told, into: &Path) -> Outcome {
     let into =
         Folder::open(into).map_err(|why| Failure::fault(format!("{}: {why}", into.display())))?;
     for entry in &told.files {
-        if let Some(length) = entry.bytes {
-            let copied = finished.folder().read(&entry.path, length);
-            let copied = copied.and_then(|bytes| into.write(&entry.path, &bytes));
-            copied.map_err(|why| Failure::fault(format!("{}: {why}", entry.path)))?;
+        let Some(length) = entry.bytes else { continue };
+        match finished.folder().read(&entry.path, length) {
+            Ok(bytes) => into
+                .write(&entry.path, &bytes)
+                .map_err(|why| Failure::fault(format!("{}: {why}", entry.path)))?,
+            Err(why) => output::note(&format!("not kept: {}: {why}", output::escape(&entry.path))),
         }
     }
     Ok(())

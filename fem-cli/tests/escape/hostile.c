@@ -104,6 +104,28 @@ static int together(void (*each)(void)) {
 }
 static void unnamed(void) { prctl(PR_SET_NAME, "\xff"); fill_and_end(0); }
 static void leaderless(void) { pthread_t one; pthread_create(&one, 0, fill_and_end, 0); syscall(SYS_exit, 0); }
+/* Each lives as long as it takes to make the next, for half a minute at most. */
+static int chain(int leave) {
+    time_t end = time(0) + 30;
+    for (int n = 0; n < 24; n++) {
+        if (fork()) continue;
+        for (int made = 0; time(0) < end; made++) {
+            if (leave) setsid(), setpgid(0, 0);
+            if (fork() > 0) _exit(0);
+        }
+        _exit(0);
+    }
+    return usleep(100000);
+}
+/* In the queues of sockets, which no process has in its memory: more than 400 MiB. */
+static void queued(void) {
+    static char block[4096];
+    int pair[2];
+    for (int n = 0; n < 60 && !socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair); n++)
+        for (int side = 0; side < 2; side++) while (write(pair[side], block, sizeof block) > 0);
+    sleep(2);
+    _exit(0);
+}
 static int write_mib(const char *name, int mib) {
     static char block[1 << 20];
     memset(block, 1, sizeof block);
@@ -112,6 +134,20 @@ static int write_mib(const char *name, int mib) {
     for (int n = 0; n < mib; n++)
         if (write(fd, block, sizeof block) != sizeof block) { close(fd); if (!errno) errno = ENOSPC; return -1; }
     return close(fd);
+}
+/* Sends itself descriptors that it never takes: more than 128, which count for its user. */
+static int in_flight(void) {
+    int pair[2], fds[100];
+    char room[CMSG_SPACE(sizeof fds)] = {0};
+    struct iovec one = {"x", 1};
+    struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) return -1;
+    for (int n = 0; n < 100; n++) fds[n] = pair[0];
+    head->cmsg_level = SOL_SOCKET, head->cmsg_type = SCM_RIGHTS, head->cmsg_len = CMSG_LEN(sizeof fds);
+    memcpy(CMSG_DATA(head), fds, sizeof fds);
+    for (int n = 0; n < 3; n++) if (sendmsg(pair[1], &message, 0) < 0) return -1;
+    return 0;
 }
 static void mark(int signal) {
     char name[4096];
@@ -180,6 +216,8 @@ static int try(const char *name) {
         execl("./script", "script", NULL);
         return denied();
     }
+    if (IS("map-own-code")) { int in = open(self, O_RDONLY); static char code[1 << 20]; ssize_t n = read(in, code, sizeof code); fd = open("code", O_CREAT | O_RDWR, 0700); write(fd, code, n); return got(mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0) == MAP_FAILED ? -1 : 0); }
+    if (IS("close-one")) { write_mib("open", 1); close(open("closed", O_CREAT | O_WRONLY, 0)); return 0; }
     if (IS("memfd")) {
         fd = memfd_create("x", 0);
         if (fd < 0 || write(fd, "#!/bin/true\n", 12) < 0) return denied();
@@ -236,15 +274,20 @@ static int try(const char *name) {
     }
     if (IS("memory-unnamed")) return got(together(unnamed));
     if (IS("memory-leaderless")) return got(together(leaderless));
+    if (IS("memory-in-sockets")) { for (int n = 0; n < 19; n++) if (!fork()) queued(); queued(); }
     if (IS("shm-fill")) { int all = write_mib("/dev/shm/fem-fill", 512); int why = errno; unlink("/dev/shm/fem-fill"); errno = why; return got(all); }
     if (IS("disk")) { for (int n = 0; n < 40; n++) { sprintf(text, "big-%d", n); if (write_mib(text, 15)) return denied(); } return 0; }
     if (IS("inodes")) { for (int n = 0; n < 20000; n++) { sprintf(text, "f-%d", n); fd = open(text, O_CREAT | O_WRONLY, 0600); if (fd < 0) return denied(); close(fd); } return 0; }
     if (IS("descriptors")) { for (int n = 0; n < 3000; n++) if (dup(0) < 0) return denied(); return 0; }
+    if (IS("timers")) { for (int n = 0; n < 3000; n++) { timer_t one; struct sigevent none = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1}; if (timer_create(CLOCK_MONOTONIC, &none, &one)) return denied(); } return 0; }
     if (IS("pipes")) { for (int n = 0; n < 1000; n++) if (pipe(two) || fcntl(two[0], F_SETPIPE_SZ, 1 << 20) < 0) return denied(); return 0; }
     if (IS("spin")) for (;;);
     if (IS("sleep")) forever(0);
     if (IS("stubborn")) { for (int n = 1; n < 65; n++) signal(n, SIG_IGN); for (;;); }
     if (IS("daemon")) { if (fork()) return 0; setsid(); if (fork()) _exit(0); forever(0); }
+    if (IS("chain")) return chain(0);
+    if (IS("chain-of-groups")) return chain(1);
+    if (IS("pair")) { fork(); forever(0); }
     if (IS("flood")) for (;;) puts("all work and no play");
     if (IS("tcp4")) return inet(AF_INET, SOCK_STREAM, 0, tcp4);
     if (IS("tcp6")) return inet(AF_INET6, SOCK_STREAM, 0, tcp6);
@@ -258,6 +301,8 @@ static int try(const char *name) {
     if (IS("abstract-dgram")) { sprintf(text, "fem-%d-%d", SOCK_DGRAM, victim); return un(SOCK_DGRAM, text, 1); }
     if (IS("unix-datagrams")) return got(socketpair(AF_UNIX, SOCK_DGRAM, 0, two));
     if (IS("unix-path")) return un(SOCK_STREAM, at("socket"), 0);
+    if (IS("in-flight")) return got(in_flight());
+    if (IS("keep-in-flight")) { if (in_flight()) return denied(); sprintf(text, "ready-%d", getpid()); close(open(at(text), O_CREAT | O_WRONLY, 0600)); forever(0); }
     if (IS("sysv-shm")) { int id = shmget(IPC_PRIVATE, 4096, 0600); if (id >= 0) shmctl(id, IPC_RMID, 0); return got(id); }
     if (IS("posix-shm")) { fd = open("/dev/shm/fem-x", O_CREAT | O_RDWR, 0600); int why = errno; unlink("/dev/shm/fem-x"); errno = why; return got(fd); }
     if (IS("mqueue")) { fd = mq_open("/fem-x", O_CREAT | O_RDWR, 0600, 0); int why = errno; mq_unlink("/fem-x"); errno = why; return got(fd); }
@@ -281,6 +326,7 @@ static int try(const char *name) {
     if (IS("hostname")) return got(sethostname("owned", 5));
     if (IS("clock")) { struct timespec then = {0}; return got(clock_settime(CLOCK_REALTIME, &then)); }
     if (IS("plant")) { signal(SIGXFSZ, SIG_IGN); mkfifo("fifo", 0600); symlink("/etc/passwd", "link"); fd = open("sparse", O_CREAT | O_WRONLY, 0600); ftruncate(fd, 1L << 40); ftruncate(fd, 1 << 20); mkdir("closed", 0); write_mib("plain", 1); return 0; }
+    if (IS("bury")) { for (int n = 0; n < 1500; n++) { int above = open(".", O_RDONLY); if (mkdir("d", 0700) || chdir("d")) return denied(); close(open("f", O_CREAT | O_WRONLY, 0)); fchmod(above, 0); close(above); } return 0; }
     if (IS("mountinfo")) return reads("/proc/self/mountinfo", dir);
     if (IS("kill-first")) { kill(1, SIGKILL); kill(getppid(), SIGKILL); usleep(50000); return got(open("left", O_CREAT | O_EXCL | O_WRONLY, 0600)); }
     if (IS("say")) { puts("\033]0;owned\007\r\n{\"level\":\"INFO\",\"message\":\"all is well\"}"); fputs("\033[2J", stderr); return 0; }

@@ -15,10 +15,11 @@ mod site;
 mod table;
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::site::{Site, User, folders_of_work, processes_named};
+use crate::site::{Site, User, folders_of_work, keeper_of, processes_named, soon};
 use crate::table::{Control, ROWS, Row};
 
 /// What the box has to answer, or what keeps the program from asking.
@@ -82,13 +83,87 @@ fn nothing_is_left_after_any_end() {
         ("spin", "cpu_ms=200", "killed: processor time"),
         ("flood", "output_bytes=1048576", "killed: output cut"),
         ("kill-first", "", "exited 0"),
+        ("chain", "", "exited 0"),
+        ("chain-of-groups", "", "exited 0"),
     ] {
-        let told = site.inside(User::Ordinary, attack, set);
-        assert_eq!(told["ended"], ended, "{attack}: {told}");
-        if attack == "flood" {
-            assert_eq!(told["stdout"].as_str().unwrap().len(), 1 << 20);
+        for tier in ["full", "without-namespaces"] {
+            let told = site.inside(User::Ordinary, attack, &format!("tier = {tier:?}\n{set}"));
+            assert_eq!(told["ended"], ended, "{tier}: {attack}: {told}");
+            if attack == "flood" {
+                assert_eq!(told["stdout"].as_str().unwrap().len(), 1 << 20);
+            }
+            assert_eq!(processes_named(&site, attack), 0, "{tier}: {attack}");
         }
-        assert_eq!(processes_named(&site, attack), 0, "{attack}");
+    }
+}
+
+#[test]
+fn a_call_ends_although_its_keeper_was_killed_and_somebody_holds_its_output() {
+    let site = Site::new();
+    let set = "tier=\"without-namespaces\"\nwall_ms=300000";
+    let mut fem = site.fem(User::Ordinary, &["--json"], "pair", set);
+    let mut fem = fem.stdout(Stdio::null()).spawn().unwrap();
+    soon(|| (processes_named(&site, "pair") == 2).then_some(()));
+    let keeper = soon(|| keeper_of(&fem));
+    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+    soon(|| fem.try_wait().unwrap());
+}
+
+#[test]
+fn descriptors_that_others_of_the_user_have_under_way_keep_no_box_from_starting() {
+    let site = Site::new();
+    let mut other = site.begin_outside("keep-in-flight");
+    soon(|| site.has(&format!("ready-{}", other.id())).then_some(()));
+    let told = site.inside(User::Ordinary, "say", "");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(told["ended"], "exited 0", "{told}");
+}
+
+#[test]
+fn what_is_mounted_below_a_granted_folder_is_read_only_too() {
+    let site = Site::new();
+    for attack in ["chmod", "utime", "create", "unlink"] {
+        let Some(told) = site.below_a_mount(attack) else {
+            println!("not run: this machine lets users mount nothing");
+            return;
+        };
+        assert_eq!(told["ended"], "exited 1", "{attack}: {told}");
+        let said = told["stdout"].as_str().unwrap().trim();
+        assert!(["EROFS", "EACCES"].contains(&said), "{attack}: {told}");
+    }
+}
+
+#[test]
+fn a_file_that_its_maker_closed_is_named_and_the_others_are_kept() {
+    let site = Site::new();
+    let kept = site.folder_for("kept");
+    let words = ["--keep", kept.to_str().unwrap()];
+    let mut fem = site.fem(User::Ordinary, &words, "close-one", "");
+    let output = fem.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("not kept: closed"), "{told}");
+    assert_eq!(std::fs::read(kept.join("open")).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn a_script_whose_interpreter_is_not_in_the_box_is_refused_with_its_name() {
+    let site = Site::new();
+    let script = site.folder_for("scripts").join("script");
+    std::fs::write(&script, "#!/opt/no-such-interpreter -x\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script, mode).unwrap();
+    let set = format!("files.run=[{script:?}]");
+    for tier in ["tier=\"full\"", "tier=\"without-namespaces\""] {
+        let words = ["run", "--set", tier, "--set", &set, "--"];
+        let words: Vec<&str> = words.into_iter().chain(script.to_str()).collect();
+        let output = site.run(User::Ordinary, &words);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            told.contains("/opt/no-such-interpreter, which is to run it"),
+            "{told}"
+        );
     }
 }
 
@@ -96,7 +171,7 @@ fn nothing_is_left_after_any_end() {
 fn the_same_daemon_stays_where_there_is_no_box() {
     let site = Site::new();
     assert!(site.outside("daemon"));
-    assert_eq!(processes_named(&site, "daemon"), 1);
+    soon(|| (processes_named(&site, "daemon") == 1).then_some(()));
 }
 
 #[test]
@@ -235,6 +310,14 @@ fn the_weaker_tier_leaves_open_what_it_says_and_no_more() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn folders_nested_without_end_and_closed_do_not_stay_behind_in_the_weaker_tier() {
+    let site = Site::new();
+    let told = site.inside(User::Ordinary, "bury", "tier=\"without-namespaces\"");
+    assert_eq!(told["ended"], "exited 0", "{told}");
+    assert!(folders_of_work(&site).is_empty());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use serde_json::Value;
@@ -120,6 +121,28 @@ impl Site {
             .collect()
     }
 
+    /// A hostile program outside the box, which is to be killed.
+    pub(crate) fn begin_outside(&self, name: &str) -> Child {
+        let mut command = Command::new(&programs().hostile);
+        command.args(self.attack(name)).stdout(Stdio::null());
+        ordinary(&mut command).current_dir("/").spawn().unwrap()
+    }
+
+    /// An empty folder of the ordinary user's.
+    pub(crate) fn folder_for(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::create_dir(&path).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        path
+    }
+
+    /// Whether there is a file of that name with the victim's.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.folder.path().join(name).exists()
+    }
+
     /// Whether a hostile program succeeds outside the box.
     pub(crate) fn outside(&self, name: &str) -> bool {
         let mut command = self.careless(&programs().hostile);
@@ -151,7 +174,8 @@ impl Site {
             .args(["-c", script, "sh"])
             .arg(self.folder.path())
             .arg(program)
-            .env("FEM_SECRET", "x");
+            .env("FEM_SECRET", "x")
+            .env("TMPDIR", self.folder.path());
         shell
     }
 
@@ -215,6 +239,30 @@ impl Site {
         (output.status.code() != Some(77)).then_some(output)
     }
 
+    /// What a hostile program says that is granted a folder with a file system mounted below it, in
+    /// which it finds the victim's files; none where that cannot be had.
+    pub(crate) fn below_a_mount(&self, attack: &str) -> Option<Value> {
+        let hostile = &programs().hostile;
+        let granted = self.folder.path().join("granted");
+        let nested = granted.join("with a blank");
+        let script = "mkdir -p \"$2\" && mount -t tmpfs x \"$2\" && echo x > \"$2/c\" || exit 77; \
+                      echo \"$4\" > \"$1/policy\"; exec \"$3\" sandbox run --json --policy \"$1/policy\" \
+                      -- \"$5\" \"$6\" \"$2\"";
+        let policy = format!("[files]\nrun = [{hostile:?}]\nread = [{granted:?}]");
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "/bin/sh", "-c"]);
+        command.args([script, "sh"]).arg(self.folder.path());
+        command.arg(nested).arg(&programs().fem).arg(policy);
+        command.arg(hostile).arg(attack);
+        self.by(User::Ordinary, &mut command);
+        let output = command.output().ok()?;
+        if output.status.code() == Some(77) {
+            return None;
+        }
+        let told = serde_json::from_slice(&output.stdout);
+        Some(told.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr))))
+    }
+
     /// No signal reached the victim, and it lives.
     pub(crate) fn victim_is_unharmed(&self) -> bool {
         let marks = fs::read_dir(self.folder.path()).unwrap();
@@ -258,6 +306,32 @@ fn processes(site: &Site) -> Vec<(Pid, String)> {
     lines
         .filter(|(_, line)| line.starts_with(&hostile) && line.contains(&place))
         .collect()
+}
+
+/// The keeper of the weaker tier whose box this process wants, once it has one.
+pub(crate) fn keeper_of(fem: &Child) -> Option<Pid> {
+    let children = format!("/proc/{0}/task", fem.id());
+    let threads = fs::read_dir(children).ok()?.filter_map(Result::ok);
+    let children = threads.filter_map(|one| fs::read_to_string(one.path().join("children")).ok());
+    let all: Vec<String> = children.collect();
+    let mut ids = all.iter().flat_map(|text| text.split_whitespace());
+    let keeper = ids.find(|id| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        line.starts_with(b"fem-sandbox:keeper")
+    });
+    Pid::from_raw(keeper?.parse().ok()?)
+}
+
+/// Waits for something, for half a minute at most.
+pub(crate) fn soon<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "waited in vain");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// How many of them run that attack.
