@@ -12,7 +12,7 @@ use agent_sdk::sandbox::{Command, Finished, NotRun, Policy, Profile, Sandbox, To
 use agent_sdk::{Call, Tool, ToolError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::files::{FILE_BYTES_MAX, Root};
 
@@ -246,8 +246,8 @@ impl Language {
     }
 }
 
-fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, ToolError> {
-    let place = places.try_acquire();
+fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ToolError> {
+    let place = Arc::clone(places).try_acquire_owned();
     place.map_err(|_| ToolError::new(BUSY, "all places are taken: try again"))
 }
 
@@ -268,10 +268,12 @@ fn modules(way: &Way, sandbox: WasmSandbox, places: Arc<Semaphore>) -> Tool {
     let run = move |call: Call, args: Module| {
         let (sandbox, places) = (sandbox.clone(), Arc::clone(&places));
         async move {
-            let _place = place(&places)?;
+            let place = place(&places)?;
             let bytes = base64::prelude::BASE64_STANDARD.decode(&args.module);
             let bytes = bytes.map_err(|why| ToolError::new(INVALID_ARGUMENTS, why.to_string()))?;
-            sandbox.run_for(&call, bytes, args.stdin.into()).await
+            sandbox
+                .run_for(&call, bytes, args.stdin.into(), place)
+                .await
         }
     };
     Tool::new(way.tool, run)
