@@ -199,6 +199,17 @@ fn a_grant_that_demands_another_sandbox_is_not_served() {
 }
 
 #[test]
+fn the_weaker_tier_is_not_the_sandbox_that_a_grant_demands() {
+    let site = Site::new("[shell]\ntier = \"without-namespaces\"\n");
+    let refused = site.call("shell.run", &json!({"code": "echo ran"}));
+    let refused = refused.unwrap_err();
+    assert!(
+        refused.contains("SANDBOX_REQUIRED") && refused.contains("process-without-namespaces"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn no_name_leads_out_of_the_coders_folder() {
     let site = Site::new("");
     let folder = site.folder.path().join("files");

@@ -230,10 +230,11 @@ struct Language {
 
 impl Language {
     fn tool(self, way: &Way) -> Tool {
+        let runs_in = self.sandbox.policy().sandbox();
         let run = move |call: Call, args: Run| self.clone().run(call, args);
         Tool::new(way.tool, run)
             .describe(way.describe)
-            .sandboxed(Profile::Process.name())
+            .sandboxed(runs_in)
     }
 
     async fn run(self, mut call: Call, args: Run) -> Result<Ran, ToolError> {
@@ -265,6 +266,7 @@ struct Module {
 #[cfg(feature = "wasm")]
 fn modules(way: &Way, sandbox: WasmSandbox, places: Arc<Semaphore>) -> Tool {
     use base64::Engine as _;
+    let runs_in = sandbox.policy().sandbox();
     let run = move |call: Call, args: Module| {
         let (sandbox, places) = (sandbox.clone(), Arc::clone(&places));
         async move {
@@ -278,7 +280,7 @@ fn modules(way: &Way, sandbox: WasmSandbox, places: Arc<Semaphore>) -> Tool {
     };
     Tool::new(way.tool, run)
         .describe(way.describe)
-        .sandboxed(Profile::Wasm.name())
+        .sandboxed(runs_in)
 }
 
 async fn command(
