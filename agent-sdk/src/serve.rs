@@ -212,16 +212,16 @@ impl Provider {
             return Err(Refusal::NoSuchCall);
         };
         let demands = demanded_sandboxes(vouched, authorized);
-        if demands
+        let runs_in = served.tool.sandbox();
+        let missing = demands
             .iter()
             .flatten()
-            .any(|demand| served.tool.sandbox() != Some(*demand))
-        {
-            let error = ToolError::new(
-                SANDBOX_REQUIRED,
-                "this tool does not run in the sandbox that the grant demands",
-            );
-            asker.answer_at_once(session, &error);
+            .find(|demand| runs_in != Some(**demand));
+        if let Some(missing) = missing {
+            let runs_in = runs_in.unwrap_or("none");
+            let why =
+                format!("the grant demands the sandbox {missing}; this tool runs in {runs_in}");
+            asker.answer_at_once(session, &ToolError::new(SANDBOX_REQUIRED, why));
             return Ok(());
         }
         let arguments = body.arguments.map_or_else(empty_object, ToOwned::to_owned);

@@ -37,6 +37,15 @@ fn fem(folder: &Path, line: &str, more: &[&str]) -> (i32, String) {
 
 impl Site {
     fn new(policies: &str) -> Self {
+        Self::with(&[], policies)
+    }
+
+    /// Where code takes files of the folder and keeps files in it.
+    fn sharing(policies: &str) -> Self {
+        Self::with(&["--share"], policies)
+    }
+
+    fn with(options: &[&str], policies: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path();
         let done = |line: &str| {
@@ -66,6 +75,7 @@ impl Site {
         std::fs::write(at.join("policies.toml"), policies).unwrap();
         let mut coder = Command::new(path("fem-coder").unwrap());
         coder.args(["--root", "files", "--policies", "policies.toml"]);
+        coder.args(options);
         let mut coder = coder
             .current_dir(at)
             .env("FEM_CONTEXT", "coder.toml")
@@ -100,7 +110,7 @@ impl Site {
 
 #[test]
 fn code_runs_in_the_box_and_its_results_come_back() {
-    let site = Site::new("");
+    let site = Site::sharing("");
     for (tool, code) in [
         ("code.python", "print(6 * 7)"),
         ("code.javascript", "console.log(6 * 7)"),
@@ -130,7 +140,7 @@ fn code_runs_in_the_box_and_its_results_come_back() {
 #[test]
 fn hostile_calls_have_a_clear_end_and_the_next_call_is_unharmed() {
     let policy = "cpu_ms = 2000\nwall_ms = 3000\nmemory_bytes = 134217728\noutput_bytes = 65536\ndisk_bytes = 8388608\n";
-    let site = Site::new(&format!("[python]\n{policy}[shell]\n{policy}"));
+    let site = Site::sharing(&format!("[python]\n{policy}[shell]\n{policy}"));
     for (tool, code, ended) in [
         ("shell.run", "exec sleep 1000", "killed: deadline"),
         (
@@ -199,8 +209,38 @@ fn a_grant_that_demands_another_sandbox_is_not_served() {
 }
 
 #[test]
-fn no_name_leads_out_of_the_coders_folder() {
+fn the_weaker_tier_is_not_the_sandbox_that_a_grant_demands() {
+    let site = Site::new("[shell]\ntier = \"without-namespaces\"\n");
+    let refused = site.call("shell.run", &json!({"code": "echo ran"}));
+    let refused = refused.unwrap_err();
+    assert!(
+        refused.contains("SANDBOX_REQUIRED") && refused.contains("process-without-namespaces"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn who_may_run_code_reaches_none_of_the_files_that_another_capability_guards() {
     let site = Site::new("");
+    let files = site.folder.path().join("files");
+    std::fs::write(files.join("secret.txt"), "secret").unwrap();
+    for asked in [
+        json!({"code": "print(open('secret.txt').read())", "files": ["secret.txt"]}),
+        json!({"code": "open('secret.txt', 'w').write('x')", "keep": ["secret.txt"]}),
+    ] {
+        let refused = site.call("code.python", &asked).unwrap_err();
+        assert!(refused.contains("NOT_SHARED"), "{refused}");
+    }
+    let looked = json!({"code": "import os; print(sorted(os.listdir('.')))"});
+    let told = site.call("code.python", &looked).unwrap();
+    assert_eq!(told["stdout"], "['main.py']\n");
+    let secret = std::fs::read_to_string(files.join("secret.txt"));
+    assert_eq!(secret.unwrap(), "secret");
+}
+
+#[test]
+fn no_name_leads_out_of_the_coders_folder() {
+    let site = Site::sharing("");
     let folder = site.folder.path().join("files");
     std::os::unix::fs::symlink(site.folder.path(), folder.join("up")).unwrap();
     for path in [

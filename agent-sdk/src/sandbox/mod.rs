@@ -19,6 +19,8 @@ mod filter;
 mod folder;
 mod job;
 mod launch;
+#[cfg(feature = "wasm")]
+mod module;
 mod policy;
 mod probe;
 mod room;
@@ -34,8 +36,10 @@ pub use command::Command;
 pub use doctor::{Finding, Held, examine};
 pub use folder::{Entry, Folder};
 pub use launch::{NotRun, Sandbox, init};
+#[cfg(feature = "wasm")]
+pub use module::MODULE_BYTES_MAX;
 pub use policy::{Files, Network, Policy, Profile, Tier, Wanted};
 pub use running::{Ended, Finished, Output, Running, Told};
 pub use tool::SANDBOX_FAILED;
 #[cfg(feature = "wasm")]
-pub use wasm::{MODULE_BYTES_MAX, Prepared, WasmSandbox};
+pub use wasm::{Prepared, WasmSandbox};

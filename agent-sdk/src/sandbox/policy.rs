@@ -18,7 +18,7 @@ pub enum Profile {
 }
 
 impl Profile {
-    /// As a grant names it.
+    /// As a policy names it, and a grant that demands all of it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -216,6 +216,16 @@ impl Policy {
         Digest::of(&serde_json::to_vec(&self.0).unwrap_or_default())
     }
 
+    /// What a tool that runs under it may say of itself ([`crate::Tool::sandboxed`]): the profile; of the
+    /// weaker tier a word of its own, which is not what a grant demands that names `process`.
+    #[must_use]
+    pub const fn sandbox(&self) -> &'static str {
+        match (self.0.profile, self.0.tier) {
+            (Profile::Process, Tier::WithoutNamespaces) => "process-without-namespaces",
+            (profile, _) => profile.name(),
+        }
+    }
+
     pub(super) const fn wall(&self) -> Duration {
         Duration::from_millis(self.0.wall_ms)
     }
@@ -223,35 +233,71 @@ impl Policy {
     /// In plain words, a line for each thing.
     #[must_use]
     pub fn words(&self) -> Vec<String> {
+        match (self.0.profile, self.0.tier) {
+            (Profile::Wasm, _) => self.words_of_wasm(),
+            (Profile::Process, tier) => self.words_of_process(tier),
+        }
+    }
+
+    fn words_of_wasm(&self) -> Vec<String> {
         let wanted = &self.0;
-        let mut lines = vec![match (wanted.profile, wanted.tier) {
-            (Profile::Wasm, _) => {
-                "runs WebAssembly that reaches nothing but what it is handed".into()
-            }
-            (_, Tier::Full) => "runs in namespaces of its own, under Landlock and seccomp".into(),
-            (_, Tier::WithoutNamespaces) => {
-                "WEAKER: runs under Landlock and seccomp, without namespaces".into()
-            }
-        }];
-        lines.push("no network: it cannot make a socket".into());
-        lines.push(format!(
-            "files: an empty folder /work for {} in {} files, gone afterwards",
-            mib(wanted.disk_bytes),
-            wanted.disk_files
-        ));
-        if wanted.profile == Profile::Process {
-            lines.push(format!("reads and runs /usr{}", listed(&wanted.files.run)));
-            if !wanted.files.read.is_empty() {
-                lines.push(format!("reads{}", listed(&wanted.files.read)));
-            }
-            lines.push(format!("{} processes and threads", wanted.processes));
+        vec![
+            "runs WebAssembly that reaches nothing but what it is handed".into(),
+            "no network: there is nothing to make a socket with".into(),
+            "no files: it reads its standard input and prints".into(),
+            format!(
+                "{} of memory, {} of processor and {} in all, with what it takes to compile it, {} of output",
+                bytes(wanted.memory_bytes),
+                time(wanted.cpu_ms),
+                time(wanted.wall_ms),
+                bytes(wanted.output_bytes),
+            ),
+        ]
+    }
+
+    fn words_of_process(&self, tier: Tier) -> Vec<String> {
+        let wanted = &self.0;
+        let (within, folder, processes) = match tier {
+            Tier::Full => (
+                "runs in namespaces of its own, under Landlock and seccomp",
+                format!(
+                    "files: an empty folder /work for {} in {} files, gone afterwards",
+                    bytes(wanted.disk_bytes),
+                    wanted.disk_files
+                ),
+                "",
+            ),
+            Tier::WithoutNamespaces => (
+                "WEAKER: runs under Landlock and seccomp, without namespaces; no sandbox that a grant can demand",
+                format!(
+                    "files: an empty folder on disk, gone afterwards; each file at most {}, and nothing bounds how many; it learns which other files exist",
+                    bytes(wanted.disk_bytes)
+                ),
+                ", with all others of its user",
+            ),
+        };
+        let mut lines = vec![
+            within.into(),
+            "no network: it cannot make a socket".into(),
+            folder,
+            format!("reads and runs /usr{}", listed(&wanted.files.run)),
+        ];
+        if !wanted.files.read.is_empty() {
+            lines.push(format!("reads{}", listed(&wanted.files.read)));
         }
         lines.push(format!(
-            "{} of memory, {} s of processor, {} s in all, {} of output",
-            mib(wanted.memory_bytes),
-            seconds(wanted.cpu_ms),
-            seconds(wanted.wall_ms),
-            mib(wanted.output_bytes),
+            "{} processes and threads{processes}",
+            wanted.processes
+        ));
+        lines.push(format!(
+            "{} of memory and {} of processor of all together, counted every 20 ms",
+            bytes(wanted.memory_bytes),
+            time(wanted.cpu_ms),
+        ));
+        lines.push(format!(
+            "{} from start to end, {} of output",
+            time(wanted.wall_ms),
+            bytes(wanted.output_bytes),
         ));
         if wanted.code_at_run_time {
             lines.push("may make code while it runs".into());
@@ -267,15 +313,21 @@ fn listed(paths: &[PathBuf]) -> String {
         .collect()
 }
 
-fn mib(bytes: u64) -> String {
+/// In the largest unit that leaves nothing over.
+fn bytes(bytes: u64) -> String {
     match bytes {
-        0..0x10_0000 => format!("{} KiB", bytes >> 10),
-        _ => format!("{} MiB", bytes >> 20),
+        0 => "0 bytes".into(),
+        _ if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        _ => format!("{bytes} bytes"),
     }
 }
 
-fn seconds(ms: u64) -> String {
-    format!("{}.{}", ms / 1_000, ms % 1_000 / 100)
+fn time(ms: u64) -> String {
+    match ms.is_multiple_of(1_000) {
+        true => format!("{} s", ms / 1_000),
+        false => format!("{ms} ms"),
+    }
 }
 
 #[cfg(test)]
@@ -326,9 +378,44 @@ mod tests {
         );
     }
 
+    fn policy(text: &str) -> Policy {
+        Wanted::read(text).and_then(Wanted::check).unwrap()
+    }
+
     #[test]
     fn a_policy_in_plain_words_names_the_weaker_tier() {
-        let weak = Wanted::read("tier = \"without-namespaces\"").unwrap();
-        assert!(weak.check().unwrap().words()[0].contains("WEAKER"));
+        let words = policy("tier = \"without-namespaces\"").words();
+        assert!(words[0].contains("WEAKER"));
+        let all = words.join("\n");
+        assert!(
+            all.contains("on disk") && !all.contains("4096 files"),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn a_policy_in_plain_words_promises_wasm_neither_files_nor_processes() {
+        let words = policy("profile = \"wasm\"").words().join("\n");
+        assert!(
+            !words.contains("/work") && !words.contains("processes"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn plain_words_round_nothing_down() {
+        let words = policy("wall_ms = 1550\noutput_bytes = 1000\nmemory_bytes = 33554433").words();
+        let words = words.join("\n");
+        for said in ["1550 ms", "1000 bytes", "33554433 bytes"] {
+            assert!(words.contains(said), "{said}: {words}");
+        }
+    }
+
+    #[test]
+    fn the_weaker_tier_is_no_sandbox_that_a_grant_can_demand() {
+        assert_eq!(policy("").sandbox(), "process");
+        assert_eq!(policy("profile = \"wasm\"").sandbox(), "wasm");
+        let weak = policy("tier = \"without-namespaces\"");
+        assert!(!["process", "wasm"].contains(&weak.sandbox()));
     }
 }

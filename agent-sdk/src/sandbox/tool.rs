@@ -38,7 +38,7 @@ impl Tool {
         words: impl IntoIterator<Item = S>,
     ) -> Self {
         let words: Vec<String> = words.into_iter().map(Into::into).collect();
-        let profile = sandbox.policy().wanted().profile.name();
+        let runs_in = sandbox.policy().sandbox();
         let schema = schema(&words);
         let sandbox = sandbox.clone();
         let run = move |mut call: Call, arguments: Box<serde_json::value::RawValue>| {
@@ -51,7 +51,7 @@ impl Tool {
                 Ok(to_raw_value(&finished.told())?)
             }
         };
-        Self::raw(name, &schema, run).sandboxed(profile)
+        Self::raw(name, &schema, run).sandboxed(runs_in)
     }
 }
 

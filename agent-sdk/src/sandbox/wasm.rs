@@ -3,29 +3,34 @@
 //! A module gets its standard input, two streams to print to, the time, random bytes, and its own
 //! memory. It has no files, no variables and no sockets: those functions of WASI preview 1 that would
 //! give them say that there is no such descriptor, and the rest do not exist. Nothing is asked of the
-//! kernel, so there is no weaker tier. What it costs to compile a module is bounded by its length
-//! alone, so prepare those that are called often.
+//! kernel, so there is no weaker tier.
+//!
+//! A module that runs is stopped within some [`TICK`]s. A compiler cannot be stopped, so `module`
+//! bounds what it is given, and [`WasmSandbox::run_for`] does not wait for it beyond the policy's time.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use proto_spec::Digest;
+use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{
     Caller, Config, Engine, Extern, InstancePre, Linker, Memory, Module, ResourceLimiter, Store,
-    Trap,
+    Trap, UpdateDeadline,
 };
 
 use super::launch::NotRun;
+use super::module;
 use super::policy::{Policy, Profile};
 use super::running::{Ended, Told};
 use crate::incoming::Call;
 use crate::tool::{INVALID_ARGUMENTS, ToolError};
 
-/// The longest module. A megabyte takes some seconds to compile.
-pub const MODULE_BYTES_MAX: usize = 1 << 20;
-/// How finely time is cut.
+/// How often a module that runs is looked at.
 const TICK: Duration = Duration::from_millis(5);
+/// How long after its deadline a module may take to say what it printed, before nobody waits for it.
+const GRACE: Duration = Duration::from_secs(1);
 /// Pieces of one read or write; a module that names more goes on from where it was.
 const PIECES_MAX: usize = 1_024;
 /// Function references of a module.
@@ -81,20 +86,17 @@ impl WasmSandbox {
         &self.policy
     }
 
-    /// Compiles a module. It takes a while, and a thread.
+    /// Compiles a module. It takes a while, and a thread; nothing stops it.
     ///
     /// # Errors
     ///
     /// It is too long, or no module, or wants what nobody hands it.
     pub fn prepare(&self, module: &[u8]) -> Result<Prepared, NotRun> {
-        if module.len() > MODULE_BYTES_MAX {
-            return Err(NotRun::Invalid(format!(
-                "a module of {} bytes, at most {MODULE_BYTES_MAX}",
-                module.len()
-            )));
-        }
-        let wrong =
-            |why: wasmtime::Error| NotRun::Invalid(format!("the module cannot be run: {why:#}"));
+        let cannot = |why: String| NotRun::Invalid(format!("the module cannot be run: {why}"));
+        let wrong = |why: wasmtime::Error| cannot(format!("{why:#}"));
+        module::measure(module).map_err(cannot)?;
+        // All of it, before the first function is compiled.
+        Module::validate(&self.engine, module).map_err(wrong)?;
         let module = Module::from_binary(&self.engine, module).map_err(wrong)?;
         if module
             .get_export("_start")
@@ -112,33 +114,52 @@ impl WasmSandbox {
     /// Runs a module to its end, on this thread.
     #[must_use]
     pub fn run(&self, prepared: &Prepared, stdin: &[u8]) -> Told {
-        let begun = Instant::now();
+        self.run_under(
+            prepared,
+            stdin,
+            &Watch::begin(&self.policy, Stop::default()),
+        )
+    }
+
+    fn run_under(&self, prepared: &Prepared, stdin: &[u8], watch: &Watch) -> Told {
         let wanted = self.policy.wanted();
         let state = State {
             stdin: stdin.to_vec(),
             left: wanted.output_bytes,
             memory_bytes_max: usize::try_from(wanted.memory_bytes).unwrap_or(usize::MAX),
+            over: watch.over(),
             ..State::default()
         };
+        if let Some(ended) = state.over {
+            return self.told(&state, ended, watch.cpu(), "");
+        }
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| state);
-        let time = Duration::from_millis(wanted.wall_ms.min(wanted.cpu_ms));
-        store.set_epoch_deadline(
-            u64::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX) + 1,
-        );
+        store.set_epoch_deadline(1);
+        let looking = watch.clone();
+        store.epoch_deadline_callback(move |mut here| {
+            here.data_mut().over = looking.over();
+            Ok(match here.data().over {
+                Some(_) => UpdateDeadline::Interrupt,
+                None => UpdateDeadline::Continue(1),
+            })
+        });
         let done = prepared.0.instantiate(&mut store).and_then(|instance| {
             let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
             start.call(&mut store, ())
         });
         let state = store.into_data();
         let (ended, why) = state.ended(done);
-        let stderr = [String::from_utf8_lossy(&state.stderr).into_owned(), why].concat();
+        self.told(&state, ended, watch.cpu(), &why)
+    }
+
+    fn told(&self, state: &State, ended: Ended, cpu: Duration, why: &str) -> Told {
         Told {
             ended,
             stdout: String::from_utf8_lossy(&state.stdout).into_owned(),
-            stderr,
+            stderr: String::from_utf8_lossy(&state.stderr).into_owned() + why,
             files: Vec::new(),
-            cpu_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            cpu_ms: u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX),
             memory_bytes_max: state.memory_bytes as u64,
             policy: self.digest,
         }
@@ -146,8 +167,13 @@ impl WasmSandbox {
 }
 
 impl WasmSandbox {
-    /// Compiles a module and runs it for a caller, on a thread that may wait. Given up, it runs to its
-    /// deadline. How it ended and under which policy is logged with the call.
+    /// Compiles a module and runs it for a caller, on a thread that may wait. Both together take no
+    /// longer than the policy says: a module that still compiles then is answered as one that was
+    /// killed at its deadline, and is not run. Dropping the future stops a module that runs, within
+    /// milliseconds. How it ended and under which policy is logged with the call.
+    ///
+    /// `place` is dropped when the thread is done, which is later where the compiler was at work:
+    /// whoever bounds how many run at once hands in what stands for one.
     ///
     /// # Errors
     ///
@@ -157,13 +183,9 @@ impl WasmSandbox {
         call: &Call,
         module: Vec<u8>,
         stdin: Vec<u8>,
+        place: impl Send + 'static,
     ) -> Result<Told, ToolError> {
-        let sandbox = self.clone();
-        let told = tokio::task::spawn_blocking(move || {
-            let prepared = sandbox.prepare(&module)?;
-            Ok::<_, NotRun>(sandbox.run(&prepared, &stdin))
-        });
-        let told = told.await?;
+        let told = self.run_in_time(module, stdin, place).await?;
         let told = told.map_err(|why| ToolError::new(INVALID_ARGUMENTS, why.to_string()))?;
         tracing::info!(
             call = %call.id(), caller = %call.caller(), tool = %call.tool(),
@@ -171,6 +193,83 @@ impl WasmSandbox {
         );
         Ok(told)
     }
+
+    async fn run_in_time(
+        &self,
+        module: Vec<u8>,
+        stdin: Vec<u8>,
+        place: impl Send + 'static,
+    ) -> Result<Result<Told, NotRun>, tokio::task::JoinError> {
+        let stop = Stop::default();
+        let _given_up = StopOnDrop(stop.clone());
+        let sandbox = self.clone();
+        let running = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let watch = Watch::begin(&sandbox.policy, stop);
+            let prepared = sandbox.prepare(&module)?;
+            Ok(sandbox.run_under(&prepared, &stdin, &watch))
+        });
+        let limit = self.policy.wall() + GRACE;
+        match tokio::time::timeout(limit, running).await {
+            Ok(told) => told,
+            Err(_) => Ok(Ok(self.told(&State::default(), Ended::Deadline, limit, ""))),
+        }
+    }
+}
+
+/// Set by whoever wants no more of a module.
+#[derive(Clone, Default)]
+struct Stop(Arc<AtomicBool>);
+
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Why a module that runs has to end, if it has to. It counts the time of the thread that began it.
+#[derive(Clone)]
+struct Watch {
+    begun: Instant,
+    cpu_begun: Duration,
+    wall: Duration,
+    cpu: Duration,
+    stop: Stop,
+}
+
+impl Watch {
+    fn begin(policy: &Policy, stop: Stop) -> Self {
+        Self {
+            begun: Instant::now(),
+            cpu_begun: cpu_of_thread(),
+            wall: policy.wall(),
+            cpu: Duration::from_millis(policy.wanted().cpu_ms),
+            stop,
+        }
+    }
+
+    fn cpu(&self) -> Duration {
+        cpu_of_thread().saturating_sub(self.cpu_begun)
+    }
+
+    fn over(&self) -> Option<Ended> {
+        if self.stop.0.load(Ordering::Relaxed) {
+            Some(Ended::Stopped)
+        } else if self.cpu() > self.cpu {
+            Some(Ended::Cpu)
+        } else if self.begun.elapsed() > self.wall {
+            Some(Ended::Deadline)
+        } else {
+            None
+        }
+    }
+}
+
+fn cpu_of_thread() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 impl std::fmt::Debug for WasmSandbox {
@@ -196,6 +295,7 @@ struct State {
     memory_bytes: usize,
     memory_bytes_max: usize,
     wanted_more: bool,
+    over: Option<Ended>,
 }
 
 impl State {
@@ -205,7 +305,7 @@ impl State {
             (Ok(()), _) => (Ended::Exited(0), String::new()),
             (Err(_), _) if self.cut => (Ended::OutputCut, String::new()),
             (Err(why), _) => match why.downcast_ref::<Trap>() {
-                Some(Trap::Interrupt) => (Ended::Deadline, String::new()),
+                Some(Trap::Interrupt) => (self.over.unwrap_or(Ended::Lost), String::new()),
                 _ if self.wanted_more => (Ended::Memory, String::new()),
                 Some(trap) => (Ended::Trapped, trap.to_string()),
                 None => (Ended::Trapped, why.to_string()),
@@ -407,6 +507,8 @@ fn put(memory: &Memory, here: &mut Here<'_>, at: i32, bytes: &[u8]) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::super::policy::Wanted;
     use super::*;
 
@@ -449,15 +551,36 @@ mod tests {
         .concat()
     }
 
-    fn sandbox() -> WasmSandbox {
+    fn sandbox_with(wall_ms: u64, cpu_ms: u64) -> WasmSandbox {
         let wanted = Wanted {
             profile: Profile::Wasm,
-            wall_ms: 200,
+            wall_ms,
+            cpu_ms,
             memory_bytes: 32 << 20,
             output_bytes: 1_000,
             ..Wanted::default()
         };
         WasmSandbox::open(wanted.check().unwrap()).unwrap()
+    }
+
+    fn sandbox() -> WasmSandbox {
+        sandbox_with(200, 30_000)
+    }
+
+    /// Much longer than a test may take.
+    const LONG_MS: u64 = 3_600_000;
+
+    fn endless() -> Vec<u8> {
+        module(&[], 1, b"", &[0x03, 0x40, 0x0c, 0, 0x0b])
+    }
+
+    /// Says on which thread it was dropped.
+    struct Place(std::sync::mpsc::Sender<std::thread::ThreadId>);
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = self.0.send(std::thread::current().id());
+        }
     }
 
     fn ran(module: &[u8]) -> Told {
@@ -483,9 +606,40 @@ mod tests {
     #[test]
     fn a_module_without_end_is_killed_at_its_deadline() {
         let begun = Instant::now();
-        let told = ran(&module(&[], 1, b"", &[0x03, 0x40, 0x0c, 0, 0x0b]));
+        let told = ran(&endless());
         assert_eq!(told.ended, Ended::Deadline);
         assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_module_is_killed_when_it_has_used_its_processor_time() {
+        let sandbox = sandbox_with(LONG_MS, 20);
+        let told = sandbox.run(&sandbox.prepare(&endless()).unwrap(), b"");
+        assert_eq!(told.ended, Ended::Cpu);
+        assert!(told.cpu_ms >= 20);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_stops_its_module_and_holds_its_place_until_then() {
+        let sandbox = sandbox_with(LONG_MS, LONG_MS);
+        let (place, dropped) = std::sync::mpsc::channel();
+        let mut running = Box::pin(sandbox.run_in_time(endless(), Vec::new(), Place(place)));
+        assert!((&mut running).now_or_never().is_none());
+        assert!(dropped.try_recv().is_err(), "it runs");
+        drop(running);
+        let by = dropped.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_ne!(by, std::thread::current().id());
+    }
+
+    #[tokio::test]
+    async fn a_module_that_compiles_beyond_its_time_is_answered_and_never_run() {
+        let sandbox = sandbox_with(10, LONG_MS);
+        let (place, dropped) = std::sync::mpsc::channel();
+        let slow = module::tests::slowest(8);
+        let told = sandbox.run_in_time(slow, Vec::new(), Place(place)).await;
+        let told = told.unwrap().unwrap();
+        assert_eq!((told.ended, &*told.stdout), (Ended::Deadline, ""));
+        assert!(dropped.recv_timeout(Duration::from_secs(60)).is_ok());
     }
 
     #[test]
@@ -544,7 +698,6 @@ mod tests {
             );
         }
         assert!(sandbox().prepare(b"\0asm").is_err());
-        assert!(sandbox().prepare(&vec![0; MODULE_BYTES_MAX + 1]).is_err());
     }
 
     #[test]

@@ -2,27 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 #[cfg(feature = "wasm")]
 use agent_sdk::INVALID_ARGUMENTS;
 #[cfg(feature = "wasm")]
 use agent_sdk::sandbox::WasmSandbox;
-use agent_sdk::sandbox::{Command, Finished, NotRun, Policy, Profile, Sandbox, Told, Wanted};
+use agent_sdk::sandbox::{
+    Command, Finished, Folder, NotRun, Policy, Profile, Sandbox, Told, Wanted,
+};
 use agent_sdk::{Call, Tool, ToolError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::files::{FILE_BYTES_MAX, Root};
+use crate::places::{Place, Places};
 
-/// Programs that run at once; a caller beyond is told to try again.
-const AT_ONCE: usize = 8;
 /// Files that go into a program's folder by one call, and out of it.
 const FILES_MAX: usize = 32;
 
-/// All places are taken.
-const BUSY: &str = "BUSY";
+/// The operator did not open the folder to code.
+const NOT_SHARED: &str = "NOT_SHARED";
 
 /// A way to run code.
 pub(crate) struct Kind {
@@ -156,13 +155,14 @@ fn over(default: &Wanted, table: Option<toml::Value>) -> Result<Wanted, Vec<Stri
     Wanted::read(&all.to_string())
 }
 
-/// Opens every box, so that what this machine cannot enforce is known before anybody calls.
+/// Opens every box, so that what this machine cannot enforce is known before anybody calls. `shared` is
+/// the folder that code takes files from and keeps files in, if any.
 ///
 /// # Errors
 ///
 /// What it cannot enforce.
-pub(crate) async fn tools(kinds: Vec<Kind>, root: &Root) -> Result<Vec<Tool>, String> {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+pub(crate) async fn tools(kinds: Vec<Kind>, shared: Option<Root>) -> Result<Vec<Tool>, String> {
+    let places = Places::default();
     let mut tools = Vec::new();
     for Kind { way, policy } in kinds {
         let unusable = |why: NotRun| format!("[{}] {why}", way.table);
@@ -179,15 +179,15 @@ pub(crate) async fn tools(kinds: Vec<Kind>, root: &Root) -> Result<Vec<Tool>, St
                     program,
                     file,
                     sandbox,
-                    root: root.clone(),
-                    places: Arc::clone(&places),
+                    shared: shared.clone(),
+                    places: places.clone(),
                 };
                 tools.push(language.tool(way));
             }
             #[cfg(feature = "wasm")]
             Runs::Module => {
                 let sandbox = WasmSandbox::open(policy).map_err(unusable)?;
-                tools.push(modules(way, sandbox, Arc::clone(&places)));
+                tools.push(modules(way, sandbox, places.clone()));
             }
         }
     }
@@ -202,10 +202,11 @@ struct Run {
     /// What it reads from standard input.
     #[serde(default)]
     stdin: String,
-    /// Files of file.write that lie in its folder when it starts.
+    /// Files of file.write that lie in its folder when it starts. Only where the folder is shared.
     #[serde(default)]
     files: Vec<String>,
-    /// Files of its folder that file.read finds afterwards. What is no plain file is not kept.
+    /// Files of its folder that file.read finds afterwards. What is no plain file is not kept. Only where
+    /// the folder is shared.
     #[serde(default)]
     keep: Vec<String>,
 }
@@ -224,31 +225,58 @@ struct Language {
     program: &'static [&'static str],
     file: &'static str,
     sandbox: Sandbox,
-    root: Root,
-    places: Arc<Semaphore>,
+    shared: Option<Root>,
+    places: Places,
 }
 
 impl Language {
     fn tool(self, way: &Way) -> Tool {
+        let folder = match self.shared {
+            Some(_) => "It may take and keep files of the folder of file.read and file.write",
+            None => "Its folder is empty, and gone afterwards",
+        };
+        let describe = format!("{}. {folder}", way.describe);
+        let runs_in = self.sandbox.policy().sandbox();
         let run = move |call: Call, args: Run| self.clone().run(call, args);
         Tool::new(way.tool, run)
-            .describe(way.describe)
-            .sandboxed(Profile::Process.name())
+            .describe(describe)
+            .sandboxed(runs_in)
     }
 
     async fn run(self, mut call: Call, args: Run) -> Result<Ran, ToolError> {
-        let _place = place(&self.places)?;
-        let command = command(self.program, self.file, &args, &self.root).await?;
+        let place = self.places.take(call.caller())?;
+        let command = self.command(&args).await?;
         let finished = Box::pin(self.sandbox.run_for(&mut call, command)).await?;
         let told = finished.told();
-        let kept = kept(finished, args.keep, &self.root).await?;
+        let kept = match self.shared {
+            Some(root) => kept(finished, args.keep, &root, place).await?,
+            None => BTreeMap::new(),
+        };
         Ok(Ran { told, kept })
     }
-}
 
-fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, ToolError> {
-    let place = places.try_acquire();
-    place.map_err(|_| ToolError::new(BUSY, "all places are taken: try again"))
+    async fn command(&self, args: &Run) -> Result<Command, ToolError> {
+        if args.files.len() > FILES_MAX || args.keep.len() > FILES_MAX {
+            let why = format!("at most {FILES_MAX} files each way");
+            return Err(ToolError::new("TOO_MANY_FILES", why));
+        }
+        if self.shared.is_none() && !(args.files.is_empty() && args.keep.is_empty()) {
+            let why = "code here takes and keeps no files: give it what it needs as `stdin`, and print what it finds. Whoever runs this agent can share its folder (fem-coder --share)";
+            return Err(ToolError::new(NOT_SHARED, why));
+        }
+        let mut command = Command::new(self.program[0])
+            .args(self.program[1..].iter().copied())
+            .args([self.file]);
+        for path in &args.files {
+            let Some(root) = &self.shared else { break };
+            let named = path.clone();
+            let read = move |folder: &Folder| folder.read(&named, FILE_BYTES_MAX);
+            command = command.file(path, root.with(path, read).await?);
+        }
+        Ok(command
+            .file(self.file, args.code.as_bytes())
+            .stdin(args.stdin.as_bytes()))
+    }
 }
 
 #[cfg(feature = "wasm")]
@@ -263,56 +291,35 @@ struct Module {
 }
 
 #[cfg(feature = "wasm")]
-fn modules(way: &Way, sandbox: WasmSandbox, places: Arc<Semaphore>) -> Tool {
+fn modules(way: &Way, sandbox: WasmSandbox, places: Places) -> Tool {
     use base64::Engine as _;
+    let runs_in = sandbox.policy().sandbox();
     let run = move |call: Call, args: Module| {
-        let (sandbox, places) = (sandbox.clone(), Arc::clone(&places));
+        let (sandbox, places) = (sandbox.clone(), places.clone());
         async move {
-            let _place = place(&places)?;
+            let place = places.take(call.caller())?;
             let bytes = base64::prelude::BASE64_STANDARD.decode(&args.module);
             let bytes = bytes.map_err(|why| ToolError::new(INVALID_ARGUMENTS, why.to_string()))?;
-            sandbox.run_for(&call, bytes, args.stdin.into()).await
+            sandbox
+                .run_for(&call, bytes, args.stdin.into(), place)
+                .await
         }
     };
     Tool::new(way.tool, run)
         .describe(way.describe)
-        .sandboxed(Profile::Wasm.name())
+        .sandboxed(runs_in)
 }
 
-async fn command(
-    program: &[&str],
-    file: &str,
-    args: &Run,
-    root: &Root,
-) -> Result<Command, ToolError> {
-    if args.files.len() > FILES_MAX || args.keep.len() > FILES_MAX {
-        return Err(ToolError::new(
-            "TOO_MANY_FILES",
-            format!("at most {FILES_MAX} files each way"),
-        ));
-    }
-    let mut command = Command::new(program[0])
-        .args(program[1..].iter().copied())
-        .args([file]);
-    for path in &args.files {
-        let named = path.clone();
-        let bytes = root
-            .with(path, move |folder| folder.read(&named, FILE_BYTES_MAX))
-            .await?;
-        command = command.file(path, bytes);
-    }
-    Ok(command
-        .file(file, args.code.as_bytes())
-        .stdin(args.stdin.as_bytes()))
-}
-
-/// Copies what is to be kept, from descriptor to descriptor.
+/// Copies what is to be kept, from descriptor to descriptor. The call's place is held until that is done,
+/// also where the call is given up.
 async fn kept(
     finished: Finished,
     names: Vec<String>,
     root: &Root,
+    place: Place,
 ) -> Result<BTreeMap<String, Option<String>>, ToolError> {
-    let copied = move |folder: &agent_sdk::sandbox::Folder| {
+    let copied = move |folder: &Folder| {
+        let _place = place;
         let copy = |name: &str| {
             let bytes = finished.folder().read(name, FILE_BYTES_MAX)?;
             folder.write(name, &bytes)
