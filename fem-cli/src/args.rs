@@ -41,7 +41,6 @@ pub(crate) enum Command {
     Token(token::Token),
     Grants(grants::Grants),
     Peer(peer::Peer),
-    Mcp(mcp::Mcp),
     Trust(trust::Trust),
     Proposal(proposal::Proposals),
     Root(root::Root),
@@ -54,6 +53,7 @@ pub(crate) enum Command {
     Explain(explain::Explain),
     Doctor(doctor::Doctor),
     Sandbox(sandbox::Sandboxes),
+    Mcp(mcp::Mcp),
     Completions(completions::Completions),
     #[command(hide = true)]
     Internal(demo::role::Internal),

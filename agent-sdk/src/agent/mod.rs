@@ -162,6 +162,12 @@ impl Agent {
         }
     }
 
+    /// What it takes for the time.
+    #[cfg(feature = "mcp")]
+    pub(crate) fn clock(&self) -> &dyn crate::Clock {
+        self.inner.core.voice.clock()
+    }
+
     async fn ask(
         &self,
         kind: Kind,

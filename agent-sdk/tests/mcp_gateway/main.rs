@@ -9,3 +9,4 @@
 mod fake;
 mod legacy;
 mod modern;
+mod stdio;

@@ -42,7 +42,6 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Grants(args) => wait_for(grants::run(args, &chosen, output)),
         Command::Peer(args) => wait_for(peer::run(args, &chosen, output)),
         Command::Trust(args) => wait_for(trust::run(args, &chosen, output)),
-        Command::Mcp(args) => mcp::run(args, &chosen, output),
         Command::Proposal(args) => wait_for(proposal::run(args, &chosen, output)),
         Command::Root(args) => wait_for(root::run(args, &chosen, output)),
         Command::BrokerKey(args) => wait_for(broker_key::run(args, &chosen, output)),
@@ -54,6 +53,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Explain(args) => explain::run(&args, &chosen, output),
         Command::Doctor(args) => wait_for(doctor::run(&args, &chosen, output)),
         Command::Sandbox(args) => wait_for(sandbox::run(args, output)),
+        Command::Mcp(args) => wait_for(mcp::run(args, &chosen, output)),
         Command::Completions(args) => completions::run(&args),
         Command::Internal(args) => wait_for(demo::role::run(args)),
     }

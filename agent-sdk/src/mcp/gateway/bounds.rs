@@ -48,6 +48,8 @@ pub struct Bounds {
     pub agents: usize,
     /// How long one call to an agent listens for its notifications, before another one does.
     pub listen: Duration,
+    /// How long requests may finish whose client closed its side of a pair of streams.
+    pub drain: Duration,
     /// After so long without a word a stream gets a comment, which keeps it open.
     pub keep_alive: Duration,
     /// After so long without a word an answer becomes a stream, which can be kept open.
@@ -74,6 +76,7 @@ impl Default for Bounds {
             page: 1_000,
             agents: 64,
             listen: Duration::from_secs(3_600),
+            drain: Duration::from_secs(5),
             keep_alive: Duration::from_secs(15),
             patience: Duration::from_secs(5),
         }

@@ -71,7 +71,7 @@ impl Catalogue {
             .filter(|tool| seen.insert((tool.agent.clone(), tool.tool.name.clone())))
             .collect();
         found.sort_by(|a, b| (&a.agent, &a.tool.name).cmp(&(&b.agent, &b.tool.name)));
-        let (tools, requests) = found.into_iter().partition(|tool| is_tool(tool));
+        let (tools, requests) = found.into_iter().partition(is_tool);
         let mut tools = match scope {
             Scope::All => publicly(home, tools),
             Scope::One(_) => originally(tools),

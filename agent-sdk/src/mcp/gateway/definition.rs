@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    fn shown(offered: Value, scope: &Scope) -> Value {
+    fn shown(offered: &Value, scope: &Scope) -> Value {
         let mut written = json!({
             "agent": "fs@globex",
             "key": proto_spec::SigningKey::from_seed(&[7; 32]).public(),
@@ -132,18 +132,18 @@ mod tests {
             "name": "fs.read", "description": "d",
             "inputSchema": {"type": "object", "$defs": {"a": {}}, "allOf": [true]},
             "outputSchema": {"type": "array"}, "annotations": {"readOnlyHint": true},
-            "mcp": {"method": "tools/call", "definition": definition},
+            "mcp": {"method": "tools/call", "definition": &definition},
         });
         let one = Scope::One("fs@globex".parse().unwrap());
-        let mut expected = definition.clone();
+        let mut expected = definition;
         for member in ["description", "inputSchema", "outputSchema", "annotations"] {
             expected[member] = said[member].clone();
         }
         expected["name"] = json!("shown");
-        assert_eq!(shown(said.clone(), &one), expected);
+        assert_eq!(shown(&said, &one), expected);
         expected["title"] = json!("read");
         expected["_meta"] = json!({"a/b": 1, "fem/agent": "fs@globex", "fem/tool": "fs.read"});
-        assert_eq!(shown(said, &Scope::All), expected);
+        assert_eq!(shown(&said, &Scope::All), expected);
     }
 
     #[test]
@@ -158,7 +158,7 @@ mod tests {
                 .unwrap()
                 .extend(title.as_object().unwrap().clone());
             let said = json!({"name": "fs.read", "mcp": {"method": "tools/call", "definition": definition}});
-            let told = shown(said, &Scope::All);
+            let told = shown(&said, &Scope::All);
             assert!(told["title"] == "T" || told["title"].is_null(), "{told}");
         }
     }
@@ -179,13 +179,13 @@ mod tests {
             ),
         ] {
             let said = json!({"name": "fs.read", "inputSchema": schema, "outputSchema": {"type": "integer"}});
-            let told = shown(said, &Scope::All);
+            let told = shown(&said, &Scope::All);
             assert_eq!(told["inputSchema"], shown_as);
             assert!(told.get("outputSchema").is_none());
         }
         let said = json!({"name": "fs.read", "outputSchema": {"type": "object"}});
         assert_eq!(
-            shown(said, &Scope::All)["outputSchema"],
+            shown(&said, &Scope::All)["outputSchema"],
             json!({"type": "object"})
         );
     }

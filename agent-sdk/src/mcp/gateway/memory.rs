@@ -165,6 +165,11 @@ impl Memory {
         for (_, abort) in held(&self.running).drain() {
             abort.abort();
         }
+        self.end_listening();
+    }
+
+    /// Ends the session's streams; requests go on.
+    pub(super) fn end_listening(&self) {
         self.ended.send_replace(true);
     }
 

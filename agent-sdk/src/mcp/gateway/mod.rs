@@ -5,7 +5,7 @@
 //! are made, and a [`Scope`]: all that this caller may call, or one agent. What a client sees is what its caller
 //! may call at that moment, and every call is decided anew by the broker.
 //!
-//! In the order in which a request meets them: [`Allowed`], `http` (or stdio), `era` and `headers`, `session` and
+//! In the order in which a request meets them: [`Allowed`], `http` or `stdio`, `era` and `headers`, `session` and
 //! `memory` for the legacy, `guest`, which answers it, with `catalogue`, `names`, `lists` and `listen`; `definition`,
 //! `outcome`, `notes`, `uris` and `fault` are how things look to the client.
 
@@ -27,6 +27,8 @@ mod names;
 mod notes;
 mod outcome;
 mod session;
+mod stdio;
+mod through_agent;
 mod upstream;
 mod uris;
 
@@ -36,6 +38,7 @@ pub use allowed::Allowed;
 pub use bounds::Bounds;
 pub use catalogue::Scope;
 pub use http::Body;
+pub use through_agent::ThroughAgent;
 pub use upstream::{Failure, Ongoing, Outgoing, Shared, Step, Upstream};
 
 use crate::Clock;

@@ -1,15 +1,15 @@
-//! `mcp`: servers and clients of the Model Context Protocol.
+//! `mcp`: tools that speak the Model Context Protocol, on both sides of the broker.
 
 mod bearer;
+mod serve;
 
-use crate::command::wait_for;
 use crate::connect::Chosen;
 use crate::failure::Outcome;
 use crate::output::Output;
 
 pub(crate) use bearer::{kept, token_given};
 
-/// Connects servers and clients of the Model Context Protocol (MCP)
+/// Brings in servers and clients of the Model Context Protocol (MCP)
 #[derive(Debug, clap::Args)]
 pub(crate) struct Mcp {
     #[command(subcommand)]
@@ -18,13 +18,15 @@ pub(crate) struct Mcp {
 
 #[derive(Debug, clap::Subcommand)]
 enum Act {
+    Serve(serve::Serve),
     Keep(bearer::Keep),
     Token(bearer::Token),
 }
 
-pub(crate) fn run(args: Mcp, chosen: &Chosen, output: Output) -> Outcome {
+pub(crate) async fn run(args: Mcp, chosen: &Chosen, output: Output) -> Outcome {
     match args.act {
-        Act::Keep(args) => wait_for(bearer::keep(args, chosen, output)),
-        Act::Token(args) => wait_for(bearer::token(args, chosen, output)),
+        Act::Serve(args) => serve::run(&args, chosen).await,
+        Act::Keep(args) => bearer::keep(args, chosen, output).await,
+        Act::Token(args) => bearer::token(args, chosen, output).await,
     }
 }

@@ -1,0 +1,190 @@
+//! Calls in the name of an agent of this SDK, signed with its own key.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use proto_spec::message::{DiscoverTools, DiscoveredTool};
+use proto_spec::{AgentId, Code, Digest, Timestamp};
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
+
+use super::fault::REFUSED;
+use super::upstream::{Failure, Ongoing, Outgoing, Step, Upstream};
+use crate::mcp::rpc::RpcError;
+use crate::{Agent, CallHandle, CallOptions, Error};
+
+/// How long what was discovered is taken for what there is: a client asks several things at once.
+const FRESH: Duration = Duration::from_secs(1);
+/// How often discovery is looked at again while somebody wants to hear of changes.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// An agent, for whoever speaks MCP.
+#[derive(Debug)]
+pub struct ThroughAgent {
+    agent: Agent,
+    changes: watch::Sender<()>,
+    found: Mutex<Option<Found>>,
+}
+
+#[derive(Debug)]
+struct Found {
+    at: Timestamp,
+    only: Option<AgentId>,
+    tools: Vec<DiscoveredTool>,
+}
+
+impl ThroughAgent {
+    /// Calls through `agent`.
+    #[must_use]
+    pub fn new(agent: Agent) -> Self {
+        Self {
+            agent,
+            changes: watch::Sender::default(),
+            found: Mutex::default(),
+        }
+    }
+
+    /// Looks again every few seconds at what may be called, as long as anybody wants to hear of changes.
+    /// Ends only by being dropped: run it beside what serves the client, with the place that this is for.
+    pub async fn watch(&self, only: Option<&AgentId>) {
+        let mut seen = None;
+        loop {
+            self.agent.clock().sleep(LOOK).await;
+            if self.changes.receiver_count() == 0 {
+                seen = None;
+                continue;
+            }
+            // A broker that cannot be asked says nothing new.
+            let Ok(tools) = self.discover(only).await else {
+                continue;
+            };
+            let text = serde_json::to_vec(&tools).unwrap_or_default();
+            let now = Digest::of(&text);
+            if seen.replace(now).is_some_and(|before| before != now) {
+                self.changes.send_replace(());
+            }
+        }
+    }
+
+    async fn discover(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, Error> {
+        let wanted = DiscoverTools {
+            agent: only.cloned(),
+            ..DiscoverTools::default()
+        };
+        self.agent.discover(wanted).await
+    }
+}
+
+impl Upstream for ThroughAgent {
+    fn agent(&self) -> &AgentId {
+        self.agent.id()
+    }
+
+    fn tools<'a>(
+        &'a self,
+        only: Option<&'a AgentId>,
+    ) -> BoxFuture<'a, Result<Vec<DiscoveredTool>, RpcError>> {
+        Box::pin(async move {
+            // Held while the broker is asked: whoever comes meanwhile takes that answer.
+            let mut found = self.found.lock().await;
+            let now = self.agent.clock().now();
+            if let Some(found) = &*found
+                && found.only.as_ref() == only
+                && now.distance(found.at) < FRESH
+            {
+                return Ok(found.tools.clone());
+            }
+            let tools = self
+                .discover(only)
+                .await
+                .map_err(|why| refused(&failure(why)))?;
+            let now = self.agent.clock().now();
+            *found = Some(Found {
+                at: now,
+                only: only.cloned(),
+                tools: tools.clone(),
+            });
+            Ok(tools)
+        })
+    }
+
+    fn call(&self, call: Outgoing) -> BoxFuture<'_, Result<Box<dyn Ongoing>, RpcError>> {
+        Box::pin(async move {
+            let options = CallOptions {
+                deadline: call.deadline,
+                token: None,
+                progress: call.progress,
+                mcp: call.mcp,
+            };
+            let (to, tool) = (&call.to, call.tool.as_str());
+            let called = self
+                .agent
+                .call_with(to, tool, &call.arguments, options)
+                .await;
+            Ok(Box::new(match called {
+                Ok(handle) => Called::Running(handle),
+                Err(why) => Called::Over(Some(failure(why))),
+            }) as Box<dyn Ongoing>)
+        })
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+}
+
+/// A call that was made, or could not be.
+#[derive(Debug)]
+enum Called {
+    Running(CallHandle),
+    Over(Option<Failure>),
+}
+
+impl Ongoing for Called {
+    fn next(&mut self) -> BoxFuture<'_, Step> {
+        Box::pin(async move {
+            if let Self::Running(handle) = self
+                && let Some(progress) = handle.progress().await
+            {
+                return Step::Progress(progress);
+            }
+            match std::mem::replace(self, Self::Over(None)) {
+                Self::Running(handle) => Step::Answer(handle.raw().await.map_err(failure)),
+                Self::Over(Some(failure)) => Step::Answer(Err(failure)),
+                // Nothing comes after an answer.
+                Self::Over(None) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+fn failure(why: Error) -> Failure {
+    match why {
+        Error::Tool {
+            code,
+            message,
+            data,
+        } => Failure {
+            code,
+            message,
+            data,
+            is_tools: true,
+        },
+        other => {
+            let nobody = match other {
+                Error::Unreachable { .. } | Error::Tls { .. } => Code::Unavailable,
+                _ => Code::Internal,
+            };
+            Failure {
+                code: other.code().unwrap_or(nobody).to_string(),
+                message: other.to_string(),
+                data: None,
+                is_tools: false,
+            }
+        }
+    }
+}
+
+fn refused(why: &Failure) -> RpcError {
+    RpcError::new(REFUSED, why.message.clone()).with(&json!({"fem": why.code}))
+}
