@@ -7,7 +7,7 @@ use proto_spec::Digest;
 
 use crate::command::{
     agent, broker_key, call, completions, config, context, doctor, enrol, event, explain, grants,
-    init, peer, proposal, root, sandbox, token, tools, trust,
+    init, mcp, peer, proposal, root, sandbox, token, tools, trust,
 };
 use crate::demo;
 use crate::failure::Exit;
@@ -53,6 +53,7 @@ pub(crate) enum Command {
     Explain(explain::Explain),
     Doctor(doctor::Doctor),
     Sandbox(sandbox::Sandboxes),
+    Mcp(mcp::Mcp),
     Completions(completions::Completions),
     #[command(hide = true)]
     Internal(demo::role::Internal),

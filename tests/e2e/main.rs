@@ -17,6 +17,7 @@ mod crash;
 mod events;
 mod federation;
 mod hostile_peer;
+mod mcp_wrap;
 mod model;
 mod namespaces;
 mod partition;

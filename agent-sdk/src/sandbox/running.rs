@@ -56,6 +56,12 @@ impl Running {
         self.stdin.take()
     }
 
+    /// Its standard output and standard error, for whoever bounds what it prints. Once; what it prints is
+    /// then counted no more.
+    pub fn streams(&mut self) -> Option<(ChildStdout, ChildStderr)> {
+        self.stdout.take().zip(self.stderr.take())
+    }
+
     /// What it prints next; none when it prints no more, or has printed all that it may and is being
     /// killed for it.
     pub async fn output(&mut self) -> Option<Output> {
@@ -105,9 +111,18 @@ impl Running {
     /// # Errors
     ///
     /// When the system does not tell us about our own helper.
-    pub async fn finish(mut self) -> Result<Finished, NotRun> {
-        self.stdin = None;
+    pub async fn finish(self) -> Result<Finished, NotRun> {
         let limit = self.wall + GRACE;
+        self.finish_within(limit).await
+    }
+
+    /// Like [`Running::finish`], and kills it when it has not ended by itself within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Running::finish`].
+    pub async fn finish_within(mut self, limit: Duration) -> Result<Finished, NotRun> {
+        self.stdin = None;
         let report = tokio::time::timeout(limit, async {
             while self.output().await.is_some() {}
             ended(&self.control).await

@@ -13,6 +13,7 @@ pub(crate) mod explain;
 pub(crate) mod grants;
 pub(crate) mod init;
 mod keys;
+pub(crate) mod mcp;
 pub(crate) mod peer;
 pub(crate) mod proposal;
 pub(crate) mod recover;
@@ -52,6 +53,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Explain(args) => explain::run(&args, &chosen, output),
         Command::Doctor(args) => wait_for(doctor::run(&args, &chosen, output)),
         Command::Sandbox(args) => wait_for(sandbox::run(args, output)),
+        Command::Mcp(args) => wait_for(mcp::run(args, &chosen, output)),
         Command::Completions(args) => completions::run(&args),
         Command::Internal(args) => wait_for(demo::role::run(args)),
     }
