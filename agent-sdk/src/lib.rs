@@ -35,7 +35,7 @@ mod session;
 mod tool;
 mod voice;
 
-pub use agent::{Agent, RegisterOptions, Registration, Serving};
+pub use agent::{Agent, Offered, RegisterOptions, Registration, Serving};
 pub use broker_keys::NewBrokerKey;
 pub use call::{CallHandle, CallOptions};
 pub use clock::{Clock, SystemClock};

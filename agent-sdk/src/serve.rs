@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use futures_util::FutureExt as _;
 use futures_util::future::{AbortHandle, abortable};
@@ -17,7 +17,7 @@ use proto_spec::message::{self, ToolCall, ToolInput};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{AgentId, Authorized, Capability, Digest, Kind, Received, Refusal};
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::answer::Asker;
 use crate::error::{Error, Result};
@@ -31,7 +31,9 @@ const INPUTS_WAITING: usize = 16;
 
 /// The tools that an agent serves, and the calls that run.
 pub(crate) struct Provider {
-    tools: HashMap<Capability, Served>,
+    tools: RwLock<HashMap<Capability, Served>>,
+    /// Whether they are others than those that were offered.
+    replaced: Notify,
     seen: Arc<Seen>,
     places: Arc<Semaphore>,
     calls_at_once: u32,
@@ -55,35 +57,11 @@ impl Provider {
     ///
     /// [`Error::Config`] with every tool that cannot be offered.
     pub(crate) fn new(tools: Vec<Tool>, seen: Arc<Seen>, calls_at_once: usize) -> Result<Self> {
-        let mut problems = Vec::new();
-        let mut served = HashMap::new();
-        for tool in tools {
-            match tool.offer() {
-                Ok(offer) => {
-                    let name = offer.name.clone();
-                    if served
-                        .insert(name.clone(), Served { tool, offer })
-                        .is_some()
-                    {
-                        problems.push(format!("tool \"{name}\" is given twice"));
-                    }
-                }
-                Err(problem) => problems.push(problem),
-            }
-        }
-        if served.len() > TOOLS_MAX {
-            problems.push(format!(
-                "{} tools, and an agent offers at most {TOOLS_MAX}",
-                served.len()
-            ));
-        }
-        if !problems.is_empty() {
-            return Err(Error::Config(problems));
-        }
         let calls_at_once =
             u32::try_from(calls_at_once.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         Ok(Self {
-            tools: served,
+            tools: RwLock::new(checked(tools)?),
+            replaced: Notify::new(),
             seen,
             places: Arc::new(Semaphore::new(calls_at_once as usize)),
             calls_at_once,
@@ -91,10 +69,31 @@ impl Provider {
         })
     }
 
+    /// Serves `tools` in the place of those before. Calls that run are not disturbed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Provider::new`]; then nothing has changed.
+    pub(crate) fn replace(&self, tools: Vec<Tool>) -> Result<()> {
+        let served = checked(tools)?;
+        *self.tools.write().unwrap_or_else(PoisonError::into_inner) = served;
+        self.replaced.notify_one();
+        Ok(())
+    }
+
+    /// Done when the tools are others than those that were offered.
+    pub(crate) async fn replaced(&self) {
+        self.replaced.notified().await;
+    }
+
+    fn tools(&self) -> RwLockReadGuard<'_, HashMap<Capability, Served>> {
+        self.tools.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is offered to the broker.
     pub(crate) fn offer(&self) -> message::OfferTools {
         let mut tools: Vec<_> = self
-            .tools
+            .tools()
             .values()
             .map(|served| served.offer.clone())
             .collect();
@@ -169,7 +168,7 @@ impl Provider {
         let verified = received.verify(vouched)?;
         let asker = Asker::of(verified.id(), verified.envelope());
         let judge = session.judge();
-        let required = |tool: &Capability| Some(self.tools.get(tool)?.offer.required().clone());
+        let required = |tool: &Capability| Some(self.tools().get(tool)?.offer.required().clone());
         let authorized = verified
             .admit(&judge, &self.seen.by(session.broker_clock()))
             .and_then(|fresh| {
@@ -208,11 +207,11 @@ impl Provider {
             .tool
             .parse()
             .map_err(|_| Refusal::UnknownType("tool".into()))?;
-        let Some(served) = self.tools.get(&name) else {
+        let Some(tool) = self.tools().get(&name).map(|served| served.tool.clone()) else {
             return Err(Refusal::NoSuchCall);
         };
         let demands = demanded_sandboxes(vouched, authorized);
-        let runs_in = served.tool.sandbox();
+        let runs_in = tool.sandbox();
         let missing = demands
             .iter()
             .flatten()
@@ -247,7 +246,6 @@ impl Provider {
                 seq: 0,
             },
         };
-        let tool = served.tool.clone();
         let session = Arc::clone(session);
         let ending = Ending {
             provider: Arc::clone(self),
@@ -319,6 +317,40 @@ impl Provider {
         // Nothing that can panic runs under this lock.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tools by their names.
+///
+/// # Errors
+///
+/// [`Error::Config`] with every tool that cannot be offered.
+fn checked(tools: Vec<Tool>) -> Result<HashMap<Capability, Served>> {
+    let mut problems = Vec::new();
+    let mut served = HashMap::new();
+    for tool in tools {
+        match tool.offer() {
+            Ok(offer) => {
+                let name = offer.name.clone();
+                if served
+                    .insert(name.clone(), Served { tool, offer })
+                    .is_some()
+                {
+                    problems.push(format!("tool \"{name}\" is given twice"));
+                }
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if served.len() > TOOLS_MAX {
+        problems.push(format!(
+            "{} tools, and an agent offers at most {TOOLS_MAX}",
+            served.len()
+        ));
+    }
+    if !problems.is_empty() {
+        return Err(Error::Config(problems));
+    }
+    Ok(served)
 }
 
 /// Takes a call out of those that run, and frees its place, whichever way it ends.

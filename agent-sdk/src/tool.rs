@@ -39,6 +39,7 @@ pub struct Tool {
     input: Option<Box<RawValue>>,
     output: Option<Box<RawValue>>,
     annotations: serde_json::Map<String, serde_json::Value>,
+    hints: Option<Box<RawValue>>,
     sandbox: Option<String>,
     mcp: Option<McpRequest>,
     run: Arc<dyn Fn(Call, Box<RawValue>) -> Running + Send + Sync>,
@@ -95,6 +96,7 @@ impl Tool {
             input,
             output: None,
             annotations: serde_json::Map::new(),
+            hints: None,
             sandbox: None,
             mcp: None,
             run,
@@ -122,6 +124,13 @@ impl Tool {
         self
     }
 
+    /// Offers `schema` as the JSON Schema of its arguments, as it is.
+    #[must_use]
+    pub fn input(mut self, schema: Box<RawValue>) -> Self {
+        self.input = Some(schema);
+        self
+    }
+
     /// Offers `schema` as the JSON Schema of its result, as it is.
     #[must_use]
     pub fn output(mut self, schema: Box<RawValue>) -> Self {
@@ -145,6 +154,13 @@ impl Tool {
         value: impl Into<serde_json::Value>,
     ) -> Self {
         self.annotations.insert(name.into(), value.into());
+        self
+    }
+
+    /// Offers these hints for callers, as they are, in place of those of [`Tool::annotate`].
+    #[must_use]
+    pub fn hints(mut self, hints: Box<RawValue>) -> Self {
+        self.hints = Some(hints);
         self
     }
 
@@ -178,9 +194,10 @@ impl Tool {
 
     /// As it is offered to the broker.
     pub(crate) fn offer(&self) -> Result<message::Tool, String> {
-        let annotations = match self.annotations.is_empty() {
-            true => None,
-            false => to_raw_value(&self.annotations).ok(),
+        let annotations = match (&self.hints, self.annotations.is_empty()) {
+            (Some(hints), _) => Some(hints.clone()),
+            (None, true) => None,
+            (None, false) => to_raw_value(&self.annotations).ok(),
         };
         Ok(message::Tool {
             name: tool_name(&self.name)?,

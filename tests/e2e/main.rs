@@ -18,6 +18,7 @@ mod crash;
 mod events;
 mod federation;
 mod hostile_peer;
+mod mcp_wrap;
 mod model;
 mod namespaces;
 mod partition;

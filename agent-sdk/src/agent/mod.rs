@@ -31,7 +31,7 @@ use crate::session::{Core, Receiver, expect};
 use crate::voice::{Header, Voice};
 use receivers::Receivers;
 pub use registering::{RegisterOptions, Registration};
-pub use serving::Serving;
+pub use serving::{Offered, Serving};
 
 /// An agent of an organisation, and its way to the organisation's broker. Cheap to clone; all clones
 /// share one session.

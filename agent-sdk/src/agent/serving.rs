@@ -88,6 +88,14 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// What is offered, to put something else in its place while [`Serving::run`] runs.
+    #[must_use]
+    pub fn offered(&self) -> Offered {
+        Offered {
+            provider: Arc::clone(&self.provider),
+        }
+    }
+
     /// Serves until something ends it that no waiting mends. Lost sessions are attached again.
     ///
     /// # Errors
@@ -143,11 +151,14 @@ impl Serving {
         })
     }
 
-    /// Offers the tools on each new session. Ends only with an error.
+    /// Offers the tools on each new session, and when they are others. Ends only with an error.
     async fn keep_offering(&mut self) -> Result<Infallible> {
         loop {
             if let Some(session) = &self.taken {
-                session.end().await;
+                tokio::select! {
+                    () = session.end() => {}
+                    () = self.provider.replaced() => {}
+                }
             }
             self.offer().await?;
         }
@@ -176,6 +187,30 @@ impl Serving {
                 Err(why) => return Err(why),
             }
         }
+    }
+}
+
+/// What a [`Serving`] offers.
+#[derive(Clone)]
+pub struct Offered {
+    provider: Arc<Provider>,
+}
+
+impl Offered {
+    /// Serves `tools` in the place of those before, and has [`Serving::run`] offer them. Calls that run are
+    /// not disturbed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] where a tool cannot be offered: then nothing has changed.
+    pub fn replace(&self, tools: impl IntoIterator<Item = Tool>) -> Result<()> {
+        self.provider.replace(tools.into_iter().collect())
+    }
+}
+
+impl std::fmt::Debug for Offered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Offered({} tools)", self.provider.offer().tools.len())
     }
 }
 

@@ -15,7 +15,8 @@ use rustls_pki_types::CertificateDer;
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
-use tls::{Protocols, TlsStream};
+pub(crate) use tls::Protocols;
+use tls::TlsStream;
 
 /// Where one broker is, and whom to believe that it is there.
 pub(crate) struct Link {
@@ -51,7 +52,7 @@ impl Link {
     }
 
     /// A TLS connection, and the channel: the digest of the key that the server showed.
-    async fn connect(&self, protocols: Protocols) -> Result<(TlsStream, Digest)> {
+    pub(crate) async fn connect(&self, protocols: Protocols) -> Result<(TlsStream, Digest)> {
         let connecting = self.tls.connect(&self.endpoint, protocols);
         match tokio::time::timeout(self.timeout, connecting).await {
             Ok(connected) => connected,

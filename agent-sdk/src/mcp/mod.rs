@@ -16,6 +16,7 @@
 
 pub mod gateway;
 pub mod rpc;
+pub mod wrap;
 
 /// The code of a tool error whose data is a JSON-RPC error object, as the MCP server sent it.
 pub const MCP_ERROR: &str = "MCP_ERROR";

@@ -61,6 +61,12 @@ impl Running {
         self.stdin.take()
     }
 
+    /// Its standard output and standard error, for whoever bounds what it prints. Once; what it prints is
+    /// then counted no more.
+    pub fn streams(&mut self) -> Option<(ChildStdout, ChildStderr)> {
+        self.stdout.take().zip(self.stderr.take())
+    }
+
     /// What it prints next; none when it prints no more, has printed all that it may and is being
     /// killed for it, or should have been gone for ten seconds.
     pub async fn output(&mut self) -> Option<Output> {
@@ -120,6 +126,16 @@ impl Running {
     pub fn stop(&self) {
         // The helper takes any word, and silence too, as that.
         let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Write);
+    }
+
+    /// Like [`Running::finish`], and kills it when it has not ended by itself within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Running::finish`].
+    pub async fn finish_within(mut self, limit: Duration) -> Result<Finished, NotRun> {
+        self.ends = self.ends.min(Instant::now() + limit);
+        self.finish().await
     }
 
     /// Waits for its end; what it still prints is counted and thrown away.

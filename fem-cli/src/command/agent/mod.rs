@@ -1,7 +1,7 @@
 //! `agent`: asks to become one, and decides who does.
 
 pub(super) mod decide;
-mod register;
+pub(super) mod register;
 mod rotate;
 
 use proto_spec::message::{Ack, AgentRecord, AgentShow, PendingRecord};

@@ -55,26 +55,18 @@ pub(super) struct Register {
 }
 
 pub(super) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outcome {
-    let broker = chosen.context()?;
-    let id = AgentId::new(args.name.clone(), broker.org()?.clone());
-    let key_file = args
-        .key
-        .clone()
-        .unwrap_or_else(|| format!("{}.pem", args.name).into());
-    let context_file = args
-        .context_out
-        .clone()
-        .unwrap_or_else(|| format!("{}.toml", args.name).into());
-    let context = Context {
-        agent: Some(id.clone()),
-        org: None,
-        key_file: Some(absolute(&key_file)),
-        passphrase_file: None,
-        ..broker
-    };
-    let key = key_at(&key_file)?;
-    let context = keep(context, &context_file)?;
-    let agent = agent_of(&context, &context_file)?;
+    let own = Own::of(
+        &args.name,
+        args.key.as_deref(),
+        args.context_out.as_deref(),
+        chosen,
+    )?;
+    let Own {
+        agent,
+        id,
+        key,
+        context_file,
+    } = own;
     let request = request(&args)?;
     let mut answer = agent.register(request.clone()).await?;
     if args.wait && matches!(answer, Registration::Pending) {
@@ -108,6 +100,47 @@ pub(super) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outc
             })?;
             Err(Failure::told(Exit::Pending))
         }
+    }
+}
+
+/// An agent with a key and a context of its own, each made where it was absent.
+pub(crate) struct Own {
+    pub(crate) agent: Agent,
+    pub(crate) id: AgentId,
+    pub(crate) key: PublicKey,
+    pub(crate) context_file: PathBuf,
+}
+
+impl Own {
+    /// The agent `name` at the broker of the chosen context, with these files or `NAME.pem` and `NAME.toml`.
+    pub(crate) fn of(
+        name: &Name,
+        key_file: Option<&Path>,
+        context_file: Option<&Path>,
+        chosen: &Chosen,
+    ) -> Outcome<Self> {
+        let broker = chosen.context()?;
+        let id = AgentId::new(name.clone(), broker.org()?.clone());
+        let named = |file: Option<&Path>, kind: &str| {
+            file.map_or_else(|| format!("{name}.{kind}").into(), Path::to_owned)
+        };
+        let key_file: PathBuf = named(key_file, "pem");
+        let context_file: PathBuf = named(context_file, "toml");
+        let context = Context {
+            agent: Some(id.clone()),
+            org: None,
+            key_file: Some(absolute(&key_file)),
+            passphrase_file: None,
+            ..broker
+        };
+        let key = key_at(&key_file)?;
+        let context = keep(context, &context_file)?;
+        Ok(Self {
+            agent: agent_of(&context, &context_file)?,
+            id,
+            key,
+            context_file,
+        })
     }
 }
 
@@ -155,7 +188,7 @@ fn request(args: &Register) -> Outcome<RegisterOptions> {
     })
 }
 
-fn pending(id: &AgentId, key: &PublicKey) -> String {
+pub(crate) fn pending(id: &AgentId, key: &PublicKey) -> String {
     let name = id.name();
     let fingerprint = key.fingerprint();
     format!(

@@ -2,6 +2,7 @@
 
 mod bearer;
 mod serve;
+mod wrap;
 
 use crate::connect::Chosen;
 use crate::failure::Outcome;
@@ -18,6 +19,7 @@ pub(crate) struct Mcp {
 
 #[derive(Debug, clap::Subcommand)]
 enum Act {
+    Wrap(wrap::Wrap),
     Serve(serve::Serve),
     Keep(bearer::Keep),
     Token(bearer::Token),
@@ -25,6 +27,7 @@ enum Act {
 
 pub(crate) async fn run(args: Mcp, chosen: &Chosen, output: Output) -> Outcome {
     match args.act {
+        Act::Wrap(args) => wrap::run(args, chosen, output).await,
         Act::Serve(args) => serve::run(&args, chosen).await,
         Act::Keep(args) => bearer::keep(args, chosen, output).await,
         Act::Token(args) => bearer::token(args, chosen, output).await,

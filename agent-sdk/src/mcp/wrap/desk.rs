@@ -1,0 +1,413 @@
+//! Who waits for what on one connection, and whose it is that comes: pure.
+//!
+//! Over stdio a server's words name no request but in their content, so whose they are is decided here:
+//! an answer by its id, progress by its token, what belongs to a subscription by its id, and a question
+//! or a log message only where it can be but one caller's. What might be another's goes to nobody.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{broadcast, watch};
+
+use super::mailbox::{Mailbox, Outcome, Question, Said};
+use crate::mcp::rpc::{METHOD_NOT_FOUND, Message, Object, RpcError};
+
+/// Questions that no request can be told to have caused: they wait for the connection's next call.
+const EARLY_QUESTIONS_MAX: usize = 16;
+/// Notifications about no request that one listener may be behind.
+pub(super) const NEWS_MAX: usize = 256;
+/// What a notification of a subscription names it by.
+pub(super) const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+
+/// What whoever makes a request wants to be told of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wants {
+    /// In whose name it is made.
+    pub(super) owner: String,
+    /// Log messages.
+    pub(super) logs: bool,
+    /// The questions that can be answered, by their methods.
+    pub(super) questions: Vec<&'static str>,
+}
+
+/// A notification that is about no request.
+#[derive(Debug, Clone)]
+pub(super) struct News {
+    pub(super) method: String,
+    pub(super) params: Object,
+}
+
+/// Who waits for what on one connection.
+#[derive(Debug)]
+pub(super) struct Desk {
+    state: Mutex<State>,
+    news: broadcast::Sender<News>,
+    over: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: u64,
+    waiting: HashMap<u64, Waiting>,
+    early: VecDeque<(Question, usize)>,
+    /// Why nothing comes any more.
+    over: Option<String>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    wants: Wants,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Desk {
+    /// `news` is told what is about no request.
+    pub(super) fn new(news: broadcast::Sender<News>) -> Self {
+        Self {
+            state: Mutex::default(),
+            news,
+            over: watch::Sender::new(false),
+        }
+    }
+
+    /// A place for a request that is about to be sent: its number, and where what comes of it is put.
+    /// What the server asked before falls to it, where it can answer that.
+    pub(super) fn open(&self, wants: Wants) -> (u64, Arc<Mailbox>) {
+        let mut state = self.state();
+        state.last += 1;
+        let id = state.last;
+        let mailbox = Arc::new(Mailbox::default());
+        if let Some(why) = &state.over {
+            mailbox.end(Outcome::Lost(why.clone()));
+            return (id, mailbox);
+        }
+        if !wants.questions.is_empty() {
+            for (question, bytes) in std::mem::take(&mut state.early) {
+                if wants.can(&question.method) {
+                    mailbox.put(Said::Question(question), bytes);
+                } else {
+                    state.early.push_back((question, bytes));
+                }
+            }
+        }
+        let waiting = Waiting {
+            wants,
+            mailbox: Arc::clone(&mailbox),
+        };
+        state.waiting.insert(id, waiting);
+        (id, mailbox)
+    }
+
+    /// Nobody waits for it any more. Whether somebody did.
+    pub(super) fn close(&self, id: u64) -> bool {
+        self.state().waiting.remove(&id).is_some()
+    }
+
+    /// Takes what the server said in `bytes` bytes; `about` is the request on whose own stream it came.
+    /// Gives what is to be answered at once.
+    pub(super) fn heard(
+        &self,
+        message: Message,
+        bytes: usize,
+        about: Option<u64>,
+    ) -> Option<Message> {
+        match message {
+            Message::Response { id, outcome } => {
+                let id = id.and_then(|id| id.as_json().parse().ok());
+                let waiting = id.and_then(|id| self.state().waiting.remove(&id));
+                match waiting {
+                    Some(waiting) => waiting.mailbox.end(Outcome::Answered(outcome)),
+                    None => tracing::debug!("an answer that nobody waits for is dropped"),
+                }
+                None
+            }
+            Message::Notification { method, params } => {
+                self.notified(method, params, bytes, about);
+                None
+            }
+            Message::Request { id, method, .. } if method == "ping" => {
+                Some(Message::answer(id, Ok(Object::default().raw())))
+            }
+            Message::Request { id, method, params } => {
+                self.asked(Question { id, method, params }, bytes, about)
+            }
+        }
+    }
+
+    /// A request's answer was said, but cannot be used.
+    pub(super) fn spoilt(&self, id: u64, why: RpcError) {
+        if let Some(waiting) = self.state().waiting.remove(&id) {
+            waiting.mailbox.end(Outcome::Answered(Err(why)));
+        }
+    }
+
+    /// No answer to this request will come, whatever becomes of the others.
+    pub(super) fn abandon(&self, id: u64, why: &str) {
+        if let Some(waiting) = self.state().waiting.remove(&id) {
+            waiting.mailbox.end(Outcome::Lost(why.to_owned()));
+        }
+    }
+
+    /// Nothing comes any more, for those who wait and for those who will.
+    pub(super) fn lost(&self, why: &str) {
+        let mut state = self.state();
+        state.over.get_or_insert_with(|| why.to_owned());
+        for (_, waiting) in state.waiting.drain() {
+            waiting.mailbox.end(Outcome::Lost(why.to_owned()));
+        }
+        state.early.clear();
+        drop(state);
+        self.over.send_replace(true);
+    }
+
+    /// Whether nothing comes any more.
+    pub(super) fn is_over(&self) -> bool {
+        *self.over.borrow()
+    }
+
+    /// Done when nothing comes any more.
+    pub(super) async fn ended(&self) {
+        // The sender is ours, so it does not go while we wait.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+
+    fn notified(&self, method: String, params: Object, bytes: usize, about: Option<u64>) {
+        let state = self.state();
+        let about = about.or_else(|| named(&method, &params));
+        let mailbox = match about {
+            Some(id) => state.waiting.get(&id).map(|waiting| &waiting.mailbox),
+            None if is_news(&method) => {
+                // Where nobody listens it is nobody's.
+                let _ = self.news.send(News { method, params });
+                return;
+            }
+            None if method == "notifications/progress" => None,
+            None => state.only(|wants| wants.logs),
+        };
+        match mailbox {
+            Some(mailbox) => {
+                mailbox.put(Said::Notification { method, params }, bytes);
+            }
+            None => {
+                tracing::debug!(method = %method.escape_debug(), "a notification that is nobody's is dropped")
+            }
+        }
+    }
+
+    fn asked(&self, question: Question, bytes: usize, about: Option<u64>) -> Option<Message> {
+        let mut state = self.state();
+        let Question { id, method, .. } = &question;
+        let refusal = |why: &str| {
+            let error = RpcError::new(METHOD_NOT_FOUND, why);
+            Some(Message::answer(id.clone(), Err(error)))
+        };
+        let mailbox = match about {
+            Some(about) => state
+                .waiting
+                .get(&about)
+                .filter(|waiting| waiting.wants.can(method))
+                .map(|waiting| &waiting.mailbox),
+            None if state.waiting.is_empty() => {
+                if state.early.len() == EARLY_QUESTIONS_MAX || !is_question(method) {
+                    return refusal("nobody is there who could be asked");
+                }
+                state.early.push_back((question, bytes));
+                return None;
+            }
+            // Whose question it is can be known only while one call runs.
+            None if state.waiting.len() > 1 => None,
+            None => state.only(|wants| wants.can(method)),
+        };
+        match mailbox {
+            Some(mailbox) => {
+                let id = id.clone();
+                let full = RpcError::new(METHOD_NOT_FOUND, "too much was asked already");
+                let put = mailbox.put(Said::Question(question), bytes);
+                (!put).then(|| Message::answer(id, Err(full)))
+            }
+            None => refusal("the caller did not say that it can be asked this"),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wants {
+    fn can(&self, method: &str) -> bool {
+        self.questions.contains(&method)
+    }
+}
+
+impl State {
+    /// The newest request that wants it, if all that do are of one owner.
+    fn only(&self, wants: impl Fn(&Wants) -> bool) -> Option<&Arc<Mailbox>> {
+        let mut eligible = self.waiting.iter().filter(|(_, one)| wants(&one.wants));
+        let first = eligible.next()?;
+        let mut newest = first;
+        for one in eligible {
+            if one.1.wants.owner != first.1.wants.owner {
+                return None;
+            }
+            if one.0 > newest.0 {
+                newest = one;
+            }
+        }
+        Some(&newest.1.mailbox)
+    }
+}
+
+/// The request that a notification names: by its progress token, or by its subscription.
+fn named(method: &str, params: &Object) -> Option<u64> {
+    match method {
+        "notifications/progress" => params.read("progressToken"),
+        _ => params.object("_meta")?.read(SUBSCRIPTION),
+    }
+}
+
+/// Whether it is about the server as a whole.
+fn is_news(method: &str) -> bool {
+    method.ends_with("/list_changed") || method == "notifications/resources/updated"
+}
+
+fn is_question(method: &str) -> bool {
+    matches!(
+        method,
+        "elicitation/create" | "sampling/createMessage" | "roots/list"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcp::wrap::mailbox::Next;
+
+    fn desk() -> Desk {
+        Desk::new(broadcast::Sender::new(NEWS_MAX))
+    }
+
+    fn wants(owner: &str, logs: bool, questions: &[&'static str]) -> Wants {
+        Wants {
+            owner: owner.into(),
+            logs,
+            questions: questions.to_vec(),
+        }
+    }
+
+    fn hear(desk: &Desk, text: &str) -> Option<String> {
+        let message = Message::parse(text.as_bytes()).unwrap();
+        desk.heard(message, text.len(), None)
+            .map(|answer| answer.line())
+    }
+
+    fn methods(mailbox: &Mailbox) -> Vec<String> {
+        let mut found = Vec::new();
+        while let Some(Next::Said(said)) = mailbox.now() {
+            found.push(match said {
+                Said::Notification { method, .. } => method,
+                Said::Question(question) => question.method,
+            });
+        }
+        found
+    }
+
+    const ASK: &str = r#"{"jsonrpc":"2.0","id":"q","method":"elicitation/create"}"#;
+    const LOG: &str = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#;
+
+    #[test]
+    fn answers_find_their_callers_in_any_order_and_once() {
+        let desk = desk();
+        let (_, first) = desk.open(Wants::default());
+        let (_, second) = desk.open(Wants::default());
+        for text in [
+            r#"{"jsonrpc":"2.0","id":2,"result":{"n":2}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{"n":1}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{"n":3}}"#,
+            r#"{"jsonrpc":"2.0","id":99,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":"x","result":{}}"#,
+        ] {
+            assert_eq!(hear(&desk, text), None);
+        }
+        for (mailbox, expected) in [(first, r#"{"n":1}"#), (second, r#"{"n":2}"#)] {
+            let Some(Next::Over(Outcome::Answered(Ok(result)))) = mailbox.now() else {
+                panic!("an answer");
+            };
+            assert_eq!(result.get(), expected);
+        }
+    }
+
+    #[test]
+    fn progress_goes_to_the_request_whose_token_it_has() {
+        let desk = desk();
+        let (_, first) = desk.open(Wants::default());
+        let (_, second) = desk.open(Wants::default());
+        for token in ["2", "1", "2", "7", "\"2\""] {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token}}}}}"#
+            );
+            hear(&desk, &text);
+        }
+        assert_eq!((methods(&first).len(), methods(&second).len()), (1, 2));
+    }
+
+    #[test]
+    fn a_log_message_that_could_be_another_callers_goes_to_nobody() {
+        let desk = desk();
+        let (_, ada) = desk.open(wants("ada", true, &[]));
+        let (_, quiet) = desk.open(wants("bob", false, &[]));
+        hear(&desk, LOG);
+        let (_, bob) = desk.open(wants("bob", true, &[]));
+        hear(&desk, LOG);
+        assert_eq!(methods(&ada).len(), 1);
+        assert!(methods(&quiet).is_empty() && methods(&bob).is_empty());
+    }
+
+    #[test]
+    fn a_question_is_asked_of_the_one_call_that_runs_and_of_no_other() {
+        let desk = desk();
+        let (id, ada) = desk.open(wants("ada", false, &["elicitation/create"]));
+        assert_eq!(hear(&desk, ASK), None);
+        assert_eq!(methods(&ada), ["elicitation/create"]);
+        let (_, bob) = desk.open(wants("bob", false, &["elicitation/create"]));
+        assert!(hear(&desk, ASK).unwrap().contains("-32601"));
+        desk.close(id);
+        let roots = r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#;
+        assert!(hear(&desk, roots).unwrap().contains("-32601"));
+        assert!(methods(&bob).is_empty());
+    }
+
+    #[test]
+    fn a_question_out_of_turn_waits_for_the_next_call_and_many_are_refused() {
+        let desk = desk();
+        for _ in 0..EARLY_QUESTIONS_MAX {
+            assert_eq!(hear(&desk, ASK), None);
+        }
+        assert!(hear(&desk, ASK).unwrap().contains("-32601"));
+        let (_, unable) = desk.open(wants("ada", false, &["roots/list"]));
+        let (_, able) = desk.open(wants("ada", false, &["elicitation/create"]));
+        assert!(methods(&unable).is_empty());
+        assert_eq!(methods(&able).len(), EARLY_QUESTIONS_MAX);
+    }
+
+    #[test]
+    fn who_waits_is_told_that_nothing_comes_and_so_is_who_comes_later() {
+        let desk = desk();
+        let (_, early) = desk.open(Wants::default());
+        desk.lost("it died");
+        let (_, late) = desk.open(Wants::default());
+        for mailbox in [early, late] {
+            assert!(matches!(mailbox.now(), Some(Next::Over(Outcome::Lost(_)))));
+        }
+    }
+
+    #[test]
+    fn a_ping_is_answered_and_an_unknown_request_refused() {
+        let desk = desk();
+        let ping = hear(&desk, r#"{"jsonrpc":"2.0","id":5,"method":"ping"}"#);
+        assert_eq!(ping.unwrap(), r#"{"jsonrpc":"2.0","id":5,"result":{}}"#);
+        let other = hear(&desk, r#"{"jsonrpc":"2.0","id":6,"method":"admin/all"}"#);
+        assert!(other.unwrap().contains("-32601"));
+    }
+}

@@ -1,0 +1,340 @@
+//! Connections to one server, each of one owner: a legacy server keeps state between requests, and no
+//! caller is to see another's.
+//!
+//! Bounded in number. Where there is no room for one more, the one that was idle for longest ends; where none
+//! is idle, there is none. A server that keeps dying is started again with growing waits.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::value::RawValue;
+use tokio::sync::{OnceCell, broadcast};
+use tokio::time::Instant;
+
+use super::desk::{NEWS_MAX, News};
+use super::server::{Era, Server, Source};
+use crate::link::backoff::Backoff;
+use crate::mcp::rpc::Object;
+
+/// Whose a connection is, and what the client on it can be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Key {
+    /// Empty: nobody's in particular.
+    pub(super) owner: String,
+    /// The client's capabilities: an object.
+    pub(super) capabilities: Box<str>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoServer {
+    /// All are in use.
+    #[error("all {0} connections to the server are in use")]
+    Busy(usize),
+    /// It does not start, or does not speak.
+    #[error("the server cannot be spoken to: {0}")]
+    Silent(String),
+}
+
+/// Connections to one server.
+pub(super) struct Pool {
+    source: Source,
+    era: Era,
+    most: usize,
+    slots: Mutex<Slots>,
+    pace: Mutex<Pace>,
+    news: Mutex<HashMap<String, broadcast::WeakSender<News>>>,
+    #[expect(dead_code, reason = "held so that what is nobody's has one sender")]
+    common: broadcast::Sender<News>,
+}
+
+#[derive(Default)]
+struct Slots {
+    last: u64,
+    all: Vec<Slot>,
+}
+
+struct Slot {
+    id: u64,
+    key: Key,
+    /// Empty while it starts.
+    server: Arc<OnceCell<Arc<Server>>>,
+    uses: usize,
+    exclusive: bool,
+    /// Counts up: the smallest was idle for longest.
+    used: u64,
+}
+
+/// When the next one may be started.
+#[derive(Default)]
+struct Pace {
+    backoff: Backoff,
+    not_before: Option<Instant>,
+}
+
+impl Pool {
+    /// At most `most` connections to a server of this era; none yet. `news` is told what those say that are
+    /// nobody's.
+    pub(super) fn new(
+        source: Source,
+        era: Era,
+        most: usize,
+        news: broadcast::Sender<News>,
+    ) -> Self {
+        let common = (String::new(), news.downgrade());
+        Self {
+            common: news,
+            source,
+            era,
+            most,
+            slots: Mutex::default(),
+            pace: Mutex::default(),
+            news: Mutex::new(HashMap::from([common])),
+        }
+    }
+
+    pub(super) fn era(&self) -> Era {
+        self.era
+    }
+
+    /// Puts in a connection that exists.
+    pub(super) fn adopt(self: &Arc<Self>, key: Key, server: Server) -> Lease {
+        let server = Arc::new(server);
+        let cell = Arc::new(OnceCell::new_with(Some(Arc::clone(&server))));
+        let id = self.slots().push(key, cell, false);
+        Lease {
+            place: Place {
+                pool: Arc::clone(self),
+                id,
+            },
+            server,
+        }
+    }
+
+    /// A connection of this key, for one call alone or for several at once. Starts one where there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`NoServer`].
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        key: &Key,
+        exclusive: bool,
+    ) -> Result<Lease, NoServer> {
+        let (id, cell) = self.place(key, exclusive)?;
+        // From here on whoever drops it frees it.
+        let place = Place {
+            pool: Arc::clone(self),
+            id,
+        };
+        let started = cell.get_or_try_init(|| self.start(key)).await;
+        let server = Arc::clone(started.map_err(NoServer::Silent)?);
+        Ok(Lease { place, server })
+    }
+
+    /// Whoever listens to this is told what its owner's connections say about no request.
+    pub(super) fn news(&self, owner: &str) -> broadcast::Sender<News> {
+        let mut all = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = all.get(owner).and_then(broadcast::WeakSender::upgrade) {
+            return there;
+        }
+        all.retain(|_, sender| sender.upgrade().is_some());
+        let sender = broadcast::Sender::new(NEWS_MAX);
+        all.insert(owner.to_owned(), sender.downgrade());
+        sender
+    }
+
+    /// All connections that live now.
+    pub(super) fn living(&self, owner: &str) -> Vec<Arc<Server>> {
+        let slots = self.slots();
+        let own = slots.all.iter().filter(|slot| slot.key.owner == owner);
+        own.filter_map(|slot| slot.server.get().cloned())
+            .filter(|server| !server.connection.is_over())
+            .collect()
+    }
+
+    /// A server did what it was asked: the next start need not wait.
+    pub(super) fn works(&self) {
+        *self.pace() = Pace::default();
+    }
+
+    /// Ends all connections, and waits until they have ended.
+    pub(super) async fn end(&self) {
+        let all = std::mem::take(&mut self.slots().all);
+        let servers = all.iter().filter_map(|slot| slot.server.get());
+        futures_util::future::join_all(servers.map(|server| server.connection.end())).await;
+    }
+
+    /// Finds a place, or makes one, and counts its use.
+    fn place(
+        &self,
+        key: &Key,
+        exclusive: bool,
+    ) -> Result<(u64, Arc<OnceCell<Arc<Server>>>), NoServer> {
+        let mut slots = self.slots();
+        let died = slots.bury();
+        if died > 0 {
+            self.failed();
+        }
+        if let Some(slot) = slots.fitting(key, exclusive) {
+            slot.uses += 1;
+            slot.exclusive = exclusive;
+            return Ok((slot.id, Arc::clone(&slot.server)));
+        }
+        if slots.all.len() >= self.most && !slots.evict() {
+            return Err(NoServer::Busy(self.most));
+        }
+        let cell = Arc::default();
+        let id = slots.push(key.clone(), Arc::clone(&cell), exclusive);
+        Ok((id, cell))
+    }
+
+    async fn start(&self, key: &Key) -> Result<Arc<Server>, String> {
+        let not_before = self.pace().not_before;
+        if let Some(not_before) = not_before {
+            tokio::time::sleep_until(not_before).await;
+        }
+        let capabilities = RawValue::from_string(key.capabilities.to_string())
+            .unwrap_or_else(|_| Object::default().raw());
+        let news = self.news(&key.owner);
+        let met = Server::greet(&self.source, self.era, &capabilities, &news).await;
+        if met.is_err() {
+            self.failed();
+        }
+        met.map(Arc::new)
+    }
+
+    fn failed(&self) {
+        let mut pace = self.pace();
+        let wait = pace.backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
+        pace.not_before = Some(Instant::now() + wait);
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        // Nothing that can panic runs under these locks.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slots {
+    fn push(&mut self, key: Key, server: Arc<OnceCell<Arc<Server>>>, exclusive: bool) -> u64 {
+        self.last += 1;
+        self.all.push(Slot {
+            id: self.last,
+            key,
+            server,
+            uses: 1,
+            exclusive,
+            used: self.last,
+        });
+        self.last
+    }
+
+    /// Takes out the connections that are over; how many. Their calls have been told already.
+    fn bury(&mut self) -> usize {
+        let before = self.all.len();
+        self.all.retain(|slot| {
+            let server = slot.server.get();
+            !server.is_some_and(|server| server.connection.is_over())
+        });
+        before - self.all.len()
+    }
+
+    /// The one of this key that was used last.
+    fn fitting(&mut self, key: &Key, exclusive: bool) -> Option<&mut Slot> {
+        let fitting = self.all.iter_mut().filter(|slot| {
+            let is_free = slot.uses == 0 || !(exclusive || slot.exclusive);
+            slot.key == *key && is_free
+        });
+        fitting.max_by_key(|slot| slot.used)
+    }
+
+    /// Ends the one that was idle for longest. Whether one was.
+    fn evict(&mut self) -> bool {
+        let idle = self
+            .all
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.uses == 0);
+        let Some((at, _)) = idle.min_by_key(|(_, slot)| slot.used) else {
+            return false;
+        };
+        // Dropping it ends it.
+        self.all.remove(at);
+        true
+    }
+}
+
+/// A connection that is in use.
+pub(super) struct Lease {
+    #[expect(dead_code, reason = "held until the connection is no longer used")]
+    place: Place,
+    pub(super) server: Arc<Server>,
+}
+
+/// A use of a slot, until it is dropped.
+struct Place {
+    pool: Arc<Pool>,
+    id: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut slots = self.pool.slots();
+        slots.last += 1;
+        let now = slots.last;
+        if let Some(at) = slots.all.iter().position(|slot| slot.id == self.id) {
+            let slot = &mut slots.all[at];
+            slot.uses -= 1;
+            slot.used = now;
+            if slot.uses == 0 && !slot.server.initialized() {
+                // It never started.
+                slots.all.remove(at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(owner: &str) -> Key {
+        Key {
+            owner: owner.into(),
+            capabilities: "{}".into(),
+        }
+    }
+
+    fn slots(uses: &[(&str, usize)]) -> Slots {
+        let mut slots = Slots::default();
+        for (owner, uses) in uses {
+            slots.push(key(owner), Arc::default(), false);
+            slots.all.last_mut().unwrap().uses = *uses;
+        }
+        slots
+    }
+
+    #[test]
+    fn the_one_that_was_idle_for_longest_ends_first_and_one_in_use_never() {
+        let mut slots = slots(&[("a", 1), ("b", 0), ("c", 0)]);
+        assert!(slots.evict() && slots.evict());
+        assert_eq!(slots.all[0].key, key("a"));
+        assert!(!slots.evict());
+    }
+
+    #[test]
+    fn a_connection_is_shared_by_its_owners_calls_but_not_while_one_has_it_to_itself() {
+        let mut slots = slots(&[("a", 1)]);
+        assert!(slots.fitting(&key("b"), false).is_none());
+        assert!(slots.fitting(&key("a"), true).is_none());
+        slots.fitting(&key("a"), false).unwrap().exclusive = true;
+        assert!(slots.fitting(&key("a"), false).is_none());
+        slots.all[0].uses = 0;
+        assert!(slots.fitting(&key("a"), false).is_some());
+    }
+}

@@ -1,0 +1,409 @@
+//! One call: from what FEM delivers to a request to the server, and back.
+//!
+//! A server of 2026-07-28 is sent what the caller sent. A legacy one is spoken to in its own way: what it asks in
+//! mid-call becomes the call's result, and the call that brings the answers goes on with the same request.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use proto_spec::limits::DEADLINE_DEFAULT;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::connection::Exchange;
+use super::desk::Wants;
+use super::hear::carried;
+use super::mailbox::{Next, Outcome, Question, Said};
+use super::parked::Whose;
+use super::pool::{Key, Lease, NoServer};
+use super::schema::Schema;
+use super::server::Era;
+use super::{Inner, MODERN, SERVER_BUSY, SERVER_LOST, SERVER_SILENT, client_info};
+use crate::incoming::{Call, Progress};
+use crate::mcp::MCP_ERROR;
+use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
+use crate::tool::{INVALID_ARGUMENTS, ToolError};
+
+/// Members of `_meta` that only servers of 2026-07-28 know.
+const PREFIX: &str = "io.modelcontextprotocol/";
+/// What a client can be asked, by the capability that says so.
+const QUESTIONS: [(&str, &str); 3] = [
+    ("elicitation", "elicitation/create"),
+    ("roots", "roots/list"),
+    ("sampling", "sampling/createMessage"),
+];
+
+/// Which request a tool of ours is.
+pub(super) enum Target {
+    /// `tools/call` of this tool, whose arguments are held against its schema.
+    Tool { name: String, schema: Schema },
+    /// Any other request.
+    Method(&'static str),
+}
+
+/// A request to a legacy server under way, with the connection that it has for itself.
+pub(super) struct Talk {
+    // First the request is taken back, then the connection is free.
+    exchange: Exchange,
+    #[expect(dead_code, reason = "held until the request is over")]
+    lease: Lease,
+    token: Option<Box<RawValue>>,
+    asked: Vec<(String, Question)>,
+}
+
+impl Target {
+    fn method(&self) -> &str {
+        match self {
+            Self::Tool { .. } => "tools/call",
+            Self::Method(method) => method,
+        }
+    }
+
+    /// The request's parameters: what FEM says apart, together again.
+    fn params(&self, arguments: Box<RawValue>, rest: &Object) -> Result<Object, ToolError> {
+        let mut params = match self {
+            Self::Tool { name, .. } => {
+                let mut params = Object::default();
+                params.put("name", name);
+                params.set("arguments", arguments);
+                params
+            }
+            Self::Method(_) => Object::parse(arguments.get())
+                .map_err(|why| ToolError::new(INVALID_ARGUMENTS, why.to_string()))?,
+        };
+        for (name, value) in rest.iter() {
+            params.set(name, value.to_owned());
+        }
+        Ok(params)
+    }
+}
+
+/// Makes the request that a call is.
+///
+/// # Errors
+///
+/// [`INVALID_ARGUMENTS`] before anything was sent; [`MCP_ERROR`] with the server's own error;
+/// [`SERVER_BUSY`], [`SERVER_LOST`], [`SERVER_SILENT`].
+pub(super) async fn relay(
+    inner: &Inner,
+    target: &Target,
+    mut call: Call,
+    arguments: Box<RawValue>,
+) -> Result<Box<RawValue>, ToolError> {
+    if let Target::Tool { schema, .. } = target {
+        schema.check(&arguments).map_err(|problems| {
+            let places: Vec<String> = problems
+                .iter()
+                .map(|one| format!("{:?}: {}", one.pointer, one.message))
+                .collect();
+            ToolError::new(INVALID_ARGUMENTS, places.join("; ")).with(&problems)
+        })?;
+    }
+    let rest = match call.mcp() {
+        None => Object::default(),
+        Some(raw) => Object::parse(raw.get())
+            .map_err(|why| ToolError::new(INVALID_ARGUMENTS, format!("`mcp`: {why}")))?,
+    };
+    let patience = call.deadline().unwrap_or(DEADLINE_DEFAULT);
+    let params = target.params(arguments, &rest)?;
+    let answered = async {
+        match (inner.pool.era(), target) {
+            (Era::Modern, _) => modern(inner, target, params, &mut call).await,
+            (Era::Legacy, Target::Method("server/discover")) => Ok(inner.discovered()),
+            (Era::Legacy, _) => legacy(inner, target.method(), params, &mut call, patience).await,
+        }
+    };
+    let answered = tokio::time::timeout(patience, answered).await;
+    answered.unwrap_or_else(|_| Err(silent(patience)))
+}
+
+async fn modern(
+    inner: &Inner,
+    target: &Target,
+    mut params: Object,
+    call: &mut Call,
+) -> Result<Box<RawValue>, ToolError> {
+    let mut meta = params.object("_meta").unwrap_or_default();
+    let own = [
+        ("protocolVersion", to_raw_value(MODERN).unwrap_or_default()),
+        ("clientInfo", client_info()),
+        ("clientCapabilities", Object::default().raw()),
+    ];
+    for (name, value) in own {
+        let name = format!("{PREFIX}{name}");
+        if !meta.has(&name) {
+            meta.set(&name, value);
+        }
+    }
+    let token = meta.get("progressToken").map(ToOwned::to_owned);
+    let wants = Wants {
+        owner: call.caller().to_string(),
+        logs: meta.has(&format!("{PREFIX}logLevel")),
+        questions: Vec::new(),
+    };
+    let labels = match target {
+        Target::Tool { schema, .. } => schema.labels(params.get("arguments")),
+        Target::Method(_) => Vec::new(),
+    };
+    let method = target.method();
+    let lease = inner
+        .pool
+        .take(&Key::everybody(), false)
+        .await
+        .map_err(no_server)?;
+    let connection = &lease.server.connection;
+    let exchange = connection.request(method, wants, labels, |id| {
+        if token.is_some() {
+            meta.put("progressToken", &id);
+        }
+        params.put("_meta", &meta);
+        params
+    });
+    let exchange = exchange.await;
+    loop {
+        match exchange.next().await {
+            // It was told that nobody can be asked.
+            Next::Said(Said::Question(_)) => {}
+            Next::Said(Said::Notification { method, params }) => {
+                pass_on(call, method, params, token.as_deref()).await;
+            }
+            Next::Over(outcome) => return inner.told(outcome),
+        }
+    }
+}
+
+async fn legacy(
+    inner: &Inner,
+    method: &str,
+    mut params: Object,
+    call: &mut Call,
+    patience: Duration,
+) -> Result<Box<RawValue>, ToolError> {
+    let whose = Whose {
+        caller: call.caller().to_string(),
+        tool: call.tool().to_string(),
+    };
+    let answers = params.take("inputResponses");
+    if let Some(state) = params.take("requestState") {
+        let handle: String = serde_json::from_str(state.get()).unwrap_or_default();
+        let parked = inner.parked.take(&handle, &whose);
+        let talk = parked.ok_or_else(|| {
+            mcp_error(&RpcError::new(
+                INVALID_PARAMS,
+                "this `requestState` is not one that waits: it was used, or is too old, or another's",
+            ))
+        })?;
+        let answers = answers.and_then(|raw| Object::parse(raw.get()).ok());
+        return resume(inner, whose, *talk, &answers.unwrap_or_default(), call).await;
+    }
+    let mut meta = params.object("_meta").unwrap_or_default();
+    let capabilities = meta
+        .object("io.modelcontextprotocol/clientCapabilities")
+        .unwrap_or_default();
+    let level: Option<String> = meta.read("io.modelcontextprotocol/logLevel");
+    let names: Vec<String> = meta.iter().map(|(name, _)| name.to_owned()).collect();
+    for name in names.iter().filter(|name| name.starts_with(PREFIX)) {
+        meta.take(name);
+    }
+    let token = meta.take("progressToken");
+    let key = inner.key(&whose.caller, &bridged(&capabilities));
+    let wants = Wants {
+        owner: whose.caller.clone(),
+        logs: level.is_some(),
+        questions: QUESTIONS
+            .iter()
+            .filter(|(name, _)| capabilities.has(name))
+            .map(|(_, method)| *method)
+            .collect(),
+    };
+    if method == "subscriptions/listen" {
+        return super::listen::listen(inner, &key, &params, call).await;
+    }
+    let alone = !wants.questions.is_empty();
+    let lease = inner.pool.take(&key, alone).await.map_err(no_server)?;
+    if let Some(level) = level {
+        lease.server.log_from(&level, patience).await;
+    }
+    params.take("_meta");
+    let connection = lease.server.connection.clone();
+    let exchange = connection.request(method, wants, Vec::new(), |id| {
+        if token.is_some() {
+            meta.put("progressToken", &id);
+        }
+        if !meta.is_empty() {
+            params.put("_meta", &meta);
+        }
+        params
+    });
+    let talk = Talk {
+        exchange: exchange.await,
+        lease,
+        token,
+        asked: Vec::new(),
+    };
+    go_on(inner, whose, talk, call).await
+}
+
+/// Brings the answers to what was asked; what is still open is asked again.
+async fn resume(
+    inner: &Inner,
+    whose: Whose,
+    mut talk: Talk,
+    answers: &Object,
+    call: &mut Call,
+) -> Result<Box<RawValue>, ToolError> {
+    let mut open = Vec::new();
+    for (key, question) in std::mem::take(&mut talk.asked) {
+        // Every answer is an object; what is not one answers nothing.
+        match answers.object(&key) {
+            Some(answer) => talk.exchange.answer(&question, Ok(answer.raw())).await,
+            None => open.push((key, question)),
+        }
+    }
+    talk.asked = open;
+    match talk.asked.is_empty() {
+        true => go_on(inner, whose, talk, call).await,
+        false => park(inner, whose, talk),
+    }
+}
+
+/// Passes on what the server says, until it answers or asks.
+async fn go_on(
+    inner: &Inner,
+    whose: Whose,
+    mut talk: Talk,
+    call: &mut Call,
+) -> Result<Box<RawValue>, ToolError> {
+    let mut came = VecDeque::from([talk.exchange.next().await]);
+    while let Some(next) = came.pop_front() {
+        match next {
+            Next::Said(Said::Notification { method, params }) => {
+                pass_on(call, method, params, talk.token.as_deref()).await;
+            }
+            Next::Said(Said::Question(question)) => {
+                let key = format!("q{}", talk.asked.len() + 1);
+                talk.asked.push((key, question));
+            }
+            Next::Over(outcome) => return inner.told(outcome),
+        }
+        // What it asks at once is told at once.
+        came.extend(talk.exchange.now());
+        if came.is_empty() && talk.asked.is_empty() {
+            came.push_back(talk.exchange.next().await);
+        }
+    }
+    park(inner, whose, talk)
+}
+
+/// Parks a call that has questions: they are its result.
+fn park(inner: &Inner, whose: Whose, talk: Talk) -> Result<Box<RawValue>, ToolError> {
+    let mut requests = Object::default();
+    for (key, question) in &talk.asked {
+        let mut request = Object::default();
+        request.put("method", &question.method);
+        request.put("params", &question.params);
+        requests.put(key, &request);
+    }
+    carried(&requests.raw()).map_err(|why| mcp_error(&why))?;
+    let Some(handle) = inner.parked.park(whose, Box::new(talk)) else {
+        return Err(ToolError::new(
+            SERVER_BUSY,
+            "too many calls wait for their callers' answers",
+        ));
+    };
+    let mut result = Object::default();
+    result.put("resultType", "input_required");
+    result.put("inputRequests", &requests);
+    result.put("requestState", &handle);
+    Ok(result.raw())
+}
+
+/// Tells the caller what the server said. Progress has the caller's own token.
+pub(super) async fn pass_on(
+    call: &mut Call,
+    method: String,
+    mut params: Object,
+    token: Option<&RawValue>,
+) {
+    let mut progress = Progress::default();
+    if method == "notifications/progress" {
+        let Some(token) = token else { return };
+        params.set("progressToken", token.to_owned());
+        progress.done = params.read("progress");
+        progress.total = params.read("total");
+        progress.message = params.read("message");
+    }
+    let mut data = Object::default();
+    data.put("method", &method);
+    data.put("params", &params);
+    match carried(&data.raw()) {
+        Ok(()) => call.progress(progress.with(&data)).await,
+        Err(why) => tracing::debug!(%why, "a notification is dropped"),
+    }
+}
+
+impl Inner {
+    /// The outcome of a request, as a tool's.
+    fn told(&self, outcome: Outcome) -> Result<Box<RawValue>, ToolError> {
+        match outcome {
+            Outcome::Answered(answer) => {
+                self.pool.works();
+                let answer = answer.and_then(|result| carried(&result).map(|()| result));
+                answer.map_err(|error| mcp_error(&error))
+            }
+            Outcome::Lost(why) => Err(ToolError::new(SERVER_LOST, why)),
+        }
+    }
+}
+
+impl Key {
+    /// A connection on which nobody has state.
+    pub(super) fn everybody() -> Self {
+        Self {
+            owner: String::new(),
+            capabilities: "{}".into(),
+        }
+    }
+}
+
+/// Of a client's capabilities those that a legacy server's questions need.
+fn bridged(capabilities: &Object) -> Object {
+    let has = |(name, _): &(&str, &str)| {
+        let value = capabilities.get(name)?;
+        Some(((*name).to_owned(), value.to_owned()))
+    };
+    QUESTIONS.iter().filter_map(has).collect()
+}
+
+/// Every capability that can be bridged: what a server is looked at with.
+pub(super) fn every_capability() -> Box<RawValue> {
+    let mut all = Object::default();
+    for (name, _) in QUESTIONS {
+        all.put(name, &Object::default());
+    }
+    all.raw()
+}
+
+pub(super) fn mcp_error(error: &RpcError) -> ToolError {
+    let told = match &error.data {
+        // Its data may be what cannot go on.
+        Some(data) if carried(data).is_err() => &RpcError::new(error.code, error.message.clone()),
+        _ => error,
+    };
+    ToolError::new(MCP_ERROR, told.message.clone()).with(told)
+}
+
+fn silent(patience: Duration) -> ToolError {
+    let ms = patience.as_millis();
+    ToolError::new(
+        SERVER_SILENT,
+        format!("the server did not answer within {ms} ms"),
+    )
+}
+
+pub(super) fn no_server(why: NoServer) -> ToolError {
+    let code = match why {
+        NoServer::Busy(_) => SERVER_BUSY,
+        NoServer::Silent(_) => SERVER_LOST,
+    };
+    ToolError::new(code, why.to_string())
+}

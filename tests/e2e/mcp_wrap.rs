@@ -1,0 +1,897 @@
+//! `fem-cli mcp wrap`: an MCP server's tools are an agent's, for those who may call them; what the server
+//! does wrong hurts nobody but itself.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use agent_sdk::{Agent, CallOptions, Config, Error, Progress};
+use rustix::process::Signal;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
+use tests::binaries::{Process, path};
+
+const FIXTURE: &str = include_str!("mcp/server.py");
+
+/// An organisation with the agent `fs`, which is the fixture, and two who may call it.
+struct Site {
+    folder: tempfile::TempDir,
+    _broker: Process,
+}
+
+/// `fem-cli mcp wrap`, killed when dropped.
+struct Wrap {
+    child: Child,
+    /// What it says of itself when it serves.
+    said: String,
+    log: mpsc::Receiver<String>,
+}
+
+impl Drop for Wrap {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn fem(folder: &Path, line: &str) -> (i32, String) {
+    let mut command = Command::new(path("fem-cli").unwrap());
+    command.args(line.split(' ')).current_dir(folder);
+    command
+        .env("XDG_CONFIG_HOME", folder)
+        .env_remove("FEM_CONTEXT");
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(said).unwrap(),
+    )
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        let done = |line: &str| {
+            let (code, said) = fem(at, line);
+            assert!(matches!(code, 0 | 6), "{line}: {said}");
+        };
+        done("init acme --listen 127.0.0.1:0 --ops 127.0.0.1:0");
+        let broker = Process::start(&at.join("acme/broker.toml")).unwrap();
+        for file in ["acme/admin.toml", "acme/join.toml"] {
+            let text = std::fs::read_to_string(at.join(file)).unwrap();
+            let text = text.replace("127.0.0.1:0", &broker.address.to_string());
+            std::fs::write(at.join(file), text).unwrap();
+        }
+        for agent in ["fs", "ada", "bob"] {
+            done(&format!("agent register {agent} --context acme/join.toml"));
+        }
+        done("agent approve fs --context acme/admin.toml");
+        for agent in ["ada", "bob"] {
+            done(&format!(
+                "agent approve {agent} --capability fs.* --context acme/admin.toml"
+            ));
+        }
+        Self {
+            folder,
+            _broker: broker,
+        }
+    }
+
+    fn command(&self, options: &str, server: &[&str]) -> Command {
+        let mut command = Command::new(path("fem-cli").unwrap());
+        command.args(["mcp", "wrap", "--context", "fs.toml"]);
+        command.args(options.split_whitespace());
+        // The box need not see where the tests are.
+        command.args(["--", "python3", "-I", "-c", FIXTURE]);
+        command
+            .args(server)
+            .current_dir(self.folder.path())
+            .env("XDG_CONFIG_HOME", self.folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Wraps the fixture, and waits until it is offered.
+    fn wrap(&self, options: &str, server: &[&str]) -> Wrap {
+        Wrap::start(self.command(options, server))
+    }
+
+    fn agent(&self, name: &str) -> Agent {
+        let file = self.folder.path().join(format!("{name}.toml"));
+        Agent::new(Config::from_file(file).unwrap()).unwrap()
+    }
+}
+
+impl Wrap {
+    /// Waits until it says what it offers.
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let (sender, log) = mpsc::channel();
+        let stderr = child.stderr.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let mut said = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut said).unwrap();
+        let wrap = Self { child, said, log };
+        assert!(
+            !wrap.said.is_empty(),
+            "{:?}",
+            wrap.log.iter().collect::<Vec<_>>()
+        );
+        wrap
+    }
+
+    /// Waits until the log has a line with these words.
+    fn logs(&self, words: &[&str]) {
+        let has = |line: &String| words.iter().all(|word| line.contains(word));
+        let until = std::time::Instant::now() + Duration::from_secs(30);
+        let mut seen = Vec::new();
+        while let Ok(line) = self.log.recv_timeout(until - std::time::Instant::now()) {
+            if has(&line) {
+                return;
+            }
+            seen.push(line);
+        }
+        panic!("the log does not say {words:?}: {seen:#?}");
+    }
+
+    fn stop(mut self) -> i32 {
+        let id = i32::try_from(self.child.id()).unwrap();
+        let id = rustix::process::Pid::from_raw(id).unwrap();
+        rustix::process::kill_process(id, Signal::TERM).unwrap();
+        self.child.wait().unwrap().code().unwrap()
+    }
+}
+
+/// What a caller says beside the arguments.
+fn meta(more: Value) -> Value {
+    let mut meta = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
+    for (name, value) in more.as_object().unwrap() {
+        meta[name] = value.clone();
+    }
+    json!({"_meta": meta})
+}
+
+fn options(mcp: &Value) -> CallOptions {
+    CallOptions {
+        mcp: Some(to_raw_value(mcp).unwrap()),
+        deadline: Some(Duration::from_secs(30)),
+        progress: true,
+        token: None,
+    }
+}
+
+async fn call(agent: &Agent, tool: &str, arguments: Value) -> Result<Value, Error> {
+    call_with(agent, tool, arguments, &meta(json!({}))).await
+}
+
+async fn call_with(
+    agent: &Agent,
+    tool: &str,
+    arguments: Value,
+    mcp: &Value,
+) -> Result<Value, Error> {
+    let raw = agent
+        .call_raw("fs@acme", tool, &arguments, &options(mcp))
+        .await?;
+    Ok(serde_json::from_str(raw.get()).unwrap())
+}
+
+fn text(result: &Value) -> &str {
+    result["content"][0]["text"].as_str().unwrap()
+}
+
+fn code(outcome: Result<Value, Error>) -> String {
+    match outcome {
+        Err(Error::Tool { code, .. }) => code,
+        Err(Error::Refused { code, .. }) => code.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A call's progress, and its result.
+async fn followed(
+    agent: &Agent,
+    tool: &str,
+    arguments: Value,
+    mcp: &Value,
+) -> (Vec<Progress>, Result<Box<RawValue>, Error>) {
+    let mut call = agent
+        .call_with("fs@acme", tool, &arguments, options(mcp))
+        .await
+        .unwrap();
+    let mut progress = Vec::new();
+    while let Some(step) = call.progress().await {
+        progress.push(step);
+    }
+    (progress, call.raw().await)
+}
+
+#[tokio::test]
+async fn a_servers_tools_are_an_agents_and_are_called_in_either_era() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let wrap = site.wrap("", &[era]);
+        assert!(wrap.said.contains("fixture 1.0"), "{}", wrap.said);
+        assert!(wrap.said.contains("boxed"), "{}", wrap.said);
+        let echoed = call(&ada, "fs.echo", json!({"text": "hello"}))
+            .await
+            .unwrap();
+        assert_eq!(text(&echoed), "hello", "{era}");
+        let found = ada
+            .discover(agent_sdk::DiscoverTools::default())
+            .await
+            .unwrap();
+        let echo = found
+            .iter()
+            .find(|found| found.tool.name.as_str() == "fs.echo")
+            .unwrap();
+        assert_eq!(
+            echo.tool.annotations.as_ref().unwrap().get(),
+            r#"{"readOnlyHint":true,"odd":18446744073709551615}"#
+        );
+        let request = echo.tool.mcp.as_ref().unwrap();
+        assert_eq!(request.method, "tools/call");
+        assert_eq!(
+            request.definition.as_ref().unwrap().get(),
+            r#"{"name":"echo"}"#
+        );
+        let methods = |name: &str| found.iter().any(|found| found.tool.name.as_str() == name);
+        assert!(methods("fs.mcp.resources.read") && !methods("fs.mcp.tasks.get"));
+        let discovered = call(&ada, "fs.mcp.server.discover", json!({}))
+            .await
+            .unwrap();
+        assert_eq!(discovered["resultType"], "complete");
+        let info = &discovered["_meta"]["io.modelcontextprotocol/serverInfo"];
+        assert_eq!(info["odd"], json!([1]));
+        let read = call(&ada, "fs.mcp.resources.read", json!({"uri": "test://one"}));
+        assert_eq!(read.await.unwrap()["contents"][0]["uri"], "test://one");
+        let dotted = call(&ada, "fs.dotted_name_with_odd_", json!({}))
+            .await
+            .unwrap();
+        assert!(text(&dotted).contains("dotted.name/with odd\u{1b}"));
+        assert_eq!(wrap.stop(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_arrives_as_it_was_both_ways() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("", &[era]);
+        let mcp = options(&meta(json!({})));
+        let raw = ada.call_raw("fs@acme", "fs.raw", &json!({}), &mcp).await;
+        let expected = r#"{"z":1,"content":[{"type":"odd","n":18446744073709551615,"f":1.50,"e":"\u00e9"}],"a":{"y":1,"b":2},"structuredContent":{"k":[1e5]}}"#;
+        assert_eq!(raw.unwrap().get(), expected, "{era}");
+        let arguments = RawValue::from_string(
+            r#"{"z":1,"n":18446744073709551615,"f":1.50,"a":{"y":[1e5],"b":"\u00e9"}}"#.into(),
+        )
+        .unwrap();
+        let odd = options(&meta(json!({"com.example/odd": {"z": 1, "a": 2}})));
+        let whole = ada.call_raw("fs@acme", "fs.whole", &arguments, &odd).await;
+        let whole: Value = serde_json::from_str(whole.unwrap().get()).unwrap();
+        let line = text(&whole);
+        let sent = format!(
+            r#""params":{{"name":"whole","arguments":{},"_meta":{{"#,
+            arguments.get()
+        );
+        assert!(line.contains(&sent), "{era}: {line}");
+        assert!(
+            line.contains(r#""com.example/odd":{"a":2,"z":1}"#),
+            "{line}"
+        );
+        let knows_the_caller = line.contains("io.modelcontextprotocol/clientInfo");
+        assert_eq!(knows_the_caller, era == "modern", "{line}");
+    }
+}
+
+#[tokio::test]
+async fn progress_comes_complete_in_order_and_under_the_callers_token() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("", &[era]);
+        for token in [json!("a token"), json!(7)] {
+            let asked = meta(json!({"progressToken": token}));
+            let (progress, result) = followed(&ada, "fs.steps", json!({"n": 20}), &asked).await;
+            assert_eq!(progress.len(), 20, "{era}");
+            for (at, step) in progress.iter().enumerate() {
+                let n = at as f64 + 1.0;
+                assert_eq!((step.done, step.total), (Some(n), Some(20.0)));
+                assert_eq!(step.message.as_deref(), Some("step"));
+                let data: Value = serde_json::from_str(step.data.as_ref().unwrap().get()).unwrap();
+                assert_eq!(data["method"], "notifications/progress");
+                assert_eq!(data["params"]["progressToken"], token);
+                assert_eq!(data["params"]["odd"], json!([at]));
+            }
+            assert!(result.is_ok());
+        }
+        let (none, result) = followed(&ada, "fs.steps", json!({}), &meta(json!({}))).await;
+        assert!(none.is_empty() && result.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn log_messages_come_to_those_who_ask_and_at_their_level() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("", &[era]);
+        let (silent, _) = followed(&ada, "fs.log", json!({}), &meta(json!({}))).await;
+        assert!(silent.is_empty(), "{era}");
+        let asked = meta(json!({"io.modelcontextprotocol/logLevel": "error"}));
+        let (said, result) = followed(&ada, "fs.log", json!({}), &asked).await;
+        assert_eq!(
+            said.len(),
+            3,
+            "{era}: the server decides what is above the level"
+        );
+        let result: Value = serde_json::from_str(result.unwrap().get()).unwrap();
+        if era == "legacy" {
+            assert_eq!(text(&result), "error", "the level was set before the call");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_error_keeps_its_code_and_data() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("", &[era]);
+        let Err(Error::Tool {
+            code,
+            message,
+            data,
+        }) = call(&ada, "fs.fail", json!({})).await
+        else {
+            panic!()
+        };
+        assert_eq!((code.as_str(), message.as_str()), ("MCP_ERROR", "it fails"));
+        let expected = r#"{"code":-32042,"message":"it fails","data":{"why":[1,{"b":1,"a":2}]}}"#;
+        assert_eq!(
+            data.unwrap().get().replace(": ", ":").replace(", ", ","),
+            expected
+        );
+    }
+}
+
+#[tokio::test]
+async fn arguments_that_do_not_fit_never_reach_the_server() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let _wrap = site.wrap("", &["legacy"]);
+    for bad in [json!({}), json!({"text": 1})] {
+        let Err(Error::Tool { code, data, .. }) = call(&ada, "fs.echo", bad).await else {
+            panic!()
+        };
+        assert_eq!(code, "INVALID_ARGUMENTS");
+        let problems: Value = serde_json::from_str(data.unwrap().get()).unwrap();
+        assert!(problems[0]["pointer"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_waits_for_is_cancelled_at_the_server() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("", &[era]);
+        let asked = meta(json!({"progressToken": 1}));
+        let mut slow = ada
+            .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
+            .await
+            .unwrap();
+        assert!(slow.progress().await.is_some(), "it runs");
+        drop(slow);
+        let mut cancelled = String::from("[]");
+        for _ in 0..200 {
+            let told = call(&ada, "fs.was_cancelled", json!({})).await.unwrap();
+            cancelled = text(&told).to_owned();
+            if cancelled != "[]" {
+                break;
+            }
+        }
+        assert_ne!(cancelled, "[]", "{era}");
+    }
+}
+
+#[tokio::test]
+async fn a_legacy_servers_question_is_a_result_that_its_caller_alone_can_go_on_from_once() {
+    let site = Site::new();
+    let (ada, bob) = (site.agent("ada"), site.agent("bob"));
+    let _wrap = site.wrap("", &["legacy"]);
+    let able =
+        json!({"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}, "sampling": {}}});
+    let able = meta(able);
+    let asked = call_with(&ada, "fs.elicit", json!({}), &able)
+        .await
+        .unwrap();
+    assert_eq!(asked["resultType"], "input_required");
+    let (key, request) = asked["inputRequests"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .next()
+        .unwrap();
+    assert_eq!(request["method"], "elicitation/create");
+    assert_eq!(request["params"]["message"], "Who?");
+    let answered = |state: &Value| {
+        let mut retry = able.clone();
+        retry["inputResponses"] = json!({key: {"action": "accept", "content": {"name": "Ada"}}});
+        retry["requestState"] = state.clone();
+        retry
+    };
+    let state = &asked["requestState"];
+    // Another caller, another tool, another handle.
+    for (who, tool, state) in [
+        (&bob, "fs.elicit", state.clone()),
+        (&ada, "fs.both_questions", state.clone()),
+        (
+            &ada,
+            "fs.elicit",
+            json!(format!("{}-x", state.as_str().unwrap())),
+        ),
+        (&ada, "fs.elicit", json!(7)),
+    ] {
+        let refused = call_with(who, tool, json!({}), &answered(&state)).await;
+        assert_eq!(code(refused), "MCP_ERROR");
+    }
+    // What answers nothing is asked again, under another handle.
+    let mut nothing = answered(state);
+    nothing["inputResponses"] = json!({"other": {}, key: 12345});
+    let again = call_with(&ada, "fs.elicit", json!({}), &nothing)
+        .await
+        .unwrap();
+    assert_eq!(again["resultType"], "input_required");
+    let used = call_with(&ada, "fs.elicit", json!({}), &answered(state)).await;
+    assert_eq!(code(used), "MCP_ERROR");
+    let done = call_with(
+        &ada,
+        "fs.elicit",
+        json!({}),
+        &answered(&again["requestState"]),
+    )
+    .await;
+    let said: Value = serde_json::from_str(text(&done.unwrap())).unwrap();
+    assert_eq!(said["content"]["name"], "Ada");
+    // Two rounds, and a caller who cannot be asked.
+    let first = call_with(&ada, "fs.both_questions", json!({}), &able)
+        .await
+        .unwrap();
+    let second = call_with(
+        &ada,
+        "fs.both_questions",
+        json!({}),
+        &answered(&first["requestState"]),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        second["inputRequests"]["q1"]["method"],
+        "sampling/createMessage"
+    );
+    assert_ne!(first["requestState"], second["requestState"]);
+    let cannot = call(&ada, "fs.elicit", json!({})).await.unwrap();
+    assert!(text(&cannot).contains("-32601"), "{cannot}");
+}
+
+#[tokio::test]
+async fn a_modern_servers_question_passes_as_it_is() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let _wrap = site.wrap("", &["modern"]);
+    let asked = call(&ada, "fs.elicit", json!({})).await.unwrap();
+    assert_eq!(asked["requestState"], "state 1");
+    let mut retry = meta(json!({}));
+    retry["inputResponses"] = json!({"who": {"action": "accept"}});
+    retry["requestState"] = json!("state 1");
+    let done = call_with(&ada, "fs.elicit", json!({}), &retry)
+        .await
+        .unwrap();
+    assert_eq!(text(&done), r#"{"action": "accept"}"#);
+}
+
+#[tokio::test]
+async fn what_a_legacy_server_keeps_is_its_callers_alone_unless_it_is_shared() {
+    let site = Site::new();
+    let (ada, bob) = (site.agent("ada"), site.agent("bob"));
+    let count = async |agent: &Agent| {
+        let counted = call(agent, "fs.count", json!({})).await.unwrap();
+        text(&counted).to_owned()
+    };
+    let wrap = site.wrap("", &["legacy"]);
+    assert_eq!(
+        [count(&ada).await, count(&ada).await, count(&bob).await],
+        ["1", "2", "1"]
+    );
+    drop(wrap);
+    let _wrap = site.wrap("--shared", &["legacy"]);
+    assert_eq!(
+        [count(&ada).await, count(&ada).await, count(&bob).await],
+        ["1", "2", "3"]
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_dies_in_mid_call_is_started_again() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let wrap = site.wrap("", &[era]);
+        let slow = ada
+            .call_with("fs@acme", "fs.never", &json!({}), options(&meta(json!({}))))
+            .await
+            .unwrap();
+        assert_eq!(
+            code(call(&ada, "fs.die", json!({})).await),
+            "SERVER_LOST",
+            "{era}"
+        );
+        let Err(Error::Tool { code, .. }) = slow.raw().await else {
+            panic!()
+        };
+        assert_eq!(code, "SERVER_LOST", "whoever waits is told");
+        let echoed = call(&ada, "fs.echo", json!({"text": "again"}))
+            .await
+            .unwrap();
+        assert_eq!(text(&echoed), "again");
+        wrap.logs(&["exited 3", r"\\u{1b}[2J"]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_hostile_server_prints_harms_nobody_but_its_own_call() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("", &[era]);
+        for (tool, expected) in [
+            ("fs.not_utf8", "MCP_ERROR"),
+            ("fs.two_names", "MCP_ERROR"),
+            ("fs.too_deep", "MCP_ERROR"),
+            ("fs.huge", "SERVER_LOST"),
+            ("fs.endless", "SERVER_LOST"),
+        ] {
+            assert_eq!(
+                code(call(&ada, tool, json!({})).await),
+                expected,
+                "{era} {tool}"
+            );
+            let echoed = call(&ada, "fs.echo", json!({"text": "fine"}))
+                .await
+                .unwrap();
+            assert_eq!(text(&echoed), "fine", "after {tool}");
+        }
+        for tool in ["fs.twice", "fs.garbage"] {
+            let told = call(&ada, tool, json!({})).await.unwrap();
+            assert!(matches!(text(&told), "first" | "fine"));
+        }
+        let asked = meta(json!({"progressToken": 1}));
+        let (flood, result) = followed(&ada, "fs.flood", json!({}), &asked).await;
+        assert!(result.is_ok() && flood.len() <= 20_000, "{}", flood.len());
+        let one = |n: u64| {
+            let ada = ada.clone();
+            async move {
+                call(&ada, "fs.out_of_order", json!({"n": n}))
+                    .await
+                    .unwrap()
+            }
+        };
+        let (first, second, third) = tokio::join!(one(1), one(2), one(3));
+        assert_eq!([text(&first), text(&second), text(&third)], ["1", "2", "3"]);
+        let mut short = options(&meta(json!({})));
+        short.deadline = Some(Duration::from_millis(300));
+        let never = ada
+            .call_raw("fs@acme", "fs.never", &json!({}), &short)
+            .await;
+        let never = never.map(|raw| json!(raw.get()));
+        assert!(matches!(code(never).as_str(), "DEADLINE" | "SERVER_SILENT"));
+    }
+}
+
+#[tokio::test]
+async fn tools_that_cannot_be_offered_are_left_out_with_the_reason() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let wrap = site.wrap("", &["legacy", "clash", "schemas"]);
+    for words in [
+        ["a_b", "\\\"a.b\\\""],
+        ["bomb_array", "object"],
+        ["bomb_deep", "deep"],
+        ["bomb_large", "bytes"],
+        ["bomb_none", "schema"],
+        ["bomb_pattern", "schema is none"],
+        ["bomb_remote", "example.invalid"],
+    ] {
+        wrap.logs(&words);
+    }
+    let found = ada
+        .discover(agent_sdk::DiscoverTools::default())
+        .await
+        .unwrap();
+    let names: Vec<&str> = found.iter().map(|found| found.tool.name.as_str()).collect();
+    assert!(names.contains(&"fs.echo"));
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.contains("bomb") || *name == "fs.a_b")
+    );
+    let long = names
+        .iter()
+        .find(|name| name.starts_with("fs.long_x"))
+        .unwrap();
+    assert_eq!(long.len(), "fs.".len() + 64);
+    let called = call(&ada, long, json!({})).await.unwrap();
+    assert!(text(&called).ends_with(&"x".repeat(300)));
+}
+
+#[tokio::test]
+async fn a_list_that_changed_is_offered_anew_without_disturbing_calls() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("--shared", &[era]);
+        let asked = meta(json!({"progressToken": 1}));
+        let mut running = ada
+            .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
+            .await
+            .unwrap();
+        assert!(running.progress().await.is_some(), "it runs");
+        let has_extra = async || {
+            let found = ada
+                .discover(agent_sdk::DiscoverTools::default())
+                .await
+                .unwrap();
+            found
+                .iter()
+                .any(|found| found.tool.name.as_str() == "fs.extra")
+        };
+        assert!(!has_extra().await);
+        // Whoever listens to a server of 2026-07-28 may only have begun to.
+        let until = std::time::Instant::now() + Duration::from_secs(30);
+        while !has_extra().await {
+            assert!(
+                std::time::Instant::now() < until,
+                "{era}: the list is as it was"
+            );
+            call(&ada, "fs.change", json!({})).await.unwrap();
+        }
+        let extra = call(&ada, "fs.extra", json!({})).await.unwrap();
+        assert!(text(&extra).contains("extra"));
+        call(&ada, "fs.finish", json!({})).await.unwrap();
+        let finished: Value = running.result().await.unwrap();
+        assert_eq!(text(&finished), "finished");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_hears_what_a_legacy_server_says_about_no_request() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let _wrap = site.wrap("", &["legacy"]);
+    let wanted = json!({"notifications": {
+        "toolsListChanged": true, "promptsListChanged": true, "resourceSubscriptions": ["test://one"],
+    }});
+    let mut listening = ada
+        .call_with(
+            "fs@acme",
+            "fs.mcp.subscriptions.listen",
+            &wanted,
+            options(&meta(json!({}))),
+        )
+        .await
+        .unwrap();
+    let mut heard = async || {
+        let step = listening.progress().await.unwrap();
+        serde_json::from_str::<Value>(step.data.unwrap().get()).unwrap()
+    };
+    let first = heard().await;
+    assert_eq!(first["method"], "notifications/subscriptions/acknowledged");
+    assert_eq!(
+        first["params"]["notifications"],
+        json!({"toolsListChanged": true, "resourceSubscriptions": ["test://one"]})
+    );
+    call(&ada, "fs.touch", json!({})).await.unwrap();
+    call(&ada, "fs.change", json!({})).await.unwrap();
+    let second = heard().await;
+    assert_eq!(second["method"], "notifications/resources/updated");
+    assert_eq!(second["params"]["uri"], "test://one");
+    assert_eq!(heard().await["method"], "notifications/tools/list_changed");
+}
+
+#[tokio::test]
+async fn at_the_bound_of_children_a_call_is_told_that_all_are_in_use() {
+    let site = Site::new();
+    let (ada, bob) = (site.agent("ada"), site.agent("bob"));
+    let _wrap = site.wrap("--children 2", &["legacy"]);
+    let asked = meta(json!({"progressToken": 1}));
+    let mut slow = ada
+        .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
+        .await
+        .unwrap();
+    assert!(slow.progress().await.is_some(), "it runs");
+    assert_eq!(code(call(&bob, "fs.count", json!({})).await), "SERVER_BUSY");
+    drop(slow);
+    let mut outcome = call(&bob, "fs.count", json!({})).await;
+    for _ in 0..200 {
+        if outcome.is_ok() {
+            break;
+        }
+        outcome = call(&bob, "fs.count", json!({})).await;
+    }
+    assert_eq!(text(&outcome.unwrap()), "1", "the idle one made room");
+}
+
+#[test]
+fn a_server_that_does_not_start_or_speak_ends_the_command_with_the_reason() {
+    let site = Site::new();
+    for (server, why) in [("dies", "standard output"), ("pages", "pages")] {
+        let ended = site.command("", &["legacy", server]).output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_may_ask_out_of_turn_print_a_banner_and_stay_when_told_to_go() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let wrap = site.wrap("", &["legacy", "banner", "early", "strict", "stays"]);
+    let echoed = call(&ada, "fs.echo", json!({"text": "fine"}))
+        .await
+        .unwrap();
+    assert_eq!(text(&echoed), "fine");
+    assert_eq!(wrap.stop(), 0);
+}
+
+#[tokio::test]
+async fn the_box_hides_what_was_not_opened_and_without_one_it_says_so() {
+    let site = Site::new();
+    let wrap = site.wrap("--without-box", &["legacy"]);
+    assert!(wrap.said.contains("WITHOUT a box"), "{}", wrap.said);
+    drop(wrap);
+    let mut command = Command::new(path("fem-cli").unwrap());
+    command.args([
+        "mcp",
+        "wrap",
+        "--context",
+        "fs.toml",
+        "--",
+        "cat",
+        "/etc/passwd",
+    ]);
+    let ended = command.current_dir(site.folder.path()).output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("No such file") && !said.contains("root:"),
+        "{said}"
+    );
+}
+
+/// The fixture as a server that is reached by HTTP, and its port.
+struct Listening {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Listening {
+    fn start(era: &str) -> Self {
+        let mut command = Command::new("python3");
+        command.args(["-c", FIXTURE, era, "http"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let port = line.trim().parse().unwrap();
+        Self { child, port }
+    }
+}
+
+impl Site {
+    fn reach(&self, server: &Listening) -> Wrap {
+        std::fs::write(self.folder.path().join("token.txt"), "Bearer secret\n").unwrap();
+        let mut command = Command::new(path("fem-cli").unwrap());
+        let url = format!("http://127.0.0.1:{}/mcp", server.port);
+        command.args(["mcp", "wrap", "--context", "fs.toml", "--url", &url]);
+        command
+            .args(["--header", "Authorization=@token.txt"])
+            .current_dir(self.folder.path())
+            .env("XDG_CONFIG_HOME", self.folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Wrap::start(command)
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_reached_by_http_is_wrapped_in_either_era() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    for era in ["legacy", "modern"] {
+        let server = Listening::start(era);
+        let wrap = site.reach(&server);
+        assert!(wrap.said.contains("127.0.0.1"), "{}", wrap.said);
+        for words in ["hello", " odd \u{e9} "] {
+            let echoed = call(&ada, "fs.echo", json!({"text": words})).await.unwrap();
+            assert_eq!(text(&echoed), words, "{era}");
+        }
+        let asked = meta(json!({"progressToken": "t"}));
+        let (progress, result) = followed(&ada, "fs.steps", json!({"n": 20}), &asked).await;
+        let done: Vec<_> = progress.iter().filter_map(|step| step.done).collect();
+        assert_eq!(done, (1..=20).map(f64::from).collect::<Vec<_>>());
+        assert!(result.is_ok());
+        let plain = call(&ada, "fs.mcp.prompts.get", json!({"name": "p"}))
+            .await
+            .unwrap();
+        assert_eq!(plain["plain"], true, "an answer need not be a stream");
+        assert_eq!(code(call(&ada, "fs.cut", json!({})).await), "SERVER_LOST");
+        assert_eq!(code(call(&ada, "fs.fail", json!({})).await), "MCP_ERROR");
+    }
+}
+
+#[tokio::test]
+async fn a_legacy_server_reached_by_http_asks_has_sessions_and_tells_of_changes() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let server = Listening::start("legacy");
+    let _wrap = site.reach(&server);
+    let able = meta(json!({"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}}}));
+    let asked = call_with(&ada, "fs.elicit", json!({}), &able)
+        .await
+        .unwrap();
+    let mut retry = able.clone();
+    retry["inputResponses"] = json!({"q1": {"action": "decline"}});
+    retry["requestState"] = asked["requestState"].clone();
+    let done = call_with(&ada, "fs.elicit", json!({}), &retry)
+        .await
+        .unwrap();
+    assert!(text(&done).contains("decline"));
+    assert_eq!(code(call(&ada, "fs.gone", json!({})).await), "SERVER_LOST");
+    let again = call(&ada, "fs.echo", json!({"text": "a new session"}))
+        .await
+        .unwrap();
+    assert_eq!(text(&again), "a new session");
+}
+
+#[test]
+fn a_url_that_would_send_secrets_over_an_open_line_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for url in [
+        "http://192.0.2.1/mcp",
+        "ftp://127.0.0.1/",
+        "https://user:secret@127.0.0.1/",
+    ] {
+        let command = format!("mcp wrap --name fs --context none.toml --url {url}");
+        let (code, _) = fem(folder.path(), &command);
+        assert_ne!(code, 0, "{url}");
+    }
+}
