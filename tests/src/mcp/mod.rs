@@ -1,0 +1,9 @@
+//! What proves that other people's MCP clients, servers and suites work with ours.
+//!
+//! Nothing of it is linked: [`toolbox`] installs it by the locks in `tests/mcp`, [`servers`] runs it as
+//! processes, [`suite`] reads what the conformance suite found.
+
+pub mod process;
+pub mod servers;
+pub mod suite;
+pub mod toolbox;
