@@ -7,6 +7,7 @@
 
 mod direct;
 mod front;
+mod hostile;
 
 /// What the toolbox has; where it has not, says what is left out and why, and ends the test.
 macro_rules! or_leave_out {
