@@ -5,9 +5,11 @@
     reason = "a test that is surprised fails"
 )]
 
+mod clients;
 mod direct;
 mod front;
 mod hostile;
+mod servers;
 
 /// What the toolbox has; where it has not, says what is left out and why, and ends the test.
 macro_rules! or_leave_out {

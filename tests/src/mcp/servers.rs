@@ -141,7 +141,10 @@ impl OfNpm {
         match self {
             Self::Everything => run("everything", &["stdio"]),
             Self::Filesystem => run("filesystem", &[&folder.display().to_string()]),
-            Self::Memory => run("memory", &[]),
+            Self::Memory => {
+                let file = format!("MEMORY_FILE_PATH={}", folder.join("memory.json").display());
+                [vec!["env".to_owned(), file], run("memory", &[])].concat()
+            }
             Self::SequentialThinking => run("sequential-thinking", &[]),
         }
     }
