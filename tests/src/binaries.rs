@@ -20,14 +20,38 @@ pub fn path(name: &str) -> Result<PathBuf> {
         return Ok(PathBuf::from(folder).join(name));
     }
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let folder = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
-    match folder {
+    let packages = ["broker", "fem-cli", "agent-sdk"];
+    let features = &["--features", "agent-sdk/sandbox"];
+    let built = BUILT.get_or_init(|| told(build(&packages, features)));
+    from(built, name)
+}
+
+/// The path of the MCP server that tests wrap, built apart: with it comes an SDK that nothing else needs.
+///
+/// # Errors
+///
+/// When it cannot be built.
+pub fn mcp_fixture() -> Result<PathBuf> {
+    const NAME: &str = "mcp-fixture";
+    if let Some(folder) = std::env::var_os("FEM_BINARIES") {
+        return Ok(PathBuf::from(folder).join(NAME));
+    }
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    from(BUILT.get_or_init(|| told(build(&[NAME], &[]))), NAME)
+}
+
+fn told(built: Result<PathBuf>) -> Result<PathBuf, String> {
+    built.map_err(|error| format!("{error:#}"))
+}
+
+fn from(built: &Result<PathBuf, String>, name: &str) -> Result<PathBuf> {
+    match built {
         Ok(folder) => Ok(folder.join(name)),
         Err(error) => bail!("{error}"),
     }
 }
 
-fn build() -> Result<PathBuf> {
+fn build(packages: &[&str], arguments: &[&str]) -> Result<PathBuf> {
     // …/release/deps/e2e-0123 → …/release
     let test = std::env::current_exe()?;
     let folder = test
@@ -40,8 +64,8 @@ fn build() -> Result<PathBuf> {
         .context("the profile's folder")?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--bins"]);
-    cargo.args(["-p", "broker", "-p", "fem-cli", "-p", "agent-sdk"]);
-    cargo.args(["--features", "agent-sdk/sandbox"]);
+    cargo.args(packages.iter().flat_map(|package| ["-p", package]));
+    cargo.args(arguments);
     if profile == "release" {
         cargo.arg("--release");
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls_pki_types::CertificateDer;
 
 /// Writes `cert.pem` and `key.pem` for loopback into `folder`, and gives the authority's certificate.
@@ -16,6 +16,10 @@ pub fn write(folder: &Path) -> Result<CertificateDer<'static>> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    // OpenSSL takes a certificate for self-signed whose subject and issuer have the same name.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "the tests' authority");
     let authority = params.self_signed(&authority_key)?;
     let issuer = Issuer::new(params, authority_key);
     let key = KeyPair::generate()?;

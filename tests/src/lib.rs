@@ -7,6 +7,7 @@ pub mod certs;
 pub mod house;
 pub mod lab;
 pub mod load;
+pub mod mcp;
 pub mod measure;
 pub mod peer;
 pub mod site;

@@ -1,0 +1,12 @@
+//! What proves that other people's MCP clients, servers and suites work with ours.
+//!
+//! Nothing of it is linked: [`toolbox`] installs it by the locks in `tests/mcp`, [`servers`] and
+//! [`clients`] run it as processes, [`suite`] reads what the conformance suite found. [`front`] stands
+//! between those who speak plain HTTP and those who speak TLS with a token.
+
+pub mod clients;
+pub mod front;
+pub mod process;
+pub mod servers;
+pub mod suite;
+pub mod toolbox;
