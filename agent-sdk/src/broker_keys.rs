@@ -178,6 +178,7 @@ mod tests {
             re: None,
             token: None,
             deadline: None,
+            via: None,
             body,
         };
         draft.seal(&key(by)).unwrap().bytes

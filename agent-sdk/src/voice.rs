@@ -99,6 +99,7 @@ impl Voice {
             re: header.re,
             token: header.token,
             deadline: header.deadline.map(in_ms),
+            via: None,
             body,
         };
         draft

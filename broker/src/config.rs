@@ -13,6 +13,8 @@ use proto_spec::peering::check_endpoint;
 use proto_spec::{Digest, Org, Pattern};
 use serde::{Deserialize, Serialize};
 
+use crate::compat_endpoint::Endpoints;
+
 /// The commented example: every value in it is the default, and a test keeps it so.
 pub const EXAMPLE: &str = include_str!("../broker.example.toml");
 
@@ -31,7 +33,25 @@ pub struct Written {
     #[serde(default)]
     federation: Federation,
     #[serde(default)]
+    compat: WrittenCompat,
+    #[serde(default)]
     limits: Limits,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenCompat {
+    fep_go: bool,
+    endpoints: Vec<String>,
+}
+
+/// Older agents: whether they are spoken with.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Compat {
+    /// Whether older agents of this kind may register, call and be called.
+    pub fep_go: bool,
+    /// The only places where they are called.
+    pub endpoints: Endpoints,
 }
 
 /// How admins decide.
@@ -296,6 +316,8 @@ pub struct Config {
     pub approval: Approval,
     /// How other organisations' brokers find this one.
     pub federation: Federation,
+    /// Older agents.
+    pub compat: Compat,
     /// Bounds.
     pub limits: Limits,
 }
@@ -361,6 +383,9 @@ impl Config {
                 found.push(format!("federation.endpoints: {error}"));
             }
         }
+        let endpoints = Endpoints::read(&written.compat.endpoints, |problem| {
+            found.push(format!("compat.endpoints: {problem}"));
+        });
         written.limits.problems(&mut found);
         let mut file = |name: &str, path: &Path| {
             let path = base.join(path);
@@ -386,6 +411,10 @@ impl Config {
                 channels,
                 approval: written.approval,
                 federation: written.federation,
+                compat: Compat {
+                    fep_go: written.compat.fep_go,
+                    endpoints,
+                },
                 limits: written.limits,
             }),
             _ => Err(Problems(found)),
@@ -410,6 +439,7 @@ impl Config {
             },
             "approval": self.approval,
             "federation": self.federation,
+            "compat": self.compat,
             "limits": self.limits,
         })
     }
@@ -432,6 +462,8 @@ mod tests {
         let written: Written = toml::from_str(&uncommented).unwrap();
         assert_eq!(written.limits, Limits::default());
         assert_eq!(written.federation, Federation::default());
+        assert_eq!(written.compat, WrittenCompat::default());
+        assert!(EXAMPLE.contains("# fep_go = ") && EXAMPLE.contains("# endpoints = "));
         assert!(EXAMPLE.contains("# stale_after_ms = "));
         let names = serde_json::to_value(Limits::default()).unwrap();
         for name in names.as_object().unwrap().keys() {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use proto_spec::admission::{Authority as _, permits};
 use proto_spec::capability::{Arguments, Pattern, Question, Token};
-use proto_spec::message::{AdvertisedTool, DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered};
+use proto_spec::message::{
+    AdvertisedTool, DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered, Unsigned,
+};
 use proto_spec::{AgentId, Authorized, Capability, Org, PublicKey, Refusal, Timestamp};
 
 use crate::pipeline::Standing;
@@ -32,7 +34,7 @@ pub fn discover(
     envelope_bytes_max: usize,
     now: Timestamp,
 ) -> Result<ToolsDiscovered, Refusal> {
-    let query: DiscoverTools = asker.envelope().read_body()?;
+    let query = DiscoverTools::of(asker.envelope())?;
     let held = match asker.envelope().token() {
         Some(text) => {
             let token = standing.open(text)?;
@@ -81,6 +83,7 @@ pub fn discover(
                 key: offer.key,
                 checks,
                 via: offer.via,
+                unsigned: offer.unsigned,
             };
             let bytes = page.bytes + Written::of(&tool).bytes;
             let is_full = page.tools.len() >= limit || bytes > bytes_max;
@@ -106,6 +109,8 @@ pub(crate) struct Offer {
     /// What calling it from here requires.
     pub(crate) required: Capability,
     via: Vec<Org>,
+    /// What a caller has to take, where its provider is an older agent.
+    pub(crate) unsigned: Option<Unsigned>,
 }
 
 /// Where a tool is known from. It is copied only for whom it is shown.
@@ -160,6 +165,7 @@ pub(crate) fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTree
                     required: tool.required().clone(),
                     tool: Offered::Here(tool),
                     via: Vec::new(),
+                    unsigned: agent.older.as_ref().map(|_| Unsigned::Fep),
                 };
                 found.insert(position, offer);
             }
@@ -229,6 +235,7 @@ fn by_way(link: &Link, advertised: &Arc<AdvertisedTool>) -> Option<Offer> {
         required: under_peer(&link.org, tool.required()).ok()?,
         tool: Offered::Beyond(Arc::clone(advertised)),
         via: via.cloned().collect(),
+        unsigned: None,
     })
 }
 

@@ -37,6 +37,7 @@ pub fn accept(
         re: None,
         token: None,
         deadline: None,
+        via: None,
         body: &AcceptKey {
             pubkey: new.public(),
             follows,

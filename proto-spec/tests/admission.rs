@@ -60,6 +60,7 @@ fn seal(
         re,
         token: None,
         deadline: None,
+        via: None,
         body,
     };
     draft.seal(&key(signer)).unwrap()
@@ -298,6 +299,7 @@ fn honest() -> Delivery {
                 trust: None,
                 grant: None,
                 sandbox: None,
+                older: false,
             }),
         },
         signer: key(HOLDER),
@@ -333,6 +335,7 @@ impl Delivery {
             re: None,
             token: None,
             deadline: None,
+            via: None,
             body: &self.word,
         };
         let call = Draft {
@@ -344,6 +347,7 @@ impl Delivery {
             re: None,
             token: self.token.as_deref(),
             deadline: None,
+            via: None,
             body: &json!({"tool": self.tool, "arguments": self.arguments}),
         };
         let said = said.seal(&self.broker).unwrap().bytes;
@@ -731,6 +735,7 @@ fn named(by: [u8; 32], body: &Value) -> String {
         re: None,
         token: None,
         deadline: None,
+        via: None,
         body,
     };
     String::from_utf8(draft.seal(&key(by)).unwrap().bytes.to_vec()).unwrap()

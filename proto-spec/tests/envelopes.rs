@@ -255,6 +255,7 @@ fn valid(made: &mut Made) {
             re: kind.needs_re().then(|| Digest::of(b"a call")),
             token: None,
             deadline: None,
+            via: None,
             body: &body,
         };
         let signed = serde_json::to_vec(&draft).unwrap();
@@ -851,6 +852,7 @@ fn nothing_that_a_key_signs_can_be_taken_for_something_else() {
             re: Some(Digest::of(b"a call")),
             token: None,
             deadline: None,
+            via: None,
             body: &json!({}),
         };
         let envelope = parse(draft.seal(&key(HOLDER)).unwrap().bytes).unwrap();

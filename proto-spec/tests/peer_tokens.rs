@@ -235,6 +235,7 @@ fn who_came_through_a_neighbour_counts_for_no_more_than_the_neighbour() {
             re: None,
             token: None,
             deadline: None,
+            via: None,
             body: &json!({"tool": "fs.read", "arguments": {}}),
         };
         let call = call.seal(&key(AGENT)).unwrap().bytes;

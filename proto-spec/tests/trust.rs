@@ -509,6 +509,7 @@ fn draft(
         re: None,
         token: None,
         deadline: None,
+        via: None,
         body,
     };
     draft.seal(key).unwrap()

@@ -144,6 +144,7 @@ impl Actor {
             re: extra.re,
             token: extra.token.as_deref(),
             deadline: extra.deadline,
+            via: None,
             body,
         };
         Ok(draft.seal(&self.key)?)

@@ -253,6 +253,7 @@ fn say(
         re,
         token: None,
         deadline: None,
+        via: None,
         body,
     };
     Ok(draft.seal(key)?)

@@ -98,6 +98,7 @@ impl Person {
             re,
             token,
             deadline: None,
+            via: None,
             body,
         }
         .seal(&self.key)
@@ -304,6 +305,7 @@ pub(crate) fn permit_for(subject: &Person, provider: &AgentId, tool: &str) -> Cr
         trust: None,
         grant: None,
         sandbox: None,
+        older: false,
     };
     Credential {
         permit: Some(permit),

@@ -237,6 +237,7 @@ mod tests {
             re: None,
             token: None,
             deadline: None,
+            via: None,
             body: &serde_json::json!({}),
         };
         let sealed = draft.seal(&key).unwrap().bytes;
