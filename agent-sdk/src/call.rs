@@ -34,7 +34,7 @@ pub struct CallOptions {
     /// Whether the provider is to report progress.
     pub progress: bool,
     /// Whose answer to take although its provider did not sign it. Without it a call of an older agent is
-    /// refused before anything is done. With it the broker alone says what was answered: it could say anything.
+    /// refused before anything is done. With it the broker alone vouches for what was answered.
     pub accept_unsigned: Option<Unsigned>,
 }
 

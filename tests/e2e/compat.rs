@@ -3,23 +3,27 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use agent_sdk::{CallOptions, Config, Error, Key, Tool, ToolError, Unsigned};
+use agent_sdk::{CallOptions, Config, Error, Key, Tool, Unsigned};
 use proto_spec::message::{Ack, AgentRecord, PendingRecord};
-use proto_spec::{Kind, SigningKey};
+use proto_spec::{Code, Kind, SigningKey};
 use serde_json::{Value, json};
 use tests::binaries::{Process, path};
-use tests::lab::{Actor, wall_clock};
+use tests::lab::{Actor, Lab, wall_clock};
 use tests::load;
+use tests::peer::Hand;
 use tests::site::{Site, free};
 use tests::wire::{Line, PATIENCE};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+
+use crate::federation::until;
+use crate::hostile_peer::{add, refusal};
+use crate::refused;
 
 /// An older agent: a bare name, a key, and the way to its broker.
 struct Go {
@@ -163,6 +167,7 @@ impl Endpoint {
 
     async fn open(address: SocketAddr, manner: Manner) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
         let (tell, asked) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -186,7 +191,9 @@ async fn serve(mut stream: TcpStream, manner: Manner, tell: mpsc::UnboundedSende
     let asked: Value = serde_json::from_slice(&request.body).unwrap();
     let answer = |status: &str, body: &str| {
         let length = body.len();
-        format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
     };
     if asked["method"] != "tools/call" {
         let _ = stream
@@ -368,6 +375,7 @@ async fn call(ada: &agent_sdk::Agent, options: &CallOptions) -> Result<Value, Er
 fn code_of(error: &Error) -> String {
     match error {
         Error::Refused { code, .. } => code.to_string(),
+        Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN".into(),
         other => format!("{other:?}"),
     }
 }
@@ -406,7 +414,8 @@ async fn an_older_agent_registers_is_approved_and_is_called() {
     let said: Value = handle.await.unwrap().result().await.unwrap();
     assert_eq!(said, json!({"output": "ls"}));
     // What it was not granted it may not call here either.
-    let shell = ada.call_raw("coder@acme", "coder.shell.run", &arguments, &accepting());
+    let options = accepting();
+    let shell = ada.call_raw("coder@acme", "coder.shell.run", &arguments, &options);
     assert_eq!(code_of(&shell.await.unwrap_err()), "DENIED");
 }
 
@@ -591,15 +600,19 @@ async fn an_older_agent_finds_and_calls_what_it_may() {
     let empty = json!({"query": {"capabilities": null}, "requestId": "r-1"});
     acme.enrol(&caller, None, &["coder.code.*", "fs.*"]).await;
     let fs = acme.sdk("fs", 31, &[]).await;
-    let read = Tool::new("fs.read", async |_, path: Value| {
-        Ok::<_, ToolError>(path["path"].clone())
+    let read = Tool::raw("fs.read", &json!({}), |_, arguments| async move {
+        let arguments: Value = serde_json::from_str(arguments.get()).unwrap();
+        Ok(serde_json::value::to_raw_value(&arguments["path"])?)
     });
-    let _serving = fs.serve(vec![read]).await.unwrap();
+    let _serving = fs.offer([read]).await.unwrap();
     let (status, said) = post(&acme.line, &caller.seal("discoverTools", &empty)).await;
     assert_eq!(status, 200, "{said}");
     let ids: Vec<_> = said["tools"].as_array().unwrap().iter().collect();
     assert_eq!((ids.len(), said["totalResults"].as_u64()), (2, Some(2)));
-    assert_eq!((&said["hasMore"], &said["requestId"]), (&json!(false), &json!("r-1")));
+    assert_eq!(
+        (&said["hasMore"], &said["requestId"]),
+        (&json!(false), &json!("r-1"))
+    );
     assert_eq!(ids[0]["agentId"], "coder");
     assert_eq!(ids[0]["environmentType"], "local-dev");
     assert_eq!(ids[0]["mcpTools"][0]["name"], "coder.code.execute");
@@ -623,8 +636,16 @@ async fn an_older_agent_finds_and_calls_what_it_may() {
     }
     // An older agent by its bare name, our own by either.
     for (tool, parameters, result) in [
-        ("coder/code.execute", json!({"command": "a"}), json!({"output": "a"})),
-        ("coder/coder.code.execute", json!({"command": "b"}), json!({"output": "b"})),
+        (
+            "coder/code.execute",
+            json!({"command": "a"}),
+            json!({"output": "a"}),
+        ),
+        (
+            "coder/coder.code.execute",
+            json!({"command": "b"}),
+            json!({"output": "b"}),
+        ),
         ("fs/read", json!({"path": "/x"}), json!("/x")),
         ("fs/fs.read", json!({"path": "/y"}), json!("/y")),
     ] {
@@ -637,7 +658,11 @@ async fn an_older_agent_finds_and_calls_what_it_may() {
     }
     endpoint.next().await;
     // Permission is asked as of every call.
-    for tool in ["coder/shell.run", "nobody/x.y", "root-admin/admin.agent.list"] {
+    for tool in [
+        "coder/shell.run",
+        "nobody/x.y",
+        "root-admin/admin.agent.list",
+    ] {
         let body = json!({"tool": tool, "parameters": {}, "requestId": "r"});
         let (status, said) = post(&acme.line, &caller.seal("toolCall", &body)).await;
         assert!([403, 422].contains(&status), "{tool}: {said}");
@@ -646,7 +671,11 @@ async fn an_older_agent_finds_and_calls_what_it_may() {
     for tool in ["x", "coder", "coder/", "/x", "fs@globex/fs.read"] {
         let body = json!({"tool": tool, "parameters": {}, "requestId": "r"});
         let (status, said) = post(&acme.line, &caller.seal("toolCall", &body)).await;
-        assert_eq!((status, said["code"].as_str()), (422, Some("INVALID_BODY")), "{tool}");
+        assert_eq!(
+            (status, said["code"].as_str()),
+            (422, Some("INVALID_BODY")),
+            "{tool}"
+        );
     }
 }
 
@@ -656,32 +685,48 @@ async fn an_older_agent_passes_the_same_gate() {
     let go = Go::new("coder", 20);
     let register = go.registration(None);
     let now = wall_clock().as_ms();
-    let refused = async |envelope: Vec<u8>, status: u16, code: &str| {
+    let is_refused = async |envelope: Vec<u8>, status: u16, code: &str| {
         let said = post(&acme.line, &envelope).await;
-        assert_eq!((said.0, said.1["code"].as_str()), (status, Some(code)), "{}", said.1);
+        assert_eq!(
+            (said.0, said.1["code"].as_str()),
+            (status, Some(code)),
+            "{}",
+            said.1
+        );
     };
     let nonce = "1732219999999999999";
     // Signed by another key than it introduces; later than now; too large; no agent's to say.
     let mut forged = Go::new("coder", 21);
     let claims = go.registration(None);
-    refused(forged.seal("registerAgent", &claims), 401, "NOT_AUTHENTIC").await;
+    is_refused(forged.seal("registerAgent", &claims), 401, "NOT_AUTHENTIC").await;
     forged.name = "Coder".into();
-    refused(forged.seal("registerAgent", &claims), 400, "MALFORMED").await;
+    is_refused(forged.seal("registerAgent", &claims), 400, "MALFORMED").await;
     let early = go.seal_with("registerAgent", &register, nonce, now + 400_000);
-    refused(early, 401, "STALE").await;
-    refused(go.seal_with("registerAgent", &register, "short", now), 400, "MALFORMED").await;
+    is_refused(early, 401, "STALE").await;
+    is_refused(
+        go.seal_with("registerAgent", &register, "short", now),
+        400,
+        "MALFORMED",
+    )
+    .await;
     let mut large = register.clone();
     large["metadata"] = json!({"x": "x".repeat(20_000)});
-    refused(go.seal("registerAgent", &large), 413, "TOO_LARGE").await;
-    for kind in ["emitEvent", "revoke", "embodimentUpdate", "admin.agent.list", "attach"] {
-        refused(go.seal(kind, &json!({})), 400, "UNKNOWN_TYPE").await;
+    is_refused(go.seal("registerAgent", &large), 413, "TOO_LARGE").await;
+    for kind in [
+        "emitEvent",
+        "revoke",
+        "embodimentUpdate",
+        "admin.agent.list",
+        "attach",
+    ] {
+        is_refused(go.seal(kind, &json!({})), 400, "UNKNOWN_TYPE").await;
     }
     let query = json!({"query": {}, "requestId": "r"});
-    refused(go.seal("discoverTools", &query), 401, "NOT_AUTHENTIC").await;
+    is_refused(go.seal("discoverTools", &query), 401, "NOT_AUTHENTIC").await;
     acme.enrol(&go, None, &["x.*"]).await;
     let asks = go.seal_with("discoverTools", &query, nonce, wall_clock().as_ms());
     assert_eq!(post(&acme.line, &asks).await.0, 200);
-    refused(asks, 409, "REPLAYED").await;
+    is_refused(asks, 409, "REPLAYED").await;
     // Its key says nothing in another way, and another agent's key nothing in this one.
     let actor = Actor::new("coder", 20).unwrap();
     let modern = actor.seal(
@@ -691,15 +736,18 @@ async fn an_older_agent_passes_the_same_gate() {
         &json!({}),
     );
     let reply = acme.line.post("/fem", modern.unwrap().bytes).await.unwrap();
-    assert_eq!(crate::refused(&reply), proto_spec::Code::NotAuthentic);
+    assert_eq!(refused(&reply), Code::NotAuthentic);
     let admin = Go {
         name: "root-admin".into(),
         key: SigningKey::from_seed(&[1; 32]),
     };
-    refused(admin.seal("discoverTools", &query), 401, "NOT_AUTHENTIC").await;
+    is_refused(admin.seal("discoverTools", &query), 401, "NOT_AUTHENTIC").await;
     // Nowhere but at the base URL is it read so, and nobody makes it an admin.
-    let reply = acme.line.post("/fem", go.seal("discoverTools", &query)).await;
-    assert_eq!(crate::refused(&reply.unwrap()), proto_spec::Code::Malformed);
+    let reply = acme
+        .line
+        .post("/fem", go.seal("discoverTools", &query))
+        .await;
+    assert_eq!(refused(&reply.unwrap()), Code::Malformed);
     let error = acme.approve(&go, &["admin.*"]).await.unwrap_err();
     assert!(error.to_string().contains("CONFLICT"), "{error}");
 }
@@ -728,7 +776,10 @@ async fn a_broker_without_the_mode_speaks_with_no_older_agent_and_calls_none() {
     // What was enrolled is marked on record: the mode on again, it goes on.
     acme.restart(|text| text.replace("fep_go = false", "fep_go = true"));
     acme.until_served("coder", true).await;
-    assert_eq!(post(&acme.line, &go.seal("discoverTools", &query)).await.0, 200);
+    assert_eq!(
+        post(&acme.line, &go.seal("discoverTools", &query)).await.0,
+        200
+    );
 }
 
 #[tokio::test]
@@ -746,13 +797,75 @@ async fn an_older_agent_that_does_not_answer_is_not_called_until_it_does_again()
     call(&ada, &accepting()).await.unwrap();
 }
 
+#[tokio::test]
+async fn nothing_of_an_older_agent_crosses_a_link() {
+    let mut endpoint = Endpoint::open(local(), Manner::Honest).await;
+    let lines = format!(
+        "[compat]\nfep_go = true\nendpoints = [\"{}\"]",
+        endpoint.url()
+    );
+    let acme = Lab::start().await.unwrap();
+    let acme = acme.reconfigured(&lines).await.unwrap();
+    let now = acme.now();
+    let seal = |go: &Go, kind: &str, body: &Value, n: u64| {
+        go.seal_with(kind, body, &format!("{n:019}"), now.as_ms())
+    };
+    let go = Go::new("coder", 20);
+    let asks = seal(
+        &go,
+        "registerAgent",
+        &go.registration(Some(&endpoint.url())),
+        1,
+    );
+    assert_eq!(post(&acme.line, &asks).await.0, 200);
+    let body = json!({"name": "coder", "key": go.key.public(), "capabilities": ["fs.*"]});
+    acme.ask(&acme.admin, Kind::AdminAgentApprove, &body)
+        .await
+        .unwrap();
+    let sessions = &acme.broker.core().state.sessions;
+    until("it is called", || !sessions.is_empty()).await;
+    let globex = Hand::new("globex", 0x61).unwrap();
+    add(&acme, &globex).await;
+    let granted = json!({"org": "globex", "capabilities": ["coder.*"]});
+    acme.ask(&acme.admin, Kind::AdminPeerGrant, &granted)
+        .await
+        .unwrap();
+    let mut link = globex.linked(&acme).await.unwrap();
+    let grant = link.granted(1).await.unwrap().remove(0);
+    let advert = link.word(Kind::Advert).await.unwrap().unwrap();
+    assert!(!advert.body().contains("coder"), "{}", advert.body());
+    let bea = Actor::of(&"globex".parse().unwrap(), "bea", 0x71).unwrap();
+    let token = globex.introduce(&grant, &bea, now).unwrap();
+    let to = "coder@acme".parse().unwrap();
+    let body = json!({"tool": "coder.code.execute", "unsigned": "fep"});
+    let call = bea.seal(Kind::ToolCall, &to, now, &body).unwrap();
+    link.relay(&call.bytes, vec![token.clone()]).await.unwrap();
+    assert_eq!(refusal(&mut link, call.id).await, Code::Unavailable);
+    // Nor does what an older agent says, by whichever key.
+    let older = Go::new("bea", 0x71);
+    let body = json!({"tool": "coder/code.execute", "parameters": {}});
+    let call = seal(&older, "toolCall", &body, 2);
+    link.relay(&call.into(), vec![token]).await.unwrap();
+    let word = link.word(Kind::Error).await.unwrap().unwrap();
+    assert_eq!(tests::lab::code_of(&word).unwrap(), Code::Malformed);
+    let body = json!({"tool": "x@globex/fs.read", "parameters": {}});
+    let (status, said) = post(&acme.line, &seal(&go, "toolCall", &body, 3)).await;
+    assert_eq!((status, said["code"].as_str()), (422, Some("INVALID_BODY")));
+    assert!(endpoint.asked.try_recv().is_err());
+}
+
 fn fem(folder: &Path, args: &[&str]) -> (i32, String) {
     let mut command = Command::new(path("fem-cli").unwrap());
     command.args(args).current_dir(folder);
-    command.env("XDG_CONFIG_HOME", folder).env_remove("FEM_CONTEXT");
+    command
+        .env("XDG_CONFIG_HOME", folder)
+        .env_remove("FEM_CONTEXT");
     let output = command.output().unwrap();
     let said = [output.stdout, output.stderr].concat();
-    (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(said).unwrap(),
+    )
 }
 
 #[tokio::test]
@@ -781,10 +894,19 @@ async fn an_admin_sees_that_an_agent_is_an_older_one_and_where_it_is_called() {
     }
     let print = new.key.public().fingerprint();
     let approve = ["agent", "approve", "coder", "--fingerprint", &print];
-    let (code, said) = fem(folder, &[&approve[..], &["--context", "root-admin.toml"]].concat());
+    let (code, said) = fem(
+        folder,
+        &[&approve[..], &["--context", "root-admin.toml"]].concat(),
+    );
     assert_eq!(code, 0, "{said}");
     acme.until_served("coder", true).await;
-    let arg = ["call", "coder@acme", "coder.code.execute", "--arg", "command=ls"];
+    let arg = [
+        "call",
+        "coder@acme",
+        "coder.code.execute",
+        "--arg",
+        "command=ls",
+    ];
     let (code, said) = fem(folder, &[&arg[..], &["--context", "ada.toml"]].concat());
     assert!(code != 0 && said.contains("signs no answer"), "{said}");
     let accept = ["--accept-unsigned", "fep", "--context", "ada.toml"];

@@ -45,8 +45,10 @@ impl std::str::FromStr for Unsigned {
 pub fn full_names(agent: &Name, bare: &str) -> impl Iterator<Item = Capability> {
     let segments: Vec<String> = bare.split('.').map(segment).collect();
     let behind = format!("{agent}.{}", segments.join("."));
-    let is_tool = |name: &Capability| !name.is_reserved() && name.segments() <= TOOL_SEGMENTS_MAX;
-    let parse = move |text: &str| text.parse().ok().filter(is_tool);
+    let is_tool = |name: &Capability| {
+        !bare.is_empty() && !name.is_reserved() && name.segments() <= TOOL_SEGMENTS_MAX
+    };
+    let parse = |text: &str| text.parse().ok().filter(is_tool);
     [parse(bare), parse(&behind)].into_iter().flatten()
 }
 
