@@ -7,10 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proto_spec::admission::Answer;
+use proto_spec::admission::{Answer, BrokerSaid};
 use proto_spec::limits::{DEADLINE_DEFAULT, DEADLINE_MAX};
-use proto_spec::message::{ToolCall, ToolCancel, ToolInput, ToolProgress, ToolResult};
-use proto_spec::{AgentId, Audience, Code, Digest, Kind, Sealed};
+use proto_spec::message::{ToolCall, ToolCancel, ToolInput, ToolProgress, ToolResult, Unsigned};
+use proto_spec::{AgentId, Audience, Code, Digest, Kind, Refusal, Sealed};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
@@ -18,7 +18,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::error::{Error, Result};
 use crate::incoming::Progress;
 use crate::line::Line;
-use crate::session::{Sent, Session};
+use crate::session::{Sent, Session, refusal_in};
 use crate::voice::{Header, Voice};
 
 /// How much longer than the deadline we wait for the broker to say that it has passed.
@@ -35,6 +35,9 @@ pub struct CallOptions {
     pub progress: bool,
     /// Of a request to an MCP server: an object, its parameters beside the arguments.
     pub mcp: Option<Box<RawValue>>,
+    /// Whose answer to take although its provider did not sign it. Without it a call of an older agent is
+    /// refused before anything is done. With it the broker alone vouches for what was answered.
+    pub accept_unsigned: Option<Unsigned>,
 }
 
 impl CallOptions {
@@ -45,6 +48,36 @@ impl CallOptions {
     /// After this we stop waiting for the broker too.
     pub(crate) fn patience(&self) -> Duration {
         self.deadline() + GRACE
+    }
+}
+
+/// Who may answer a call: its provider; and the broker in its place, where the caller takes that.
+pub(crate) struct Answerer {
+    pub(crate) provider: AgentId,
+    pub(crate) unsigned: Option<Unsigned>,
+}
+
+impl Answerer {
+    /// The broker's own word about the call `id`: its refusal, or what an older agent answered.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`], [`Error::Unproven`] for an answer that the caller does not take unsigned, and
+    /// [`Error::Unexpected`].
+    pub(crate) fn word(&self, said: BrokerSaid, id: &Digest) -> Result<Answer> {
+        if let Some(refused) = refusal_in(said.envelope()) {
+            return Err(refused);
+        }
+        let kind = said.envelope().kind();
+        let answer = match (kind, self.unsigned) {
+            (Kind::ToolResult, Some(Unsigned::Fep)) => Answer::bridged(said, id),
+            (Kind::ToolResult, None) => Err(Refusal::BadSignature),
+            _ => return Err(Error::Unexpected(format!("`{kind}`"))),
+        };
+        answer.map_err(|why| Error::Unproven {
+            from: self.provider.to_string(),
+            why,
+        })
     }
 }
 
@@ -91,6 +124,7 @@ impl Question {
             arguments: self.arguments.as_deref(),
             progress: options.progress,
             mcp: options.mcp.as_deref(),
+            unsigned: options.accept_unsigned,
         };
         let header = Header {
             re: None,
@@ -98,6 +132,14 @@ impl Question {
             deadline: Some(options.deadline()),
         };
         voice.say(Kind::ToolCall, &self.to, header, &body)
+    }
+
+    /// Who may answer.
+    pub(crate) fn answerer(&self, options: &CallOptions) -> Answerer {
+        Answerer {
+            provider: self.provider.clone(),
+            unsigned: options.accept_unsigned,
+        }
     }
 
     /// Calls over a session.
@@ -108,7 +150,8 @@ impl Question {
         options: &CallOptions,
     ) -> Result<CallHandle> {
         let call = self.sign(session.voice(), options)?;
-        let sent = session.call(call, self.provider.clone()).await?;
+        let answerer = self.answerer(options);
+        let sent = session.call(call, answerer).await?;
         Ok(CallHandle {
             to: self.to.clone(),
             patience: options.patience(),

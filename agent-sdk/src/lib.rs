@@ -47,7 +47,7 @@ pub use incoming::{Call, Progress};
 pub use keyfile::{Key, Passphrase};
 pub use link::backoff::Backoff;
 pub use proto_spec;
-pub use proto_spec::message::{Ack, DiscoverTools, DiscoveredTool, McpRequest};
+pub use proto_spec::message::{Ack, DiscoverTools, DiscoveredTool, McpRequest, Unsigned};
 pub use proto_spec::{
     AgentId, Audience, Caller, Capability, Code, Digest, Kind, Pattern, PublicKey, Timestamp,
 };

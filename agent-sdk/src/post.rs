@@ -3,10 +3,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use proto_spec::admission::Answer;
+use proto_spec::admission::{Answer, BrokerSaid};
 use proto_spec::limits::ENVELOPE_BYTES_MAX;
-use proto_spec::{AgentId, Envelope, Kind, Received, Refusal, Sealed, Speaker};
+use proto_spec::{Envelope, Kind, Received, Refusal, Sealed, Speaker};
 
+use crate::call::Answerer;
 use crate::error::{Error, Result};
 use crate::link::http::{Posted, Poster};
 use crate::session::{Core, refusal_in};
@@ -19,7 +20,7 @@ pub(crate) enum Reply {
     Answer(Answer),
 }
 
-/// Posts `envelope`; `provider` is who may answer besides the broker.
+/// Posts `envelope`; `answerer` is who may answer a call.
 ///
 /// # Errors
 ///
@@ -29,24 +30,24 @@ pub(crate) async fn exchange(
     core: &Core,
     poster: &Poster,
     envelope: Sealed,
-    provider: Option<&AgentId>,
+    answerer: Option<&Answerer>,
 ) -> Result<Reply> {
     let posted = poster.post(&core.link, envelope.bytes.clone()).await?;
-    read(core, posted, &envelope, provider).await
+    read(core, posted, &envelope, answerer).await
 }
 
 async fn read(
     core: &Core,
     posted: Posted,
     asked: &Sealed,
-    provider: Option<&AgentId>,
+    answerer: Option<&Answerer>,
 ) -> Result<Reply> {
     let no_envelope = |why: Refusal| {
         Error::OutcomeUnknown(format!("HTTP {} and no envelope ({why})", posted.status))
     };
     let received = Received::parse(posted.body.clone(), ENVELOPE_BYTES_MAX).map_err(no_envelope)?;
-    match (received.envelope().speaker(), provider) {
-        (Speaker::Agent(_), Some(provider)) => {
+    match (received.envelope().speaker(), answerer) {
+        (Speaker::Agent(_), Some(Answerer { provider, .. })) => {
             let unproven = |why| Error::Unproven {
                 from: provider.to_string(),
                 why,
@@ -62,11 +63,18 @@ async fn read(
                 .map(Reply::Answer)
                 .map_err(unproven)
         }
-        _ => word(core, posted.body, asked).await.map(Reply::Word),
+        (_, Some(answerer)) => {
+            let said = word(core, posted.body, asked).await?;
+            answerer.word(said, &asked.id).map(Reply::Answer)
+        }
+        _ => {
+            let said = word(core, posted.body, asked).await?;
+            Ok(Reply::Word(said.envelope().clone()))
+        }
     }
 }
 
-async fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<Envelope> {
+async fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<BrokerSaid> {
     let said = core.believe(body).await?;
     let envelope = said.envelope();
     // A broker that could not verify us answers nobody in particular, and only with a refusal.
@@ -80,7 +88,7 @@ async fn word(core: &Core, body: Bytes, asked: &Sealed) -> Result<Envelope> {
     }
     match refusal_in(envelope) {
         Some(refused) => Err(refused),
-        None => Ok(envelope.clone()),
+        None => Ok(said),
     }
 }
 

@@ -202,7 +202,7 @@ impl Provider {
         place: OwnedSemaphorePermit,
     ) -> Result<(), Refusal> {
         let envelope = authorized.envelope();
-        let body: ToolCall<'_> = envelope.read_body()?;
+        let body = ToolCall::of(envelope)?;
         let name: Capability = body
             .tool
             .parse()

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::calls::Place;
 use crate::change::Change;
 use crate::clock::{Clock, is_behind};
+use crate::compat;
 use crate::config::Config;
 use crate::federation::dial;
 use crate::journal::{Embedded, Journal, Reader};
@@ -204,6 +205,7 @@ impl Parts {
             mcp,
             post_credentials: crate::calls::PostCredentials::default(),
             bodies: tokio::sync::Semaphore::new(bodies_kib),
+            older_changed: tokio::sync::Notify::new(),
         });
         Ok(Self {
             core,
@@ -259,6 +261,9 @@ impl Broker {
             phase.subscribe(),
         ));
         tasks.spawn(dial::keep(Arc::clone(&core), phase.subscribe()));
+        if core.config.compat.fep_go {
+            tasks.spawn(compat::keep(Arc::clone(&core)));
+        }
         tasks.spawn(keep_time(Arc::clone(&core)));
         tasks.spawn(Arc::clone(&core.certificates).watch());
         tasks.spawn(keep_window(Arc::clone(&core)));
@@ -477,6 +482,7 @@ async fn follow_changes(core: Arc<Core>) {
     while changes.changed().await.is_ok() {
         let now = core.clock.now();
         Place { core: &core, now }.end_struck_calls();
+        core.older_changed.notify_one();
         let current = tellable();
         if current != told {
             tell_roots(&core, &current.0, now);

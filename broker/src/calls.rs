@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use lru::LruCache;
-use proto_spec::admission::{Authority as _, KeyBook as _, Permit};
+use proto_spec::admission::{Authority as _, Permit};
 use proto_spec::capability::{Question, Token};
 use proto_spec::limits::CREDENTIAL_VALIDITY;
-use proto_spec::message::{Basis, EmitEvent, Event, ToolCancel};
+use proto_spec::message::{Basis, EmitEvent, Event, ToolCancel, ToolResult, VIA_FEP};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
-    AgentId, Audience, Authorized, Capability, Digest, Kind, PublicKey, Refusal, Speaker, Timestamp,
+    AgentId, Audience, Authorized, Capability, Digest, Kind, PublicKey, Refusal, Timestamp,
 };
 use tokio::sync::oneshot;
 
@@ -114,8 +114,7 @@ impl Place<'_> {
             .calls
             .look(&call.id(), |call| self.is_struck(call));
         // A peer's agent is known by the token alone.
-        let is_known = *basis == Basis::Peer
-            || core.state.key_of(&Speaker::Agent(call.agent().clone())) == Some(*call.key());
+        let is_known = *basis == Basis::Peer || core.state.has_key(call.agent().name(), call.key());
         let delivered = if is_struck != Some(false) || !is_known {
             Err(Refusal::TokenRevoked("what permitted this call".into()))
         } else {
@@ -386,9 +385,68 @@ impl Place<'_> {
                 Err(Refusal::NoSuchCall)
             };
         };
-        let call = calls.end_if(id, |call| call.at.id() == link.id());
-        self.answer(*id, call.ok_or(Refusal::NoSuchCall)?, refusal);
+        self.failed(link, id, refusal)
+    }
+
+    /// Ends a call that was delivered over this connection, without a result.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoSuchCall`] where it was not, or has ended.
+    pub fn failed(&self, at: &Outbox, id: &Digest, why: &Refusal) -> Result<(), Refusal> {
+        let call = self.delivered_at(at, id)?;
+        self.answer(*id, call, why);
         Ok(())
+    }
+
+    /// Gives a caller of ours what an older agent answered over this connection, in the broker's words: nobody
+    /// else signs them.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoSuchCall`] where there is no such call any more.
+    pub fn bridged(&self, at: &Outbox, id: &Digest, said: &ToolResult<'_>) -> Result<(), Refusal> {
+        let call = self.delivered_at(at, id)?;
+        let (core, to) = (self.core, Audience::from(call.caller.clone()));
+        let envelope = core
+            .voice
+            .say_via(
+                Some(VIA_FEP),
+                Kind::ToolResult,
+                Some(&to),
+                Some(*id),
+                said,
+                self.now,
+            )
+            .bytes;
+        let max = core.config.limits.envelope_bytes_max;
+        if envelope.len() > max {
+            self.answer(*id, call, &Refusal::TooLarge(envelope.len(), max));
+            return Ok(());
+        }
+        let elapsed = self.now.distance(call.received);
+        core.metrics.answered(elapsed.as_millis() as u64);
+        match call.reply {
+            Reply::Post(waiting) => {
+                let _ = waiting.send(Answer {
+                    envelope,
+                    credential: None,
+                    status: 200,
+                });
+            }
+            Reply::Party(ref caller) => {
+                if let Err(why) = caller.say(envelope) {
+                    self.lose(*id, call, &why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn delivered_at(&self, at: &Outbox, id: &Digest) -> Result<InFlight, Refusal> {
+        let calls = &self.core.state.calls;
+        let call = calls.end_if(id, |call| call.at.id() == at.id());
+        call.ok_or(Refusal::NoSuchCall)
     }
 
     /// Ends every call that a peer's agents of these keys made.

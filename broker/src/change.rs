@@ -1,6 +1,6 @@
 //! The durable facts: what the journal holds, and the only things that change a broker's state.
 
-use proto_spec::message::{AdminScope, Trust, TrustNews};
+use proto_spec::message::{AdminScope, Older, Trust, TrustNews};
 use proto_spec::trust::Decision;
 use proto_spec::{
     Capability, Digest, Name, NamePattern, Org, Pattern, PublicKey, Signature, Timestamp,
@@ -38,6 +38,9 @@ pub enum Change {
         expires: Timestamp,
         prefixes: Vec<Pattern>,
         admin: Option<AdminScope>,
+        /// Its key was enrolled by the compatibility mode: what it told of itself then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        older: Option<Older>,
         by: Name,
         at: Timestamp,
     },

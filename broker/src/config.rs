@@ -13,6 +13,8 @@ use proto_spec::peering::check_endpoint;
 use proto_spec::{Digest, Org, Pattern};
 use serde::{Deserialize, Serialize};
 
+use crate::compat_endpoint::Endpoints;
+
 /// The commented example: every value in it is the default, and a test keeps it so.
 pub const EXAMPLE: &str = include_str!("../broker.example.toml");
 
@@ -32,7 +34,25 @@ pub struct Written {
     federation: Federation,
     mcp: Option<Mcp>,
     #[serde(default)]
+    compat: WrittenCompat,
+    #[serde(default)]
     limits: Limits,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenCompat {
+    fep_go: bool,
+    endpoints: Vec<String>,
+}
+
+/// Older agents: whether they are spoken with.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Compat {
+    /// Whether older agents of this kind may register, call and be called.
+    pub fep_go: bool,
+    /// The only places where they are called.
+    pub endpoints: Endpoints,
 }
 
 /// How admins decide.
@@ -373,6 +393,8 @@ pub struct Config {
     pub federation: Federation,
     /// How MCP clients come in, if they do.
     pub mcp: Option<Mcp>,
+    /// Older agents.
+    pub compat: Compat,
     /// Bounds.
     pub limits: Limits,
 }
@@ -438,6 +460,9 @@ impl Config {
                 found.push(format!("federation.endpoints: {error}"));
             }
         }
+        let endpoints = Endpoints::read(&written.compat.endpoints, |problem| {
+            found.push(format!("compat.endpoints: {problem}"));
+        });
         written.limits.problems(&mut found);
         if let Some(mcp) = &written.mcp {
             mcp.problems(&mut found);
@@ -467,6 +492,10 @@ impl Config {
                 approval: written.approval,
                 federation: written.federation,
                 mcp: written.mcp,
+                compat: Compat {
+                    fep_go: written.compat.fep_go,
+                    endpoints,
+                },
                 limits: written.limits,
             }),
             _ => Err(Problems(found)),
@@ -492,6 +521,7 @@ impl Config {
             "approval": self.approval,
             "federation": self.federation,
             "mcp": self.mcp,
+            "compat": self.compat,
             "limits": self.limits,
         })
     }
@@ -514,6 +544,8 @@ mod tests {
         let written: Written = toml::from_str(&uncommented).unwrap();
         assert_eq!(written.limits, Limits::default());
         assert_eq!(written.federation, Federation::default());
+        assert_eq!(written.compat, WrittenCompat::default());
+        assert!(EXAMPLE.contains("# fep_go = ") && EXAMPLE.contains("# endpoints = "));
         assert!(EXAMPLE.contains("# stale_after_ms = "));
         let names = serde_json::to_value(Limits::default()).unwrap();
         for name in names.as_object().unwrap().keys() {

@@ -104,6 +104,7 @@ pub fn about_call(call: &Authorized, tool: &Tool) -> CredentialKey {
             basis,
             grant,
             trust,
+            call.envelope().is_older(),
         )),
     }
 }
@@ -150,6 +151,7 @@ pub fn permit_of(
         trust: *trust,
         grant: grant.map(|text| text.to_string()),
         sandbox: token.and_then(|token| token.sandbox().map(str::to_owned)),
+        older: call.envelope().is_older(),
     })
 }
 

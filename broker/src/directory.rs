@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use proto_spec::admission::{Authority as _, borne, permits};
 use proto_spec::capability::{Arguments, Pattern, Proof, Question, Token};
-use proto_spec::message::{AdvertisedTool, DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered};
+use proto_spec::message::{
+    AdvertisedTool, DiscoverTools, DiscoveredTool, Tool, ToolsDiscovered, Unsigned,
+};
 use proto_spec::{AgentId, Authorized, Capability, Org, PublicKey, Refusal, Timestamp};
 
 use crate::pipeline::Standing;
@@ -32,7 +34,7 @@ pub fn discover(
     envelope_bytes_max: usize,
     now: Timestamp,
 ) -> Result<ToolsDiscovered, Refusal> {
-    let query: DiscoverTools = asker.envelope().read_body()?;
+    let query = DiscoverTools::of(asker.envelope())?;
     if asker.envelope().proof() == Proof::Bearer && standing.bearer().is_none() {
         return Err(Refusal::NotHolder("it was shown no bearer token"));
     }
@@ -89,6 +91,7 @@ pub fn discover(
                 key: offer.key,
                 checks,
                 via: offer.via,
+                unsigned: offer.unsigned,
             };
             let bytes = page.bytes + Written::of(&tool).bytes;
             let is_full = page.tools.len() >= limit || bytes > bytes_max;
@@ -114,6 +117,8 @@ pub(crate) struct Offer {
     /// What calling it from here requires.
     pub(crate) required: Capability,
     via: Vec<Org>,
+    /// What a caller has to take, where its provider is an older agent.
+    pub(crate) unsigned: Option<Unsigned>,
 }
 
 /// Where a tool is known from. It is copied only for whom it is shown.
@@ -168,6 +173,7 @@ pub(crate) fn offers(query: &DiscoverTools, after: &str, state: &State) -> BTree
                     required: tool.required().clone(),
                     tool: Offered::Here(tool),
                     via: Vec::new(),
+                    unsigned: agent.older.as_ref().map(|_| Unsigned::Fep),
                 };
                 found.insert(position, offer);
             }
@@ -237,6 +243,7 @@ fn by_way(link: &Link, advertised: &Arc<AdvertisedTool>) -> Option<Offer> {
         required: under_peer(&link.org, tool.required()).ok()?,
         tool: Offered::Beyond(Arc::clone(advertised)),
         via: via.cloned().collect(),
+        unsigned: None,
     })
 }
 

@@ -5,6 +5,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`listener`] | where bytes come in: TLS, HTTP, WebSocket, health and metrics |
+//! | [`compat`], [`compat_endpoint`] | older agents: what they say, and calling them |
 //! | [`federation`] | other organisations' brokers: links, adverts, delegation |
 //! | [`pipeline`] | parse → verify → admit → authorize → perform → answer |
 //! | [`calls`], [`routing`], [`delivery`], [`transit`], [`directory`] | what is performed |
@@ -18,6 +19,8 @@
 pub mod calls;
 pub mod change;
 pub mod clock;
+pub mod compat;
+pub mod compat_endpoint;
 pub mod config;
 pub mod conversation;
 pub mod delivery;

@@ -28,7 +28,7 @@ use crate::directory;
 use crate::mcp::Mcp;
 use crate::metrics::Metrics;
 use crate::registrar::{Order, Origin, Registrar};
-use crate::routing::{may_offer, under_peer, ways};
+use crate::routing::{full_name, may_offer, under_peer, ways};
 use crate::state::State;
 use crate::state::budgets::Need;
 use crate::state::calls::{Answer, InFlight, Party, Reply};
@@ -64,6 +64,13 @@ pub enum Door {
         /// Newcomers of one network share a part of the replay window.
         network: u64,
         /// Shown to admins.
+        address: String,
+    },
+    /// As [`Door::Post`], in the words of an older agent.
+    Older {
+        /// As there.
+        network: u64,
+        /// As there.
         address: String,
     },
     /// A WebSocket connection that is not attached yet: only an `attach` may come.
@@ -159,6 +166,8 @@ pub struct Core {
     pub post_credentials: crate::calls::PostCredentials,
     /// KiB of request bodies that may be in memory at once.
     pub bodies: tokio::sync::Semaphore,
+    /// Who calls older agents looks here for whether there are others.
+    pub older_changed: tokio::sync::Notify,
 }
 
 /// What passed admission.
@@ -295,13 +304,26 @@ impl Authority for Standing<'_> {
     }
 }
 
+/// The keys of our agents, save for those of older ones: they are good for what such agents say.
 impl KeyBook for State {
     fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
-        let agent = speaker.agent().filter(|agent| *agent.org() == self.org)?;
-        self.registry
-            .agent(agent.name())
-            .map(|agent| agent.key.key())
+        key_of(self, speaker, false)
     }
+}
+
+/// The keys of our older agents.
+struct OlderKeys<'a>(&'a State);
+
+impl KeyBook for OlderKeys<'_> {
+    fn key_of(&self, speaker: &Speaker) -> Option<PublicKey> {
+        key_of(self.0, speaker, true)
+    }
+}
+
+fn key_of(state: &State, speaker: &Speaker, older: bool) -> Option<PublicKey> {
+    let agent = speaker.agent().filter(|agent| *agent.org() == state.org)?;
+    let agent = state.registry.agent(agent.name())?;
+    (agent.older.is_some() == older).then(|| agent.key.key())
 }
 
 /// The keys that a peer's link speaks for: callers that its tokens introduce, or that made a call in flight,
@@ -381,7 +403,7 @@ impl Core {
             kind: None,
             peer: door.peer().cloned(),
         };
-        let received = match Received::parse(bytes, self.config.limits.envelope_bytes_max) {
+        let received = match self.read(bytes, door) {
             Ok(received) => received,
             Err(refusal) => return Err(Box::new(Refused { refusal, ..stopped })),
         };
@@ -395,7 +417,9 @@ impl Core {
             Some(alarm) => Err(Refusal::Clock(alarm.to_string())),
             None => Ok(()),
         };
-        if let (Kind::RegisterAgent, Door::Post { network, .. }) = (kind, door) {
+        if let (Kind::RegisterAgent, Door::Post { network, .. } | Door::Older { network, .. }) =
+            (kind, door)
+        {
             if let Err(refusal) = clock {
                 return Err(Box::new(Refused { refusal, ..stopped }));
             }
@@ -434,6 +458,7 @@ impl Core {
                 },
                 about,
             }),
+            Door::Older { .. } => received.verify(&OlderKeys(&self.state)),
             _ => received.verify(&*self.state),
         };
         let verified = match verified {
@@ -482,6 +507,19 @@ impl Core {
         match authorized {
             Ok(authorized) => Ok(Decided::Authorized(Box::new(authorized))),
             Err(refusal) => Err(Box::new(Refused { refusal, ..stopped })),
+        }
+    }
+
+    /// Bytes that came by `door`, as what is said there.
+    fn read(&self, bytes: Bytes, door: &Door) -> Result<Received, Refusal> {
+        let (bytes_max, state) = (self.config.limits.envelope_bytes_max, &*self.state);
+        match door {
+            Door::Older { .. } if self.config.compat.fep_go => {
+                let full_name = |agent: &AgentId, bare: &str| full_name(agent, bare, state);
+                Received::parse_older(bytes, bytes_max, &state.org, full_name)
+            }
+            Door::Older { .. } => Err(Refusal::OlderAgents),
+            _ => Received::parse(bytes, bytes_max),
         }
     }
 
@@ -703,7 +741,7 @@ impl Core {
                 self.metrics.accepted(Kind::RegisterAgent);
                 let (agent, id) = (newcomer.agent().clone(), newcomer.id());
                 let from = match door {
-                    Door::Post { address, network } => Origin {
+                    Door::Post { address, network } | Door::Older { address, network } => Origin {
                         network: *network,
                         address: address.clone(),
                     },
@@ -983,7 +1021,7 @@ fn fits_door(received: &Received, door: &Door) -> Result<(), Refusal> {
             }
             _ => Ok(()),
         },
-        Door::Post { .. } => match kind {
+        Door::Post { .. } | Door::Older { .. } => match kind {
             Kind::RegisterAgent if envelope.bytes().len() > REGISTER_BYTES_MAX => Err(
                 Refusal::TooLarge(envelope.bytes().len(), REGISTER_BYTES_MAX),
             ),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto_spec::admission::Permit;
-use proto_spec::message::{AdvertisedTool, Tool, ToolCall};
+use proto_spec::message::{AdvertisedTool, Tool, ToolCall, Unsigned, VIA_FEP, full_names};
 use proto_spec::{AgentId, Audience, Authorized, Capability, Org, Pattern, Refusal, Timestamp};
 
 use crate::state::State;
@@ -50,7 +50,7 @@ impl Way {
 /// [`Refusal::Denied`] where the provider does not exist or may not offer such a tool, which looks
 /// like a forbidden call; [`Refusal::Unavailable`] where nobody who offers it is attached.
 pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route, Refusal> {
-    let body: ToolCall<'_> = call.envelope().read_body()?;
+    let body = ToolCall::of(call.envelope())?;
     let Some(Audience::Agent(to)) = call.envelope().to() else {
         return Err(Refusal::WrongAudience(call.envelope().to().cloned()));
     };
@@ -81,6 +81,9 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
     if !may_offer(&provider, &name) {
         return Err(denied());
     }
+    if provider.older.is_some() {
+        takes_unsigned(call, &body, state)?;
+    }
     // Only a session that asks for exactly what was permitted: instances may differ in that.
     let serves = |session: &Session, tool: &Tool| {
         provider.key == *session.key()
@@ -96,6 +99,40 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
         way: Way::Session(session, tool),
         progress: body.progress,
     })
+}
+
+/// Whether a call may go to an older agent, whose answer nobody signs.
+///
+/// # Errors
+///
+/// [`Refusal::Unavailable`] for another organisation's agent, and [`Refusal::Conflict`] where the caller did not
+/// say that it takes such an answer: nothing is done then whose result would be thrown away.
+fn takes_unsigned(call: &Authorized, body: &ToolCall<'_>, state: &State) -> Result<(), Refusal> {
+    if *call.agent().org() != state.org {
+        return Err(Refusal::Unavailable(format!("{} over a link", body.tool)));
+    }
+    match body.unsigned {
+        Some(Unsigned::Fep) => Ok(()),
+        None => Err(Refusal::Conflict(format!(
+            "{} is served by an older agent, which signs no answer: who calls it has to say that this \
+             is taken (`unsigned`: `{VIA_FEP}`)",
+            body.tool
+        ))),
+    }
+}
+
+/// The full name of what an older caller calls `bare` at `provider`: as it is offered; else as it might be.
+#[must_use]
+pub fn full_name(provider: &AgentId, bare: &str, state: &State) -> Option<Capability> {
+    let names: Vec<Capability> = full_names(provider.name(), bare).collect();
+    let agent = state.registry.agent(provider.name());
+    let is_offered = |name: &&Capability| state.sessions.offer(provider.name(), name).is_some();
+    let may_be = |name: &&Capability| agent.as_ref().is_some_and(|agent| may_offer(agent, name));
+    let found = names.iter().find(is_offered);
+    found
+        .or_else(|| names.iter().find(may_be))
+        .or(names.first())
+        .cloned()
 }
 
 /// Ways that are looked at to one tool.

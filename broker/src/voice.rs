@@ -88,6 +88,20 @@ impl Voice {
         body: &B,
         now: Timestamp,
     ) -> Sealed {
+        self.say_via(None, kind, to, re, body, now)
+    }
+
+    /// Signs one envelope with what another said, who came `via` a bridge.
+    #[must_use]
+    pub fn say_via<B: Serialize>(
+        &self,
+        via: Option<&str>,
+        kind: Kind,
+        to: Option<&Audience>,
+        re: Option<Digest>,
+        body: &B,
+        now: Timestamp,
+    ) -> Sealed {
         let nonce = self.nonce();
         let draft = Draft {
             kind,
@@ -98,7 +112,7 @@ impl Voice {
             re,
             token: None,
             deadline: None,
-            via: None,
+            via,
             body,
         };
         draft.seal(&self.key.load()).unwrap_or_else(|error| {

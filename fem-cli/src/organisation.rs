@@ -164,7 +164,7 @@ fn configuration(plan: &Plan) -> String {
             "ops = \"127.0.0.1:7480\"",
             &format!("ops = \"{}\"", plan.ops),
         )
-        .replace("# endpoints = []", &endpoints(&plan.endpoints))
+        .replacen("# endpoints = []", &endpoints(&plan.endpoints), 1)
         .replace("#[mcp]", "[mcp]")
         .replace(
             "#resource = \"https://broker.acme.example:7443/mcp\"",

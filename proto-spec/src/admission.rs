@@ -174,6 +174,21 @@ impl Received {
         })
     }
 
+    /// Reads what an older agent of `org` says. Whoever calls this knows that the key on record may say it so.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Envelope::parse_older`].
+    pub fn parse_older(
+        bytes: Bytes,
+        bytes_max: usize,
+        org: &Org,
+        full_name: impl FnOnce(&AgentId, &str) -> Option<Capability>,
+    ) -> Result<Self, Refusal> {
+        let envelope = Envelope::parse_older(bytes, bytes_max, org, full_name)?;
+        Ok(Self { envelope })
+    }
+
     /// What it claims.
     #[must_use]
     pub fn envelope(&self) -> &Envelope {
@@ -224,7 +239,7 @@ impl Received {
         if !here || !matches!(self.envelope.to(), Some(Audience::Broker(_))) {
             return Err(Refusal::WrongAudience(self.envelope.to().cloned()));
         }
-        let request: message::RegisterAgent = self.envelope.read_body()?;
+        let (request, older) = message::RegisterAgent::of(&self.envelope)?;
         let id = self.verify_with(request.pubkey)?;
         let verified = Verified {
             envelope: self.envelope,
@@ -235,6 +250,7 @@ impl Received {
         Ok(Newcomer {
             agent,
             request,
+            older,
             fresh,
         })
     }
@@ -580,7 +596,7 @@ impl<'a> Call<'a> {
         if envelope.kind() != Kind::ToolCall {
             return Err(Refusal::UnknownType(envelope.kind().to_string()));
         }
-        let body: message::ToolCall<'a> = envelope.read_body()?;
+        let body = message::ToolCall::of(envelope)?;
         let tool: Capability = body
             .tool
             .parse()
@@ -1055,6 +1071,7 @@ impl Authorized {
 pub struct Newcomer {
     agent: AgentId,
     request: message::RegisterAgent,
+    older: Option<message::Older>,
     fresh: Fresh,
 }
 
@@ -1068,6 +1085,11 @@ impl Newcomer {
     #[must_use]
     pub fn request(&self) -> &message::RegisterAgent {
         &self.request
+    }
+    /// Of an older agent: what it tells of itself.
+    #[must_use]
+    pub fn older(&self) -> Option<&message::Older> {
+        self.older.as_ref()
     }
     /// Its identity: the SHA-256 of its signed bytes.
     #[must_use]
@@ -1248,6 +1270,27 @@ impl Answer {
         Ok(Self {
             envelope: verified.envelope,
             id: verified.id,
+        })
+    }
+
+    /// Takes the broker's word for what an older agent answered to the call `re`, which nobody signed: for
+    /// a caller that said that it does.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::WrongAudience`], and [`Refusal::NoSuchCall`] where it is anything else.
+    pub fn bridged(said: BrokerSaid, re: &Digest) -> Result<Self, Refusal> {
+        let envelope = &said.envelope;
+        if envelope.to().is_none() {
+            return Err(Refusal::WrongAudience(None));
+        }
+        let is_answer = envelope.kind() == Kind::ToolResult && envelope.re() == Some(*re);
+        if !is_answer || envelope.via() != Some(message::VIA_FEP) {
+            return Err(Refusal::NoSuchCall);
+        }
+        Ok(Self {
+            id: said.id,
+            envelope: said.envelope,
         })
     }
 

@@ -3,14 +3,15 @@
 //! An [`Envelope`] keeps the bytes as they came; its fields are views of them. What is stored,
 //! forwarded and verified again is those bytes, never a serialisation of what was parsed.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::capability::Proof;
-use crate::identity::{Audience, Speaker};
+use crate::capability::{Capability, Proof};
+use crate::identity::{AgentId, Audience, Name, Org, Speaker};
 use crate::limits::{
     DEADLINE_MAX, DEPTH_MAX, INTEGER_MAX, NONCE_CHARS, NOTE_CHARS_MAX, TOKEN_BYTES_MAX,
 };
@@ -255,6 +256,23 @@ pub struct Envelope {
     trace: Option<Range<usize>>,
     body: Range<usize>,
     cut: Cut,
+    dialect: Dialect,
+}
+
+/// How an envelope was read.
+#[derive(Debug, Clone)]
+enum Dialect {
+    /// As SPEC.md, *Envelope*, has it.
+    Own,
+    /// As SPEC.md, *Older agents*, has it; of a `toolCall` the tool's full name.
+    Older(Option<Capability>),
+}
+
+/// Who says something to whom, where an older agent's header does not say it in full.
+struct Parties {
+    speaker: Speaker,
+    to: Option<Audience>,
+    dialect: Dialect,
 }
 
 impl Envelope {
@@ -265,6 +283,77 @@ impl Envelope {
     /// Those of SPEC.md, *Envelope*: [`Refusal::TooLarge`] above `bytes_max`, and what maps to
     /// `MALFORMED`, `UNSUPPORTED_VERSION` and `UNKNOWN_TYPE`.
     pub fn parse(bytes: Bytes, bytes_max: usize) -> Result<Self, Refusal> {
+        Self::read(bytes, bytes_max, |_, header, _| {
+            Ok(Parties {
+                speaker: header.agent.parse()?,
+                to: header.to.map(str::parse).transpose()?,
+                dialect: Dialect::Own,
+            })
+        })
+    }
+
+    /// Reads what an older agent of `org` says: its header has its bare name and no recipient. A `toolCall`
+    /// is for the agent that its body names before the first `/`; what stands behind it is the tool, of which
+    /// `full_name` gives the name by which it is offered. All else is for the broker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Envelope::parse`]; [`Refusal::BadMember`] where there is more in the header than older agents
+    /// know, [`Refusal::UnknownType`] for what they do not say here, and [`Refusal::InvalidBody`].
+    pub fn parse_older(
+        bytes: Bytes,
+        bytes_max: usize,
+        org: &Org,
+        full_name: impl FnOnce(&AgentId, &str) -> Option<Capability>,
+    ) -> Result<Self, Refusal> {
+        Self::read(bytes, bytes_max, |kind, header, body| {
+            if header.is_more_than_older() {
+                return Err(Refusal::BadMember(
+                    "to",
+                    "absent, as is all that older agents do not know",
+                ));
+            }
+            let (to, tool) = match kind {
+                Kind::RegisterAgent | Kind::DiscoverTools => (Audience::Broker(org.clone()), None),
+                Kind::ToolCall => {
+                    let OlderCall { tool } = read_json(body)?;
+                    let not_named = || Refusal::InvalidBody("`tool` is not AGENT/TOOL".into());
+                    let (agent, tool) = tool.split_once('/').ok_or_else(not_named)?;
+                    let agent: Name = agent.parse().map_err(|_| not_named())?;
+                    let agent = AgentId::new(agent, org.clone());
+                    let tool = full_name(&agent, tool).ok_or_else(not_named)?;
+                    (Audience::Agent(agent), Some(tool))
+                }
+                kind => return Err(Refusal::UnknownType(kind.to_string())),
+            };
+            let name: Name = header.agent.parse()?;
+            Ok(Parties {
+                speaker: Speaker::Agent(AgentId::new(name, org.clone())),
+                to: Some(to),
+                dialect: Dialect::Older(tool),
+            })
+        })
+    }
+
+    /// Whether this could be an older agent's: its sender is named without an organisation, and nobody is
+    /// named as its recipient. Nothing else about it is looked at.
+    #[must_use]
+    pub fn may_be_older(bytes: &[u8]) -> bool {
+        let looked_at = || {
+            let text = std::str::from_utf8(bytes).ok()?;
+            let members = wire::members(bytes).ok()?;
+            let slots = Slots::sort(text, &members).ok()?;
+            let agent = slots.string("agent").ok()??;
+            Some(slots.raw("to").is_none() && !agent.contains('@'))
+        };
+        looked_at().unwrap_or_default()
+    }
+
+    fn read(
+        bytes: Bytes,
+        bytes_max: usize,
+        parties: impl FnOnce(Kind, &Header<'_>, &str) -> Result<Parties, Refusal>,
+    ) -> Result<Self, Refusal> {
         if bytes.len() > bytes_max {
             return Err(Refusal::TooLarge(bytes.len(), bytes_max));
         }
@@ -273,17 +362,23 @@ impl Envelope {
         let members = wire::members(&bytes)?;
         let header = Header::read(text, &members)?;
         let cut = Cut::find(&bytes, &members)?;
-        check_strict(&text[header.body.clone()], DEPTH_MAX - 1)?;
+        let body = &text[header.body.clone()];
+        check_strict(body, DEPTH_MAX - 1)?;
         let at = |slice: &str| offset_in(text, slice);
         let kind = Kind::parse(header.kind)
             .ok_or_else(|| Refusal::UnknownType(header.kind.chars().take(64).collect()))?;
         if kind.needs_re() && header.re.is_none() {
             return Err(Refusal::MissingMember("re"));
         }
+        let Parties {
+            speaker,
+            to,
+            dialect,
+        } = parties(kind, &header, body)?;
         Ok(Self {
             kind,
-            speaker: header.agent.parse()?,
-            to: header.to.map(str::parse).transpose()?,
+            speaker,
+            to,
             ts: Timestamp::from_ms(header.ts),
             nonce: at(header.nonce),
             re: header.re,
@@ -293,6 +388,7 @@ impl Envelope {
             trace: header.trace.map(at),
             body: header.body,
             cut,
+            dialect,
             bytes,
         })
     }
@@ -376,17 +472,27 @@ impl Envelope {
         self.cut.signed_bytes(&self.bytes)
     }
 
+    /// Whether it was read as an older agent's.
+    #[must_use]
+    pub fn is_older(&self) -> bool {
+        matches!(self.dialect, Dialect::Older(_))
+    }
+    /// Of an older agent's `toolCall`: the tool's full name.
+    #[must_use]
+    pub fn older_tool(&self) -> Option<&Capability> {
+        match &self.dialect {
+            Dialect::Older(tool) => tool.as_ref(),
+            Dialect::Own => None,
+        }
+    }
+
     /// The body as what its type says it holds.
     ///
     /// # Errors
     ///
     /// [`Refusal::InvalidBody`] where it does not fit.
     pub fn read_body<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Refusal> {
-        // The reason quotes what it does not like, however long that is.
-        serde_json::from_str(self.body()).map_err(|error| {
-            let reason = error.to_string().chars().take(REASON_CHARS_MAX).collect();
-            Refusal::InvalidBody(reason)
-        })
+        read_json(self.body())
     }
 
     fn text(&self, range: &Range<usize>) -> &str {
@@ -397,6 +503,21 @@ impl Envelope {
 
 /// Characters of what a sender is told about its body.
 const REASON_CHARS_MAX: usize = 256;
+
+fn read_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Refusal> {
+    // The reason quotes what it does not like, however long that is.
+    serde_json::from_str(text).map_err(|error| {
+        let reason = error.to_string().chars().take(REASON_CHARS_MAX).collect();
+        Refusal::InvalidBody(reason)
+    })
+}
+
+/// Whom an older agent's `toolCall` is for: `AGENT/TOOL`.
+#[derive(Deserialize)]
+struct OlderCall<'a> {
+    #[serde(borrow)]
+    tool: Cow<'a, str>,
+}
 
 fn offset_in(whole: &str, part: &str) -> Range<usize> {
     let start = part.as_ptr() as usize - whole.as_ptr() as usize;
@@ -419,6 +540,21 @@ struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
+    /// Whether there is a member in it that older agents do not write. `v` is not kept: it can only be 1.
+    fn is_more_than_older(&self) -> bool {
+        let Self {
+            to,
+            re,
+            token,
+            deadline,
+            via,
+            trace,
+            ..
+        } = self;
+        let texts = [to, token, via, trace];
+        re.is_some() || deadline.is_some() || texts.iter().any(|text| text.is_some())
+    }
+
     fn read(text: &'a str, members: &[Member]) -> Result<Self, Refusal> {
         let slots = Slots::sort(text, members)?;
         let version = slots.integer("v")?.unwrap_or(1);
@@ -565,7 +701,7 @@ pub struct Draft<'a, B: Serialize + ?Sized> {
     /// Milliseconds from receipt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<u64>,
-    /// By which bridge it came, where its signer is one.
+    /// Through which bridge it came, when it is not its agent's own words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<&'a str>,
     /// What the type says it holds.

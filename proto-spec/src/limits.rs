@@ -56,6 +56,12 @@ pub const CREDENTIAL_VALIDITY: Duration = Duration::from_secs(300);
 pub const BROKER_KEYS_MAX: usize = 8;
 /// Bytes of a `succession`, and of an `acceptKey`: both together are under 1 KiB.
 pub const SUCCESSION_BYTES_MAX: usize = 4 << 10;
+/// Tools that an older agent may tell of when it registers: it has one envelope for all that it says.
+pub const OLDER_TOOLS_MAX: usize = 64;
+/// Characters of a bare tool name of an older agent.
+pub const OLDER_TOOL_CHARS_MAX: usize = 256;
+/// Characters of an older agent's endpoint.
+pub const OLDER_ENDPOINT_CHARS_MAX: usize = 512;
 /// Bytes of a token, decoded.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 /// Blocks of a token, the authority block included.

@@ -13,8 +13,10 @@ use crate::identity::{AgentId, Name, NamePattern, Org};
 use crate::signature::{Digest, PublicKey};
 use crate::time::Timestamp;
 
+mod older;
 mod trust;
 
+pub use older::{Older, OlderQuery, OlderRecord, OlderTool, Unsigned, VIA_FEP, full_names};
 pub use trust::{
     Arrow, BadTrust, Decision, Hop, Introduced, Level, Node, Path, Picture, Score, Trust,
     TrustDecide, TrustDecided, TrustNews, TrustRecord, TrustShow, TrustState, TrustStatement,
@@ -145,6 +147,9 @@ pub struct DiscoveredTool {
     /// Of a tool behind a peer: the organisations that a call goes through, its owner's last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via: Vec<Org>,
+    /// Of an older agent's tool: what a caller has to take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsigned: Option<Unsigned>,
 }
 
 /// How a [`DiscoveredTool`] is read: member by member, because raw JSON does not come through serde's
@@ -165,6 +170,7 @@ struct WrittenTool {
     checks: Vec<String>,
     #[serde(default)]
     via: Vec<Org>,
+    unsigned: Option<Unsigned>,
 }
 
 impl From<WrittenTool> for DiscoveredTool {
@@ -183,6 +189,7 @@ impl From<WrittenTool> for DiscoveredTool {
             },
             checks: written.checks,
             via: written.via,
+            unsigned: written.unsigned,
         }
     }
 }
@@ -214,6 +221,9 @@ pub struct ToolCall<'a> {
     /// `inputResponses`, `requestState` …). Other tools do not look at it.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub mcp: Option<&'a RawValue>,
+    /// Whose unsigned answer the caller takes, in the broker's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsigned: Option<Unsigned>,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -1026,6 +1036,9 @@ pub struct AgentRecord {
     pub sessions: u32,
     /// When it was approved.
     pub since: Timestamp,
+    /// Of an older agent: how it is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older: Option<Box<OlderRecord>>,
 }
 
 /// A request that waits for a decision.
@@ -1050,6 +1063,9 @@ pub struct PendingRecord {
     pub at: Timestamp,
     /// The name is an agent's with another key: approving changes that agent's key.
     pub key_change: bool,
+    /// It is an older agent that asks: how it would be called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older: Option<Box<OlderRecord>>,
 }
 
 /// A grant that was issued, as admins see it.
@@ -1121,6 +1137,9 @@ pub struct CredentialPermit {
     /// In which sandbox the tool has to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
+    /// The caller is an older agent, and its envelope to be read as one's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub older: bool,
 }
 
 /// Where a permission came from.
@@ -1224,6 +1243,7 @@ mod tests {
             },
             checks: vec!["check if true".into()],
             via: vec!["globex".parse().unwrap()],
+            unsigned: Some(Unsigned::Fep),
         }
     }
 

@@ -353,6 +353,8 @@ pub enum Refusal {
     BadSigMember,
     #[error("protocol version {0}; this is 1")]
     UnsupportedVersion(u64),
+    #[error("older agents are not spoken with here: `[compat] fep_go` is off")]
+    OlderAgents,
     #[error("type {0:?} is not a message an agent may send")]
     UnknownType(String),
     #[error("{0}")]
@@ -456,7 +458,7 @@ impl Refusal {
             | Self::BadMember(..)
             | Self::BadSigMember
             | Self::BadName(_) => Code::Malformed,
-            Self::UnsupportedVersion(_) => Code::UnsupportedVersion,
+            Self::UnsupportedVersion(_) | Self::OlderAgents => Code::UnsupportedVersion,
             Self::UnknownType(_) => Code::UnknownType,
             Self::UnknownAgent(_) | Self::BadSignature | Self::NotThisSession(_) => {
                 Code::NotAuthentic
@@ -548,7 +550,8 @@ mod tests {
             Refusal::MissingMember(_) => Refusal::BadMember("x", "y"),
             Refusal::BadMember(..) => Refusal::BadSigMember,
             Refusal::BadSigMember => Refusal::UnsupportedVersion(2),
-            Refusal::UnsupportedVersion(_) => Refusal::UnknownType(x()),
+            Refusal::UnsupportedVersion(_) => Refusal::OlderAgents,
+            Refusal::OlderAgents => Refusal::UnknownType(x()),
             Refusal::UnknownType(_) => Refusal::BadName(BadName::Name),
             Refusal::BadName(_) => Refusal::UnknownAgent("bob@acme".parse().unwrap()),
             Refusal::UnknownAgent(_) => Refusal::BadSignature,
@@ -652,6 +655,7 @@ MissingMember       MALFORMED
 BadMember           MALFORMED
 BadSigMember        MALFORMED
 UnsupportedVersion  UNSUPPORTED_VERSION
+OlderAgents         UNSUPPORTED_VERSION
 UnknownType         UNKNOWN_TYPE
 BadName             MALFORMED
 UnknownAgent        NOT_AUTHENTIC

@@ -299,6 +299,7 @@ fn honest() -> Delivery {
                 trust: None,
                 grant: None,
                 sandbox: None,
+                older: false,
             }),
         },
         signer: key(HOLDER),

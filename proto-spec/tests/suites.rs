@@ -9,10 +9,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use proto_spec::limits::DEPTH_MAX;
+use proto_spec::admission::{Judge, KeyBook, Me, Nonces};
+use proto_spec::limits::{CLOCK_SKEW_MAX, DEPTH_MAX, ENVELOPE_BYTES};
+use proto_spec::message::full_names;
 use proto_spec::signature::BadKey;
 use proto_spec::wire::{Cut, check_strict, members};
-use proto_spec::{PublicKey, Refusal, Signature};
+use proto_spec::{AgentId, Kind, PublicKey, Received, Refusal, Signature, Speaker, Timestamp};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -257,6 +259,65 @@ fn cut_and_verify(envelope: &GoEnvelope) -> CutVerdict {
         }
         _ => CutVerdict::Refused,
     }
+}
+
+/// Every nonce is new.
+struct AllNew;
+
+impl Nonces for AllNew {
+    fn remember(&self, _: &PublicKey, _: &str, _: Timestamp, _: Timestamp) -> Result<(), Refusal> {
+        Ok(())
+    }
+}
+
+struct Key(PublicKey);
+
+impl KeyBook for Key {
+    fn key_of(&self, _: &Speaker) -> Option<PublicKey> {
+        Some(self.0)
+    }
+}
+
+/// What a broker that speaks with older agents makes of an envelope, up to its nonce.
+fn admit_older(envelope: &GoEnvelope) -> Result<(), Refusal> {
+    let org = "acme".parse().unwrap();
+    let key = PublicKey::from_bytes(&unhex(&envelope.pubkey_hex).try_into().unwrap());
+    let full_name = |agent: &AgentId, bare: &str| full_names(agent.name(), bare).last();
+    let bytes = unhex(&envelope.sealed_hex).into();
+    let received = Received::parse_older(bytes, ENVELOPE_BYTES, &org, full_name)?;
+    let judge = Judge {
+        me: Me::Broker(&org),
+        skew: CLOCK_SKEW_MAX,
+        now: Timestamp::from_ms(1_795_300_159_779),
+    };
+    match received.envelope().kind() {
+        Kind::RegisterAgent => received.introduce(&judge, &AllNew).map(drop),
+        _ => {
+            let verified = received.verify(&Key(key.map_err(Refusal::BadKey)?))?;
+            verified.admit(&judge, &AllNew).map(drop)
+        }
+    }
+}
+
+/// Of what an older agent may say, what is named, signed and made unique as ours has to be, is taken.
+#[test]
+fn go_vectors_are_admitted_as_older_agents_envelopes_or_refused() {
+    let Some(path) = found("FEM_GO_VECTORS", "vectors/go-envelopes.jsonl") else {
+        return;
+    };
+    let text = String::from_utf8(read(&path)).unwrap();
+    let mut taken = Vec::new();
+    let mut refused: BTreeMap<&str, usize> = BTreeMap::new();
+    for line in text.lines() {
+        let envelope: GoEnvelope = serde_json::from_str(line).unwrap();
+        match admit_older(&envelope) {
+            Ok(()) => taken.push(envelope.name),
+            Err(why) => *refused.entry(why.code().as_str()).or_default() += 1,
+        }
+    }
+    assert_eq!(taken, ["registerAgent-as-fem-coder", "toolCall"]);
+    assert_eq!(refused.values().sum::<usize>(), 39, "{refused:?}");
+    assert!(refused.contains_key("NOT_AUTHENTIC") && refused.contains_key("MALFORMED"));
 }
 
 #[test]

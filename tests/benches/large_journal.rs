@@ -174,6 +174,7 @@ fn write_journal(folder: &Path, grants: usize) -> Result<()> {
             expires,
             prefixes: vec![format!("{name}.*").parse()?],
             admin: None,
+            older: None,
             by: admin.id.name().clone(),
             at,
         }))?;

@@ -275,6 +275,7 @@ pub(super) fn advertised(agent: &Actor, name: &str) -> AdvertisedTool {
             tool: tool(name).unwrap(),
             checks: Vec::new(),
             via: Vec::new(),
+            unsigned: None,
         },
         grants: Vec::new(),
         onward: Vec::new(),

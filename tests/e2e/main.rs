@@ -14,6 +14,7 @@ mod calls;
 mod capability_life;
 mod clock;
 mod coder;
+mod compat;
 mod crash;
 mod events;
 mod federation;

@@ -169,7 +169,7 @@ fn options(mcp: &Value) -> CallOptions {
         mcp: Some(to_raw_value(mcp).unwrap()),
         deadline: Some(Duration::from_secs(30)),
         progress: true,
-        token: None,
+        ..CallOptions::default()
     }
 }
 

@@ -26,6 +26,7 @@ const PROTO_SPEC: &[&[&str]] = &[
 const BROKER: &[&[&str]] = &[
     &[
         "clock",
+        "compat_endpoint",
         "config",
         "keyfile",
         "locks",
@@ -40,7 +41,7 @@ const BROKER: &[&[&str]] = &[
     &["metrics", "routing", "registrar", "upkeep", "conversation"],
     &["delivery"],
     &["pipeline", "calls", "directory", "transit"],
-    &["federation"],
+    &["compat", "federation"],
     &["listener"],
     &["broker"],
 ];

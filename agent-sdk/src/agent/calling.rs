@@ -76,7 +76,8 @@ impl Agent {
             }
         }
         let call = question.sign(&core.voice, options)?;
-        let posted = Box::pin(exchange(core, poster, call, Some(&question.provider)));
+        let answerer = question.answerer(options);
+        let posted = Box::pin(exchange(core, poster, call, Some(&answerer)));
         let reply = tokio::select! {
             reply = posted => reply?,
             // Dropping the request closes it, which cancels the call.

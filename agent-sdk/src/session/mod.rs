@@ -15,7 +15,7 @@ use bytes::Bytes;
 use proto_spec::admission::{Answer, BrokerSaid, Judge, Me, Vouched};
 use proto_spec::frame::{FRAME, Frame};
 use proto_spec::limits::{CLOCK_SKEW_MAX, ENVELOPE_BYTES_MAX};
-use proto_spec::message::{self, WellKnown};
+use proto_spec::message::{self, WellKnown, full_names};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
     AgentId, Audience, Digest, Envelope, Kind, PublicKey, Received, Refusal, Sealed, Timestamp,
@@ -24,6 +24,7 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::broker_keys::BrokerKeys;
+use crate::call::Answerer;
 use crate::clock::Offset;
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
@@ -133,18 +134,18 @@ impl Session {
         // What answers something is for us by name; without that it could be another's answer.
         let re = envelope.re().filter(|_| envelope.to().is_some());
         let waiting = match (envelope.kind(), re) {
-            (Kind::Ack | Kind::Error | Kind::ToolsDiscovered, Some(re)) => self.waiting.take(&re),
+            (Kind::Ack | Kind::Error | Kind::ToolsDiscovered | Kind::ToolResult, Some(re)) => {
+                self.waiting.take(&re).map(|waiting| (waiting, re))
+            }
             _ => None,
         };
         match waiting {
-            Some(Waiting::Question(answer)) => {
+            Some((Waiting::Question(answer), _)) => {
                 let _ = answer.send(refusal_in(envelope).map_or_else(|| Ok(envelope.clone()), Err));
             }
-            Some(Waiting::Call(call)) => {
-                let error = refusal_in(envelope);
-                let _ = call.result.send(Err(
-                    error.unwrap_or_else(|| Error::Unexpected(envelope.kind().to_string()))
-                ));
+            Some((Waiting::Call(call), id)) => {
+                let word = call.answerer.word(said, &id);
+                let _ = call.result.send(word);
             }
             None if envelope.kind() == Kind::Roots => self.take_roots(envelope)?,
             None if envelope.kind() == Kind::Succession => {
@@ -183,7 +184,7 @@ impl Session {
         let theirs = self.broker_clock().at(ours);
         let check = |bytes| core.broker.vouched(bytes, theirs, Duration::ZERO, ours);
         let vouched = credentials.resolve(&frame.vouching, check, theirs)?;
-        let received = Received::parse(frame.envelope, ENVELOPE_BYTES_MAX)?;
+        let received = received(frame.envelope, &vouched)?;
         let envelope = received.envelope();
         match (envelope.kind(), envelope.re()) {
             (Kind::ToolProgress, Some(call)) => self.take_progress(received, &vouched, call),
@@ -264,12 +265,12 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Unreachable`] where it was not sent.
-    pub(crate) async fn call(&self, call: Sealed, provider: AgentId) -> Result<Sent> {
+    pub(crate) async fn call(&self, call: Sealed, answerer: Answerer) -> Result<Sent> {
         let (progress, progressing) = mpsc::channel(PROGRESS_WAITING);
         let (result, resulting) = oneshot::channel();
         let id = call.id;
         let waiting = Waiting::Call(Outgoing {
-            provider,
+            answerer,
             progress,
             result,
         });
@@ -473,6 +474,20 @@ impl Drop for End<'_> {
         // Dropping them tells those who wait.
         drop(waiting);
     }
+}
+
+/// What another agent signed. Whether it may be in an older agent's words is the broker's to say, as is the full
+/// name of the tool that one calls by a shorter name.
+fn received(bytes: Bytes, vouched: &Vouched) -> Result<Received, Refusal> {
+    let older = vouched.credential().permit.as_ref().filter(|one| one.older);
+    let Some(permit) = older else {
+        return Received::parse(bytes, ENVELOPE_BYTES_MAX);
+    };
+    let full_name = |agent: &AgentId, bare: &str| {
+        full_names(agent.name(), bare).find(|name| *name == permit.tool)
+    };
+    let org = permit.provider.org();
+    Received::parse_older(bytes, ENVELOPE_BYTES_MAX, org, full_name)
 }
 
 /// The broker's refusal, if that is what the envelope is.

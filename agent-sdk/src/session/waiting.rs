@@ -7,6 +7,7 @@ use proto_spec::admission::Answer;
 use proto_spec::{AgentId, Digest, Envelope};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::call::Answerer;
 use crate::error::Result;
 
 /// Questions and calls of one session that wait at once.
@@ -22,7 +23,7 @@ pub(super) enum Waiting {
 
 /// A call, from the side of the session: where its answers go.
 pub(super) struct Outgoing {
-    pub(super) provider: AgentId,
+    pub(super) answerer: Answerer,
     pub(super) progress: mpsc::Sender<Answer>,
     pub(super) result: oneshot::Sender<Result<Answer>>,
 }
@@ -88,7 +89,7 @@ impl Everybody {
     /// Who may answer the call `id`.
     pub(super) fn provider_of(&self, id: &Digest) -> Option<AgentId> {
         match self.all().as_ref()?.get(id)? {
-            Waiting::Call(outgoing) => Some(outgoing.provider.clone()),
+            Waiting::Call(outgoing) => Some(outgoing.answerer.provider.clone()),
             Waiting::Question(_) => None,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use agent_sdk::proto_spec::frame::Vouching;
 use agent_sdk::proto_spec::message::{Credential, ToolCall};
 use agent_sdk::proto_spec::{Envelope, Refusal, Sealed};
-use agent_sdk::{Agent, CallHandle, CallOptions, Code, Digest, Error, Kind};
+use agent_sdk::{Agent, CallHandle, CallOptions, Code, Digest, Error, Kind, Unsigned};
 use serde_json::json;
 
 use crate::clock::TestClock;
@@ -157,6 +157,44 @@ async fn a_caller_takes_a_result_only_from_the_agent_it_called() {
 
     scene.peer.deliver(&fs, &scene.answers(id, 7)).await;
     assert_eq!(handle.result::<u32>().await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn a_caller_takes_no_unsigned_answer_that_it_did_not_ask_for() {
+    let mut scene = Scene::new().await;
+    let fep = Some(Unsigned::Fep);
+    for (accept_unsigned, via, is_taken) in [
+        (fep, Some("fep"), true),
+        (fep, None, false),
+        (fep, Some("mcp"), false),
+        (None, Some("fep"), false),
+    ] {
+        let options = CallOptions {
+            accept_unsigned,
+            ..CallOptions::default()
+        };
+        let arguments = json!({});
+        let call = scene
+            .agent
+            .call_with("fs@acme", "fs.count", &arguments, options);
+        let handle = call.await.unwrap();
+        let call = scene.peer.receive().await;
+        assert_eq!(
+            call.body().contains(r#""unsigned":"fep""#),
+            accept_unsigned.is_some()
+        );
+        let me = scene.peer.agent().clone();
+        // Only the broker says this.
+        let stranger = Person::new("broker@acme", 99).bridged(&me, handle.id(), Some("fep"));
+        scene.peer.send(stranger.bytes).await;
+        let said = scene.broker.voice.bridged(&me, handle.id(), via);
+        scene.peer.send(said.bytes).await;
+        match handle.result::<u32>().await {
+            Ok(7) => assert!(is_taken),
+            Err(Error::Unproven { .. }) => assert!(!is_taken),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[tokio::test]

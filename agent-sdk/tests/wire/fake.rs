@@ -79,6 +79,25 @@ impl Person {
         self.say_at(now(), kind, Some(to), re, None, body)
     }
 
+    /// What an older agent answered, in the words of a broker that is this one; `via` which bridge.
+    pub(crate) fn bridged(&self, to: &Audience, re: Digest, via: Option<&str>) -> Sealed {
+        let nonce = format!("{:032}", NONCES.fetch_add(1, Ordering::Relaxed));
+        Draft {
+            kind: Kind::ToolResult,
+            agent: &self.speaker,
+            to: Some(to),
+            ts: now(),
+            nonce: &nonce,
+            re: Some(re),
+            token: None,
+            deadline: None,
+            via,
+            body: &json(r#"{"result":7}"#),
+        }
+        .seal(&self.key)
+        .unwrap()
+    }
+
     pub(crate) fn say_at(
         &self,
         ts: Timestamp,
@@ -305,6 +324,7 @@ pub(crate) fn permit_for(subject: &Person, provider: &AgentId, tool: &str) -> Cr
         trust: None,
         grant: None,
         sandbox: None,
+        older: false,
     };
     Credential {
         permit: Some(permit),

@@ -223,6 +223,33 @@ async fn giving_up_a_posted_call_closes_its_request() {
 }
 
 #[tokio::test]
+async fn a_posted_call_takes_no_unsigned_answer_that_it_did_not_ask_for() {
+    let mut broker = FakeBroker::start().await;
+    let agent = broker.agent("me@acme", 10);
+    for accept_unsigned in [None, Some(agent_sdk::Unsigned::Fep)] {
+        let options = agent_sdk::CallOptions {
+            accept_unsigned,
+            ..Default::default()
+        };
+        let calling = agent.clone();
+        let answer = tokio::spawn(async move {
+            let arguments = json!({});
+            calling
+                .call_raw("fs@acme", "fs.count", &arguments, &options)
+                .await
+        });
+        let post = broker.post().await;
+        let said = broker.voice.bridged(&post.from(), post.id(), Some("fep"));
+        post.answer(200, None, said.bytes);
+        match answer.await.unwrap() {
+            Ok(result) => assert_eq!((accept_unsigned.is_some(), result.get()), (true, "7")),
+            Err(Error::Unproven { .. }) => assert!(accept_unsigned.is_none()),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_deadline_beyond_a_day_is_not_sent() {
     let broker = FakeBroker::start().await;
     let options = agent_sdk::CallOptions {

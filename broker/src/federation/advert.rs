@@ -80,6 +80,10 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
     };
     let mut tools = Tools::new();
     for offer in offers(&DiscoverTools::default(), "", state).into_values() {
+        // Nobody vouches to another organisation for an answer that its provider did not sign.
+        if offer.unsigned.is_some() {
+            continue;
+        }
         let required = Pattern::from(offer.required);
         let Some((grants, checks)) = permitting(&required, &offer.tool, &offer.provider) else {
             continue;
@@ -91,6 +95,7 @@ pub(super) fn tools_for(peer: &Peer, state: &State, now: Timestamp) -> Tools {
             tool: Tool::clone(&offer.tool),
             checks,
             via: Vec::new(),
+            unsigned: None,
         };
         let onward = Vec::new();
         tools.insert(
@@ -273,6 +278,7 @@ mod tests {
                 tool,
                 checks: Vec::new(),
                 via: Vec::new(),
+                unsigned: None,
             };
             let (grants, onward) = (Vec::new(), Vec::new());
             (

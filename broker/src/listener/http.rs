@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{Client, Seat, ws};
 use crate::calls::Place;
+use crate::compat;
 use crate::mcp;
 use crate::phase::{Phase, reached};
 use crate::pipeline::{Core, Door, Refused, Step};
@@ -192,6 +193,7 @@ pub(super) fn nothing_here() -> Reply {
 
 async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply {
     let begun = Instant::now();
+    let is_base = request.uri().path() != "/fem";
     let bytes = match read_body(core, request).await {
         Ok(bytes) => bytes,
         Err(refusal) => {
@@ -206,11 +208,19 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
             return envelope(core.refuse(&refused, begun));
         }
     };
-    let door = Door::Post {
-        network: client.network(),
-        address: client.address(),
-    };
-    envelope(match core.handle(bytes, &door).await {
+    let (network, address) = (client.network(), client.address());
+    // Older agents know the base URL alone.
+    if is_base && compat::is_older(&bytes) {
+        let door = Door::Older { network, address };
+        let answer = handled(core, bytes.clone(), &door).await;
+        return envelope(compat::answer(core, &bytes, &answer));
+    }
+    envelope(handled(core, bytes, &Door::Post { network, address }).await)
+}
+
+/// What comes of one request.
+async fn handled(core: &Core, bytes: Bytes, door: &Door) -> Answer {
+    match core.handle(bytes, door).await {
         Ok(Step::Say(envelope)) => Answer {
             envelope,
             credential: None,
@@ -226,7 +236,7 @@ async fn post(core: &Core, request: Request<Incoming>, client: Client) -> Reply 
         Ok(Step::Order(order, agent, id)) => core.settle(order, agent, id).await,
         Ok(Step::Nothing) => internal(core),
         Err(answer) => answer,
-    })
+    }
 }
 
 fn internal(core: &Core) -> Answer {

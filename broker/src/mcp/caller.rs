@@ -282,6 +282,7 @@ impl Bearer {
             tool: call.tool.as_str().into(),
             arguments: call.arguments.as_deref(),
             progress: call.progress,
+            unsigned: None,
             mcp: call.mcp.as_deref(),
         };
         let to = Audience::from(call.to.clone());

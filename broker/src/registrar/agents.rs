@@ -35,6 +35,7 @@ impl Desk {
         };
         if let Some(agent) = self.state.registry.agent(name)
             && agent.key == request.pubkey
+            && agent.older.as_deref() == newcomer.older()
         {
             return Ok(answer(registered(&agent)));
         }
@@ -60,9 +61,14 @@ impl Desk {
 
     fn wait(&self, newcomer: &Newcomer, from: &Origin) -> Result<Decision, Refusal> {
         let (name, request) = (newcomer.agent().name(), newcomer.request());
-        self.state
-            .pending
-            .ask(name, request, from.network, &from.address, self.clock.now())?;
+        self.state.pending.ask(
+            name,
+            request,
+            newcomer.older(),
+            from.network,
+            &from.address,
+            self.clock.now(),
+        )?;
         Ok(answer(Ack::Pending))
     }
 
@@ -228,6 +234,7 @@ impl Desk {
         }
         let known = self.state.registry.agent(&body.name);
         let is_agents = known.as_ref().is_some_and(|agent| agent.key == body.key);
+        let asked = self.state.pending.asked(&body.name, &body.key, at);
         self.check_key_is_free(&body.name, &body.key)?;
         let kept = || known.as_ref().map(|agent| agent.prefixes.clone());
         let prefixes = body
@@ -255,6 +262,14 @@ impl Desk {
         if !(holds_all && admin.as_ref().is_some_and(is_full)) {
             self.check_a_full_admin_remains(std::slice::from_ref(&body.name))?;
         }
+        let kept = || known.as_ref()?.older.as_deref().cloned();
+        let older = asked.unwrap_or_else(kept);
+        if older.is_some() && (admin.is_some() || body.capabilities.iter().any(is_admins)) {
+            return Err(Refusal::Conflict(format!(
+                "{} is an older agent, and those administer nothing",
+                body.name
+            )));
+        }
         let mut given = body.capabilities.clone();
         given.extend(admin.iter().flat_map(|scope| scope.grantable.clone()));
         if let Some(proposed) = self.takes_two(kind, text, by, &given)? {
@@ -263,6 +278,7 @@ impl Desk {
         let expires = body.expires.unwrap_or_else(|| at.later(APPROVAL_LIFETIME));
         let grant = self.mint_record(&body.name, body.key, &body.capabilities, at, expires)?;
         let name = body.name.clone();
+        let endpoints = self.config.compat.endpoints.clone();
         let approved = Change::Approved {
             name: body.name,
             key: body.key,
@@ -271,6 +287,7 @@ impl Desk {
             expires,
             prefixes,
             admin,
+            older,
             by: by.first.clone(),
             at,
         };
@@ -278,8 +295,8 @@ impl Desk {
             agent: state
                 .registry
                 .agent(&name)
-                .map(|agent| record_of(state, &agent)),
-            pending: pending(state, Some(&name), at),
+                .map(|agent| record_of(state, &endpoints, &agent)),
+            pending: pending(state, &endpoints, Some(&name), at),
         }))
     }
 
@@ -307,6 +324,10 @@ impl Desk {
         };
         Ok(change(denied, |_| Ack::DeniedRequest))
     }
+}
+
+fn is_admins(pattern: &Pattern) -> bool {
+    pattern.as_str().split('.').next() == Some("admin")
 }
 
 fn registered(agent: &Agent) -> Ack {

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use proto_spec::capability::Token;
 use proto_spec::message::{
-    Ack, AgentRecord, AgentShow, List, PendingRecord, TokenRecord, TokenTree, TreeNode,
+    Ack, AgentRecord, AgentShow, List, Older, OlderRecord, PendingRecord, TokenRecord, TokenTree,
+    TreeNode,
 };
 use proto_spec::{Digest, Name, PublicKey, Refusal, Timestamp};
 
 use super::admin::{Nothing, read};
 use super::scope::{By, acts_on, is_full};
 use super::{Decision, Desk, answer};
+use crate::compat_endpoint::Endpoints;
 use crate::state::State;
 use crate::state::registry::{Agent, Position, Record, Subject};
 
@@ -32,7 +34,7 @@ impl Desk {
         agents.truncate(PAGE);
         // Requests come with the first page.
         let mut waiting = match after {
-            None => pending(&self.state, None, self.clock.now()),
+            None => pending(&self.state, self.endpoints(), None, self.clock.now()),
             Some(_) => Vec::new(),
         };
         waiting.retain(|one| visible(&one.name));
@@ -40,7 +42,7 @@ impl Desk {
         Ok(answer(Ack::Agents {
             agents: agents
                 .iter()
-                .map(|agent| record_of(&self.state, agent))
+                .map(|agent| record_of(&self.state, self.endpoints(), agent))
                 .collect(),
             pending: waiting,
             next,
@@ -51,12 +53,18 @@ impl Desk {
         let body: AgentShow = read(body)?;
         self.check_name(by, &body.name)?;
         let agent = self.state.registry.agent(&body.name);
-        let agent = agent.map(|agent| record_of(&self.state, &agent));
-        let pending = pending(&self.state, Some(&body.name), self.clock.now());
+        let agent = agent.map(|agent| record_of(&self.state, self.endpoints(), &agent));
+        let now = self.clock.now();
+        let pending = pending(&self.state, self.endpoints(), Some(&body.name), now);
         if agent.is_none() && pending.is_empty() {
             return Err(Refusal::NotFound(format!("agent or request {}", body.name)));
         }
         Ok(answer(Ack::Agent { agent, pending }))
+    }
+
+    /// Where older agents may be called.
+    fn endpoints(&self) -> &Endpoints {
+        &self.config.compat.endpoints
     }
 
     pub(super) fn list_tokens(&self, body: &str, by: &By) -> Result<Decision, Refusal> {
@@ -207,7 +215,7 @@ fn append(
     }
 }
 
-pub(super) fn record_of(state: &State, agent: &Agent) -> AgentRecord {
+pub(super) fn record_of(state: &State, endpoints: &Endpoints, agent: &Agent) -> AgentRecord {
     AgentRecord {
         name: agent.name.clone(),
         key: agent.key.key(),
@@ -217,13 +225,34 @@ pub(super) fn record_of(state: &State, agent: &Agent) -> AgentRecord {
         admin: agent.admin.clone(),
         sessions: state.sessions.of(&agent.name).len() as u32,
         since: agent.since,
+        older: agent
+            .older
+            .as_deref()
+            .map(|older| older_record(endpoints, older)),
     }
 }
 
-pub(super) fn pending(state: &State, name: Option<&Name>, now: Timestamp) -> Vec<PendingRecord> {
+fn older_record(endpoints: &Endpoints, older: &Older) -> Box<OlderRecord> {
+    let endpoint = older.endpoint.as_deref();
+    Box::new(OlderRecord {
+        endpoint: older.endpoint.clone(),
+        allowed: endpoint.is_some_and(|text| endpoints.find(text).is_some()),
+        tools: older.tools.iter().map(|tool| tool.name.clone()).collect(),
+    })
+}
+
+pub(super) fn pending(
+    state: &State,
+    endpoints: &Endpoints,
+    name: Option<&Name>,
+    now: Timestamp,
+) -> Vec<PendingRecord> {
     let mut all = state.pending.waiting(name, now);
     for one in &mut all {
-        one.key_change = state.registry.agent(&one.name).is_some();
+        let agent = state.registry.agent(&one.name);
+        one.key_change = agent.is_some_and(|agent| agent.key != one.key);
+        let asked = state.pending.asked(&one.name, &one.key, now).flatten();
+        one.older = asked.map(|older| older_record(endpoints, &older));
     }
     all
 }

@@ -224,6 +224,7 @@ pub(crate) fn first_admin(
             grantable: all,
             names: vec![everyone],
         }),
+        older: None,
         by: admin.name().clone(),
         at,
     })

@@ -703,6 +703,7 @@ mod tests {
                 tool: serde_json::from_value(tool).unwrap(),
                 checks: vec!["c".repeat(bytes)],
                 via: Vec::new(),
+                unsigned: None,
             },
             grants: Vec::new(),
             onward: Vec::new(),

@@ -27,7 +27,7 @@ pub mod trust;
 use std::sync::Arc;
 
 use proto_spec::capability::Token;
-use proto_spec::{Org, Refusal};
+use proto_spec::{Name, Org, PublicKey, Refusal};
 use tokio::sync::watch;
 
 use crate::change::Change;
@@ -203,6 +203,13 @@ impl State {
             proposals: proposals.image(),
             denied: pending.image(),
         }
+    }
+
+    /// Whether this agent's key on record is this one.
+    #[must_use]
+    pub fn has_key(&self, name: &Name, key: &PublicKey) -> bool {
+        let agent = self.registry.agent(name);
+        agent.is_some_and(|agent| agent.key == *key)
     }
 
     /// Takes over all that was durable, before any change: the other writer of durable state.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use proto_spec::message::{PendingRecord, RegisterAgent};
+use proto_spec::message::{Older, PendingRecord, RegisterAgent};
 use proto_spec::{Name, PublicKey, Refusal, Timestamp};
 
 use crate::change::Change;
@@ -32,8 +32,8 @@ pub type Denied = ((Name, PublicKey), Option<String>);
 #[derive(Debug, Default)]
 struct Inner {
     waiting: HashMap<(Name, PublicKey), PendingRecord>,
-    /// Which network each came from.
-    networks: HashMap<(Name, PublicKey), u64>,
+    /// Which network each came from, and what it told of itself where an older agent asks.
+    asked: HashMap<(Name, PublicKey), (u64, Option<Older>)>,
     denied: HashMap<(Name, PublicKey), Option<String>>,
     /// In the order in which they were denied.
     denied_order: VecDeque<(Name, PublicKey)>,
@@ -75,6 +75,7 @@ impl Pending {
         &self,
         name: &Name,
         request: &RegisterAgent,
+        older: Option<&Older>,
         network: u64,
         from: &str,
         at: Timestamp,
@@ -87,15 +88,13 @@ impl Pending {
         if inner.waiting.len() >= self.max && !inner.waiting.contains_key(&slot) {
             return Err(Refusal::Busy("the list of pending requests"));
         }
-        let Inner {
-            waiting, networks, ..
-        } = &mut *inner;
-        networks.retain(|slot, _| waiting.contains_key(slot));
-        let from_there = networks.values().filter(|one| **one == network).count();
+        let Inner { waiting, asked, .. } = &mut *inner;
+        asked.retain(|slot, _| waiting.contains_key(slot));
+        let from_there = asked.values().filter(|(from, _)| *from == network).count();
         if from_there >= PER_NETWORK_MAX && !waiting.contains_key(&slot) {
             return Err(Refusal::Busy("this network's share of pending requests"));
         }
-        networks.insert(slot.clone(), network);
+        asked.insert(slot.clone(), (network, older.cloned()));
         inner.waiting.insert(
             slot,
             PendingRecord {
@@ -108,6 +107,7 @@ impl Pending {
                 from: from.into(),
                 at,
                 key_change: false,
+                older: None,
             },
         );
         Ok(())
@@ -134,6 +134,16 @@ impl Pending {
         all
     }
 
+    /// What a key that waits told of itself, if an older agent asks; nothing at all if it does not wait.
+    #[must_use]
+    pub fn asked(&self, name: &Name, key: &PublicKey, now: Timestamp) -> Option<Option<Older>> {
+        let inner = self.lock();
+        let slot = (name.clone(), *key);
+        let record = inner.waiting.get(&slot)?;
+        let waits = now <= record.at.later(self.lifetime);
+        waits.then(|| inner.asked.get(&slot).and_then(|(_, older)| older.clone()))
+    }
+
     /// How many wait, and wait too long.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -153,7 +163,7 @@ impl Pending {
             denied_order,
             // Not durable.
             waiting: _,
-            networks: _,
+            asked: _,
         } = &*self.lock();
         let reason = |slot| denied.get(slot).cloned().flatten();
         let all = denied_order.iter();

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use dashmap::DashMap;
 use proto_spec::capability::{Token, decode_text};
-use proto_spec::message::AdminScope;
+use proto_spec::message::{AdminScope, Older};
 use proto_spec::{Digest, Name, NamePattern, Org, Pattern, PublicKey, Timestamp};
 
 use super::key::{KeyId, Sleeping};
@@ -191,6 +191,8 @@ pub struct Agent {
     pub enrolment: Option<Digest>,
     /// The admin who approved it last; nobody while it has what its enrolment token gave.
     pub by: Option<Name>,
+    /// Of an older agent: what it told of itself. Its key is good for what such agents say and nothing else.
+    pub older: Option<Arc<Older>>,
 }
 stored!(Agent {
     name,
@@ -202,7 +204,21 @@ stored!(Agent {
     since,
     enrolment,
     by,
+    older,
 });
+
+/// As the journal has it: there are few.
+impl Stored for Arc<Older> {
+    fn put(&self, to: &mut Sink) {
+        let text: Arc<str> = serde_json::to_string(&**self).unwrap_or_default().into();
+        text.put(to);
+    }
+
+    fn take(from: &mut Source) -> std::io::Result<Self> {
+        let text: Arc<str> = Stored::take(from)?;
+        serde_json::from_str(&text).map(Self::new).map_err(torn)
+    }
+}
 
 impl Stored for Arc<Agent> {
     fn put(&self, to: &mut Sink) {
@@ -241,6 +257,8 @@ pub struct Registry {
     agents: DashMap<Name, Arc<Agent>>,
     by_key: DashMap<KeyId, Name>,
     names: RwLock<BTreeSet<Name>>,
+    /// Of these, the older agents.
+    older: RwLock<BTreeSet<Name>>,
     /// Tool prefixes, each with its final dot, and whose they are.
     prefixes: RwLock<BTreeMap<String, BTreeSet<Name>>>,
     issued: RwLock<BTreeMap<Position, Arc<Record>>>,
@@ -422,6 +440,13 @@ impl Registry {
         records
     }
 
+    /// The older agents, by name.
+    #[must_use]
+    pub fn older(&self) -> Vec<Arc<Agent>> {
+        let names = read(&self.older);
+        names.iter().filter_map(|name| self.agent(name)).collect()
+    }
+
     /// How many agents there are, and things that were issued.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -444,6 +469,7 @@ impl Registry {
             // These follow from the agents,
             by_key: _,
             names: _,
+            older: _,
             prefixes: _,
             // and these from what was issued.
             by_id: _,
@@ -504,6 +530,7 @@ impl Registry {
             agents,
             by_key,
             names,
+            older,
             prefixes,
             issued,
             by_id,
@@ -518,7 +545,7 @@ impl Registry {
         format!(
             "{:#?}",
             (
-                (sorted(agents), sorted(by_key), names, prefixes),
+                (sorted(agents), sorted(by_key), names, older, prefixes),
                 (issued, sorted(by_id), by_agent),
                 (sorted(uses_left), sorted(successors)),
             )
@@ -532,6 +559,7 @@ impl Registry {
             self.by_key.remove(&agent.key.id());
             self.index_prefixes(name, &agent.prefixes, &[]);
             write(&self.names).remove(name);
+            write(&self.older).remove(name);
         }
     }
 
@@ -559,9 +587,9 @@ impl Registry {
                 expires,
                 prefixes,
                 admin,
+                older,
                 by,
                 at,
-                ..
             } => {
                 let record = grant.as_ref().map(|grant| Record {
                     issuer: Some(by.clone()),
@@ -573,6 +601,7 @@ impl Registry {
                     record,
                     prefixes,
                     admin.clone(),
+                    older.clone(),
                     None,
                     Some(by),
                     *at,
@@ -596,6 +625,7 @@ impl Registry {
                     *key,
                     record,
                     prefixes,
+                    None,
                     None,
                     Some(*enrolment),
                     None,
@@ -719,6 +749,7 @@ impl Registry {
         grant: Option<Record>,
         prefixes: &[Pattern],
         admin: Option<AdminScope>,
+        older: Option<Older>,
         enrolment: Option<Digest>,
         by: Option<&Name>,
         at: Timestamp,
@@ -757,6 +788,7 @@ impl Registry {
             since: at,
             enrolment,
             by: by.cloned(),
+            older: older.map(Arc::new),
         };
         let old_prefixes = before.as_ref().map_or(&[][..], |agent| &agent.prefixes);
         self.enter(Arc::new(agent), old_prefixes);
@@ -767,6 +799,11 @@ impl Registry {
         self.index_prefixes(&agent.name, before, &agent.prefixes);
         self.by_key.insert(agent.key.id(), agent.name.clone());
         write(&self.names).insert(agent.name.clone());
+        if agent.older.is_some() {
+            write(&self.older).insert(agent.name.clone());
+        } else if !read(&self.older).is_empty() {
+            write(&self.older).remove(&agent.name);
+        }
         self.agents.insert(agent.name.clone(), agent);
     }
 

@@ -24,12 +24,21 @@ pub struct CredentialKey {
     pub subject: AgentId,
     /// Under which key.
     pub key: PublicKey,
-    /// For a call: the tool, the capability it requires, and what permitted it, by which trust score.
+    /// For a call: the tool, the capability it requires, and what permitted it, by which trust score; and
+    /// whether it is an older agent's.
     pub call: Option<Permitted>,
 }
 
-/// A tool, the capability it requires, and what permitted it, by which trust score.
-type Permitted = (Capability, Capability, Basis, Option<Digest>, Option<u8>);
+/// A tool, the capability it requires, and what permitted it, by which trust score; and whether an older agent
+/// calls.
+type Permitted = (
+    Capability,
+    Capability,
+    Basis,
+    Option<Digest>,
+    Option<u8>,
+    bool,
+);
 
 /// Credentials that one connection has carried: identity and expiry.
 pub type Credentials = LruCache<CredentialKey, (Digest, Timestamp)>;

@@ -112,6 +112,7 @@ fn approved(agent: &str, seed: u8) -> Change {
         expires: Timestamp::from_ms(1_000),
         prefixes: Vec::new(),
         admin: None,
+        older: None,
         by: name("root-admin"),
         at: Timestamp::from_ms(8),
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use agent_sdk::{CallOptions, Progress};
 use proto_spec::Capability;
 use proto_spec::identity::AgentId;
+use proto_spec::message::Unsigned;
 use serde_json::{Map, Value};
 
 use crate::connect::Chosen;
@@ -40,6 +41,9 @@ pub(crate) struct Call {
     /// Call by this token alone, instead of what is granted on record
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
+    /// Take an answer that its provider did not sign, in the broker's words: `fep`, an older agent's
+    #[arg(long, value_name = "KIND")]
+    accept_unsigned: Option<Unsigned>,
     /// Show the tool's progress on standard error
     #[arg(long)]
     progress: bool,
@@ -97,9 +101,10 @@ pub(crate) async fn run(args: Call, chosen: &Chosen, output: Output) -> Outcome 
     let agent = chosen.agent()?;
     let options = CallOptions {
         deadline: args.deadline,
-        mcp: None,
         token,
         progress: args.progress,
+        accept_unsigned: args.accept_unsigned,
+        mcp: None,
     };
     let (to, tool) = (&args.agent, args.tool.as_str());
     // Progress needs a session; without it one request is enough.

@@ -1,7 +1,7 @@
 //! `tools`: which tools could be called with this context.
 
 use proto_spec::identity::AgentId;
-use proto_spec::message::DiscoverTools;
+use proto_spec::message::{DiscoverTools, DiscoveredTool, Unsigned, VIA_FEP};
 use proto_spec::{Org, Pattern};
 
 use crate::connect::Chosen;
@@ -38,11 +38,22 @@ pub(crate) async fn run(args: Tools, chosen: &Chosen, output: Output) -> Outcome
                 &found.agent.to_string(),
                 &origin(agent.id().org(), &found.via),
                 tool.description.as_deref().unwrap_or_default(),
-                &found.checks.join("; "),
+                &only_if(found),
             ]);
         }
         table
     })
+}
+
+/// What a call has to satisfy.
+fn only_if(found: &DiscoveredTool) -> String {
+    let mut all = found.checks.clone();
+    if let Some(Unsigned::Fep) = found.unsigned {
+        all.push(format!(
+            "called with --accept-unsigned {VIA_FEP}: an older agent"
+        ));
+    }
+    all.join("; ")
 }
 
 /// Whose tool it is; where the call goes through other organisations, in their order, the owner last.

@@ -112,9 +112,9 @@ impl Upstream for ThroughAgent {
         Box::pin(async move {
             let options = CallOptions {
                 deadline: call.deadline,
-                token: None,
                 progress: call.progress,
                 mcp: call.mcp,
+                ..CallOptions::default()
             };
             let (to, tool) = (&call.to, call.tool.as_str());
             let called = self

@@ -34,7 +34,7 @@ pub(in crate::state) use codec::{Sink, Source, Stored, put_named, stored, take_n
 pub use keep::Snapshots;
 
 /// The last byte is the format's number.
-const MAGIC: &[u8; 8] = b"FEMSNAP\x02";
+const MAGIC: &[u8; 8] = b"FEMSNAP\x03";
 const FILE_NAME: &str = "snapshot";
 const UNFINISHED: &str = "snapshot.new";
 /// Behind everything else: the broker's signature over [`signed`].

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use proto_spec::message::{AdminScope, Introduced, Trust, TrustNews, TrustStatement};
+use proto_spec::message::{
+    AdminScope, Introduced, Older, OlderTool, Trust, TrustNews, TrustStatement,
+};
 use proto_spec::trust::Decision;
 use proto_spec::{Kind, Name, Org, Timestamp};
 
@@ -163,6 +165,15 @@ fn any(dice: &mut Dice, n: usize, live: &State, issued: &mut Vec<Digest>) -> Cha
                 names: vec!["agent-*".parse().unwrap()],
             }),
             prefixes: patterns,
+            older: dice.maybe(|_| Older {
+                endpoint: Some(format!("http://192.0.2.{n}:80/mcp")),
+                environment: None,
+                tools: vec![OlderTool {
+                    name: "code.execute".into(),
+                    description: Some("Runs".into()),
+                    schema: None,
+                }],
+            }),
             by,
             at,
         },

@@ -249,6 +249,7 @@ mod tests {
             from: "127.0.0.1".into(),
             at: proto_spec::Timestamp::from_ms(0),
             key_change: seed == 2,
+            older: None,
         }
     }
 

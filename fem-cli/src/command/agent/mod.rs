@@ -4,7 +4,7 @@ pub(super) mod decide;
 pub(super) mod register;
 mod rotate;
 
-use proto_spec::message::{Ack, AgentRecord, AgentShow, PendingRecord};
+use proto_spec::message::{Ack, AgentRecord, AgentShow, OlderRecord, PendingRecord};
 use proto_spec::{Kind, Name};
 use serde_json::json;
 
@@ -88,6 +88,18 @@ async fn list(chosen: &Chosen, output: Output) -> Outcome {
     })
 }
 
+/// What an older agent says of itself.
+fn told(older: &OlderRecord) -> String {
+    let endpoint = match (&older.endpoint, older.allowed) {
+        (Some(endpoint), true) => format!("called at {endpoint}"),
+        (Some(endpoint), false) => {
+            format!("not called: {endpoint} is not in the broker's [compat] endpoints")
+        }
+        (None, _) => "not called: it names no endpoint".into(),
+    };
+    format!("older agent, {endpoint}, with {}", older.tools.join(", "))
+}
+
 fn agent_table(agents: &[AgentRecord]) -> Table {
     let mut table = Table::new(
         &["agent", "sessions", "may do", "may offer", "fingerprint"],
@@ -98,7 +110,15 @@ fn agent_table(agents: &[AgentRecord]) -> Table {
             agent.name.as_str(),
             &agent.sessions.to_string(),
             &join(&agent.capabilities),
-            &join(&agent.prefixes),
+            &format!(
+                "{}{}",
+                join(&agent.prefixes),
+                agent
+                    .older
+                    .as_deref()
+                    .map(told)
+                    .map_or_else(String::new, |told| format!("; {told}"))
+            ),
             &agent.fingerprint,
         ]);
     }
@@ -129,7 +149,10 @@ fn pending_table(pending: &[PendingRecord]) -> String {
         table.row([
             &format!("{}{change}", request.name),
             &join(&request.capabilities),
-            &join(&request.prefixes),
+            &request
+                .older
+                .as_deref()
+                .map_or_else(|| join(&request.prefixes), told),
             &request.from,
             &request.fingerprint,
             request.note.as_deref().unwrap_or_default(),
@@ -179,8 +202,11 @@ fn in_words(agent: &AgentRecord) -> String {
             join(&scope.names)
         )
     });
+    let older = agent.older.as_deref().map_or_else(String::new, |older| {
+        format!("speaks       as an {}\n", escape(&told(older)))
+    });
     format!(
-        "agent        {}\nkey          {}\nfingerprint  {}\nmay do       {}\nmay offer    {}\n{admin}sessions     {}\nsince        {}\n",
+        "agent        {}\nkey          {}\nfingerprint  {}\nmay do       {}\nmay offer    {}\n{admin}{older}sessions     {}\nsince        {}\n",
         agent.name,
         agent.key,
         escape(&agent.fingerprint),
@@ -207,6 +233,7 @@ mod tests {
             from: "127.0.0.1".into(),
             at: proto_spec::Timestamp::from_ms(0),
             key_change: seed == 2,
+            older: None,
         }
     }
 
