@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::capability::{Capability, Pattern};
@@ -234,12 +234,22 @@ fn is_false(value: &bool) -> bool {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToolResult<'a> {
-    /// What the tool answered.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    /// What the tool answered; JSON's `null` is an answer too.
+    #[serde(
+        borrow,
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub result: Option<&'a RawValue>,
     /// Why it could not.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ToolError<'a>>,
+}
+
+/// What is there is there, `null` or not: serde's own reading takes `null` for nothing.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
 }
 
 /// A tool's own error, the provider's words.

@@ -4,6 +4,7 @@ use proto_spec::message::{Credential, ToolResult};
 use proto_spec::{Code, Digest, Kind};
 use serde_json::json;
 use tests::lab::{Extra, Lab, hears_refusal};
+use tests::site::Site;
 use tests::wire::Heard;
 
 use crate::refused;
@@ -502,4 +503,34 @@ async fn a_call_goes_only_to_an_instance_that_requires_what_was_permitted() {
         let word: Credential = credential.read_body().unwrap();
         assert_eq!(word.permit.unwrap().capability.as_str(), "fs.low");
     }
+}
+
+#[tokio::test]
+async fn a_tool_that_gives_back_nothing_is_a_call_that_was_answered() {
+    let site = Site::new("").unwrap();
+    let broker = site.start().unwrap();
+    let agent = |name: &str, seed: u8| {
+        let key = agent_sdk::Key::load(site.at("broker.pem")).unwrap();
+        let config = agent_sdk::Config::builder()
+            .agent(format!("{name}@acme"))
+            .broker(format!("https://{}", broker.address))
+            .broker_key(key.public().to_string())
+            .ca_file(site.at("ca.pem"))
+            .key(agent_sdk::Key::from_seed(&[seed; 32]));
+        agent_sdk::Agent::new(config.build().unwrap()).unwrap()
+    };
+    let (admin, fs, caller) = (agent("root-admin", 1), agent("fs", 2), agent("caller", 3));
+    for (name, agent, may) in [("fs", &fs, vec![]), ("caller", &caller, vec!["fs.clear"])] {
+        agent.register(Default::default()).await.unwrap();
+        let body = json!({"name": name, "key": agent.public_key(), "capabilities": may});
+        let to = admin.broker().clone();
+        let done = admin.request(Kind::AdminAgentApprove, to, &body).await;
+        done.unwrap();
+    }
+    let clear = |_: agent_sdk::Call, _: serde_json::Value| async { Ok(()) };
+    let tools = [agent_sdk::Tool::new("fs.clear", clear)];
+    let serving = tokio::spawn(fs.offer(tools).await.unwrap().run());
+    let answer = caller.call::<()>("fs@acme", "fs.clear", &json!({})).await;
+    answer.unwrap();
+    serving.abort();
 }

@@ -59,7 +59,7 @@ impl Scene {
         (handle, envelope)
     }
 
-    fn answers(&self, call: Digest, result: u32) -> Sealed {
+    fn answers(&self, call: Digest, result: impl std::fmt::Display) -> Sealed {
         let body = raw(&format!(r#"{{"result":{result}}}"#));
         self.fs
             .say(Kind::ToolResult, self.peer.agent(), Some(call), &body)
@@ -77,6 +77,17 @@ async fn a_call_is_signed_once_and_answered_by_its_provider() {
     let answer = scene.answers(handle.id(), 7);
     scene.peer.deliver(&credential_of(&scene.fs), &answer).await;
     assert_eq!(handle.result::<u32>().await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn a_tool_that_answers_nothing_has_answered() {
+    let mut scene = Scene::new().await;
+    for _ in 0..2 {
+        let (handle, _) = scene.call().await;
+        let answer = scene.answers(handle.id(), "null");
+        scene.peer.deliver(&credential_of(&scene.fs), &answer).await;
+        handle.result::<()>().await.unwrap();
+    }
 }
 
 /// None of these ends the call; the honest answer that follows does.
