@@ -139,7 +139,7 @@ fn code_runs_in_the_box_and_its_results_come_back() {
 
 #[test]
 fn hostile_calls_have_a_clear_end_and_the_next_call_is_unharmed() {
-    let policy = "cpu_ms = 2000\nwall_ms = 3000\nmemory_bytes = 134217728\noutput_bytes = 65536\ndisk_bytes = 8388608\n";
+    let policy = "cpu_ms = 1500\nwall_ms = 10000\nmemory_bytes = 134217728\noutput_bytes = 65536\ndisk_bytes = 8388608\n";
     let site = Site::sharing(&format!("[python]\n{policy}[shell]\n{policy}"));
     for (tool, code, ended) in [
         ("shell.run", "exec sleep 1000", "killed: deadline"),
@@ -236,6 +236,39 @@ fn who_may_run_code_reaches_none_of_the_files_that_another_capability_guards() {
     assert_eq!(told["stdout"], "['main.py']\n");
     let secret = std::fs::read_to_string(files.join("secret.txt"));
     assert_eq!(secret.unwrap(), "secret");
+}
+
+#[test]
+fn a_list_of_files_that_is_cut_says_so() {
+    let site = Site::new("");
+    let many = json!({"code": "for n in range(2000): open(f'{n}', 'w').close()"});
+    let told = site.call("code.python", &many).unwrap();
+    assert_eq!(told["files"].as_array().unwrap().len(), 1_000);
+    let cut = told["files_cut"].as_str().unwrap();
+    assert!(cut.contains("more than 1000"), "{cut}");
+    let few = json!({"code": "open('one', 'w').close()"});
+    let told = site.call("code.python", &few).unwrap();
+    assert_eq!(told["files"].as_array().unwrap().len(), 2);
+    assert!(told["files_cut"].is_null());
+}
+
+#[test]
+fn a_path_that_is_too_long_is_told_so_and_makes_nothing() {
+    let site = Site::new("");
+    for path in [vec!["d"; 17].join("/"), "n".repeat(256), "n/".repeat(1_000)] {
+        let written = site.call("file.write", &json!({"path": path, "text": "x"}));
+        assert!(written.unwrap_err().contains("PATH_TOO_LONG"));
+    }
+    let long = site.folder.path().join("files/long");
+    std::fs::File::create(&long)
+        .unwrap()
+        .set_len(2 << 20)
+        .unwrap();
+    let read = site.call("file.read", &json!({"path": "long"}));
+    assert!(read.unwrap_err().contains("FILE_TOO_LARGE"));
+    std::fs::remove_file(long).unwrap();
+    let left = std::fs::read_dir(site.folder.path().join("files"));
+    assert_eq!(left.unwrap().count(), 0);
 }
 
 #[test]

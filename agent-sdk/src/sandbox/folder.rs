@@ -13,8 +13,12 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat
 use rustix::io::Errno;
 use serde::Serialize;
 
-/// How deep folders are looked into.
+/// How deep folders are looked into, and files are made.
 const DEPTH_MAX: usize = 16;
+/// The longest path, in bytes.
+const PATH_BYTES_MAX: usize = 1_024;
+/// The longest name in a path, in bytes: the kernel's own bound.
+const NAME_BYTES_MAX: usize = 255;
 
 /// A folder, whatever is in it.
 #[derive(Debug)]
@@ -29,6 +33,55 @@ pub struct Entry {
     pub bytes: Option<u64>,
 }
 
+/// What is in a folder, as far as was looked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// In order.
+    pub entries: Vec<Entry>,
+    /// Why some are missing, where some are.
+    pub cut: Option<String>,
+}
+
+impl Listing {
+    /// Nothing was seen.
+    pub(super) fn unknown(why: &impl std::fmt::Display) -> Self {
+        Self {
+            entries: Vec::new(),
+            cut: Some(format!("cannot be listed: {why}")),
+        }
+    }
+}
+
+/// What may still be listed.
+struct Looking {
+    found: Vec<Entry>,
+    left: usize,
+    most: usize,
+    bytes_left: usize,
+}
+
+impl Looking {
+    fn at(&mut self, path: &Path) -> io::Result<()> {
+        let (most, length) = (self.most, path.as_os_str().len());
+        self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or_else(|| io::Error::other(format!("there are more than {most}")))?;
+        self.bytes_left = self
+            .bytes_left
+            .checked_sub(length)
+            .ok_or_else(|| io::Error::other("their names are too long"))?;
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path, bytes: Option<u64>) {
+        self.found.push(Entry {
+            path: path.to_string_lossy().into_owned(),
+            bytes,
+        });
+    }
+}
+
 impl Folder {
     /// A folder of this machine.
     ///
@@ -38,6 +91,15 @@ impl Folder {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
+    }
+
+    /// Another hold of the same one.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
     }
 
     pub(super) const fn of(descriptor: OwnedFd) -> Self {
@@ -61,7 +123,10 @@ impl Folder {
             .take(most.saturating_add(1))
             .read_to_end(&mut bytes)?;
         match bytes.len() as u64 > most {
-            true => Err(io::Error::other(format!("longer than {most} bytes"))),
+            true => Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("longer than {most} bytes"),
+            )),
             false => Ok(bytes),
         }
     }
@@ -70,7 +135,9 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// The path leads out of the folder or over a link, or the system refuses.
+    /// The path leads out of the folder or over a link, is longer than 1,024 bytes, has more than 16 names
+    /// or one of more than 255 bytes ([`io::ErrorKind::InvalidFilename`]; no folder was made), or the
+    /// system refuses.
     pub fn write(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
         let path = plain(path)?;
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -97,28 +164,36 @@ impl Folder {
         written
     }
 
-    /// All that is in it, in order; at most `most` entries.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read, or holds more.
-    pub fn list(&self, most: usize) -> io::Result<Vec<Entry>> {
-        let mut found = Vec::new();
-        self.look(Path::new(""), 0, most, &mut found)?;
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(found)
+    /// What is in it, in order: at most `most` files and folders are looked at, whose names have at most
+    /// `names_bytes` together. Folders are not shown themselves.
+    #[must_use]
+    pub fn list(&self, most: usize, names_bytes: usize) -> Listing {
+        let mut looking = Looking {
+            found: Vec::new(),
+            left: most,
+            most,
+            bytes_left: names_bytes,
+        };
+        let looked = self.look(Path::new(""), 0, &mut looking);
+        let mut entries = looking.found;
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        Listing {
+            entries,
+            cut: looked.err().map(|why| why.to_string()),
+        }
     }
 
-    fn look(
-        &self,
-        below: &Path,
-        depth: usize,
-        most: usize,
-        found: &mut Vec<Entry>,
-    ) -> io::Result<()> {
+    fn look(&self, below: &Path, depth: usize, looking: &mut Looking) -> io::Result<()> {
         let opened = match below.as_os_str().is_empty() {
             true => self.0.try_clone()?,
-            false => self.resolve(below, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?,
+            false => match self.resolve(below, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
+                // One that its maker closed to us is shown and not looked into.
+                Err(_) => {
+                    looking.add(below, None);
+                    return Ok(());
+                }
+                opened => opened?,
+            },
         };
         for entry in Dir::read_from(&opened)? {
             let entry = entry?;
@@ -127,23 +202,16 @@ impl Folder {
             if name == "." || name == ".." {
                 continue;
             }
-            if found.len() == most {
-                return Err(io::Error::other(format!("more than {most} entries")));
-            }
             let path = below.join(name);
+            looking.at(&path)?;
             let stat = rustix::fs::statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if kind == FileType::Directory && depth < DEPTH_MAX {
-                // One that its maker closed to us is shown and not looked into.
-                let _ = self.look(&path, depth + 1, most, found);
-                continue;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory if depth < DEPTH_MAX => self.look(&path, depth + 1, looking)?,
+                FileType::RegularFile => {
+                    looking.add(&path, Some(u64::try_from(stat.st_size).unwrap_or(0)));
+                }
+                _ => looking.add(&path, None),
             }
-            let bytes =
-                (kind == FileType::RegularFile).then(|| u64::try_from(stat.st_size).unwrap_or(0));
-            found.push(Entry {
-                path: path.to_string_lossy().into_owned(),
-                bytes,
-            });
         }
         Ok(())
     }
@@ -181,6 +249,17 @@ impl Folder {
 
 /// A path of names only. What the kernel would refuse is said in words here; it decides all the same.
 fn plain(path: &str) -> io::Result<PathBuf> {
+    let long = path.len() > PATH_BYTES_MAX
+        || path.split('/').count() > DEPTH_MAX
+        || path.split('/').any(|name| name.len() > NAME_BYTES_MAX);
+    if long {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidFilename,
+            format!(
+                "at most {DEPTH_MAX} names of at most {NAME_BYTES_MAX} bytes, {PATH_BYTES_MAX} in all"
+            ),
+        ));
+    }
     let given = Path::new(path);
     let named = given
         .components()
@@ -213,9 +292,10 @@ mod tests {
         folder.write("a/b/c.txt", b"one").unwrap();
         folder.write("a/b/c.txt", b"two").unwrap();
         assert_eq!(folder.read("a/b/c.txt", 3).unwrap(), b"two");
-        let listed = folder.list(10).unwrap();
+        let listed = folder.list(10, 100);
+        assert_eq!(listed.cut, None);
         assert_eq!(
-            listed,
+            listed.entries,
             [Entry {
                 path: "a/b/c.txt".into(),
                 bytes: Some(3)
@@ -259,12 +339,45 @@ mod tests {
         for name in ["fifo", "sparse", "link"] {
             assert!(folder.read(name, 1 << 20).is_err(), "{name}");
         }
-        let listed = folder.list(10).unwrap();
+        let listed = folder.list(10, 100).entries;
         assert_eq!(
             listed.iter().filter(|entry| entry.bytes.is_none()).count(),
             2
         );
-        assert!(folder.list(2).is_err());
+    }
+
+    #[test]
+    fn a_list_that_is_cut_says_so_whatever_it_is_cut_by() {
+        let (dir, folder) = folder();
+        for name in ["a/b/one", "a/two", "three"] {
+            folder.write(name, b"").unwrap();
+        }
+        // Two folders and three files.
+        assert_eq!(folder.list(5, 100).cut, None);
+        let few = folder.list(4, 100);
+        assert!(few.cut.unwrap().contains("more than 4") && few.entries.len() < 3);
+        assert!(folder.list(5, 10).cut.unwrap().contains("names"));
+        std::fs::create_dir(dir.path().join("empty")).unwrap();
+        assert!(folder.list(5, 100).cut.is_some(), "empty folders count");
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_or_too_deep_is_refused_and_makes_no_folder() {
+        let (dir, folder) = folder();
+        let deep = |names: usize| vec!["d"; names].join("/");
+        let long = "n".repeat(NAME_BYTES_MAX);
+        for path in [
+            deep(DEPTH_MAX + 1),
+            format!("a/{long}n"),
+            [&*long; 5].join("/"),
+        ] {
+            let refused = folder.write(&path, b"x").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidFilename, "{path}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        folder.write(&deep(DEPTH_MAX), b"x").unwrap();
+        folder.write(&long, b"x").unwrap();
+        assert_eq!(folder.list(100, 1_000).entries.len(), 2);
     }
 
     #[test]

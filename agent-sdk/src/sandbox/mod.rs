@@ -34,7 +34,7 @@ mod watch;
 
 pub use command::Command;
 pub use doctor::{Finding, Held, examine};
-pub use folder::{Entry, Folder};
+pub use folder::{Entry, Folder, Listing};
 pub use launch::{NotRun, Sandbox, init};
 #[cfg(feature = "wasm")]
 pub use module::MODULE_BYTES_MAX;

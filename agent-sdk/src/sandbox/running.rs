@@ -14,13 +14,16 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStderr, ChildStdout};
 use tokio::time::Instant;
 
-use super::folder::{Entry, Folder};
+use super::folder::{Entry, Folder, Listing};
 use super::job::{self, FRAME_MAX, How, Report, Said};
 use super::launch::NotRun;
 use super::scratch::Scratch;
 
 /// How long after its deadline a program may take to be gone, before its helpers are killed as well.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
+/// Files and folders that an answer looks at, and the bytes of their names.
+const FILES_TOLD_MAX: usize = 1_000;
+const NAMES_TOLD_BYTES_MAX: usize = 64 << 10;
 /// What is read at once.
 pub(super) const READ_BYTES: usize = 16 << 10;
 
@@ -284,25 +287,37 @@ pub struct Told {
     pub stdout: String,
     /// On standard error.
     pub stderr: String,
-    /// What it left in its folder.
+    /// What it left in its folder: at most 1,000 files and folders, with 64 KiB of names.
     pub files: Vec<Entry>,
-    /// Processor time of all its processes.
+    /// Why files are missing from the list, where some are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files_cut: Option<String>,
+    /// Processor time of all its processes; of WebAssembly, of its thread, from compiling on.
     pub cpu_ms: u64,
-    /// The most memory that was seen, every 20 ms.
+    /// The most memory that was seen, every 20 ms; of WebAssembly, the most that it had.
     pub memory_bytes_max: u64,
     /// The policy that it ran under.
     pub policy: Digest,
 }
 
 impl Finished {
-    /// All that callers are told.
-    #[must_use]
-    pub fn told(&self) -> Told {
+    /// All that callers are told. Its folder is looked at on a thread that may wait.
+    pub async fn told(&self) -> Told {
+        let most = self.files_max.min(FILES_TOLD_MAX);
+        let files = match self.folder.again() {
+            Ok(folder) => {
+                let list = move || folder.list(most, NAMES_TOLD_BYTES_MAX);
+                let listed = tokio::task::spawn_blocking(list).await;
+                listed.unwrap_or_else(|why| Listing::unknown(&why))
+            }
+            Err(why) => Listing::unknown(&why),
+        };
         Told {
             ended: self.ended,
             stdout: String::from_utf8_lossy(&self.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&self.stderr).into_owned(),
-            files: self.folder.list(self.files_max).unwrap_or_default(),
+            files: files.entries,
+            files_cut: files.cut,
             cpu_ms: u64::try_from(self.cpu.as_millis()).unwrap_or(u64::MAX),
             memory_bytes_max: self.memory_bytes_max,
             policy: self.policy,

@@ -48,7 +48,7 @@ impl Tool {
                     .map_err(|why| ToolError::new(INVALID_ARGUMENTS, why.to_string()))?;
                 let command = filled(&words, &given)?;
                 let finished = sandbox.run_for(&mut call, command).await?;
-                Ok(to_raw_value(&finished.told())?)
+                Ok(to_raw_value(&finished.told().await)?)
             }
         };
         Self::raw(name, &schema, run).sandboxed(runs_in)

@@ -159,6 +159,7 @@ impl WasmSandbox {
             stdout: String::from_utf8_lossy(&state.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&state.stderr).into_owned() + why,
             files: Vec::new(),
+            files_cut: None,
             cpu_ms: u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX),
             memory_bytes_max: state.memory_bytes as u64,
             policy: self.digest,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_sdk::sandbox::{
-    self, Ended, Finished, Folder, Held, NotRun, Policy, Profile, Sandbox, Tier, Told, Wanted,
+    self, Ended, Finished, Folder, Held, NotRun, Policy, Profile, Sandbox, Tier, Wanted,
 };
 use serde_json::json;
 
@@ -211,9 +211,9 @@ async fn one(args: &Run, output: Output) -> Outcome {
     }
     let sandbox = Sandbox::open(policy).await.map_err(not_run)?;
     let finished = sandbox.run(command).await.map_err(not_run)?;
-    let told = finished.told();
+    let told = finished.told().await;
     if let Some(into) = &args.keep {
-        keep(&finished, &told, into)?;
+        keep(&finished, into)?;
     }
     let ended = finished.ended;
     finished.clear().await;
@@ -231,12 +231,20 @@ async fn one(args: &Run, output: Output) -> Outcome {
     }
 }
 
+/// Files and folders that are kept, and the bytes of their names: what a policy may permit.
+const KEPT_MAX: usize = 1 << 20;
+const KEPT_NAMES_BYTES_MAX: usize = 64 << 20;
+
 /// Copies what it left, by descriptor: what is no plain file stays behind, and is listed so. A file that
 /// cannot be read, because its maker closed it, is skipped and named.
-fn keep(finished: &Finished, told: &Told, into: &Path) -> Outcome {
+fn keep(finished: &Finished, into: &Path) -> Outcome {
     let into =
         Folder::open(into).map_err(|why| Failure::fault(format!("{}: {why}", into.display())))?;
-    for entry in &told.files {
+    let left = finished.folder().list(KEPT_MAX, KEPT_NAMES_BYTES_MAX);
+    if let Some(why) = left.cut {
+        return Err(Failure::fault(format!("nothing was kept: {why}")));
+    }
+    for entry in &left.entries {
         let Some(length) = entry.bytes else { continue };
         match finished.folder().read(&entry.path, length) {
             Ok(bytes) => into

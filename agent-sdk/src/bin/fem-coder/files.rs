@@ -8,20 +8,37 @@ use agent_sdk::sandbox::Folder;
 use agent_sdk::{Call, Tool, ToolError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 /// The longest file that goes in or out by a call.
 pub(crate) const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The path leads nowhere, or out of the folder.
+/// The path leads nowhere, or out of the folder, or to no plain file.
 const NO_SUCH_FILE: &str = "NO_SUCH_FILE";
+/// The path has too many names, or too long ones.
+const PATH_TOO_LONG: &str = "PATH_TOO_LONG";
+/// Longer than [`FILE_BYTES_MAX`].
+const FILE_TOO_LARGE: &str = "FILE_TOO_LARGE";
+/// The machine has no more room.
+const DISK_FULL: &str = "DISK_FULL";
+
+/// What is done in the folder at once; the rest waits. What is at work is not stopped by a caller who
+/// gives up, so it holds its turn until it is done.
+const AT_ONCE: usize = 8;
 
 /// The folder. Cloning it gives another hold of the same one.
 #[derive(Clone)]
-pub(crate) struct Root(Arc<Folder>);
+pub(crate) struct Root {
+    folder: Arc<Folder>,
+    turns: Arc<Semaphore>,
+}
 
 impl Root {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(Arc::new(Folder::open(path)?)))
+        Ok(Self {
+            folder: Arc::new(Folder::open(path)?),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+        })
     }
 
     /// Does something that waits for the disk, where nothing else waits for it.
@@ -30,9 +47,23 @@ impl Root {
         path: &str,
         act: impl FnOnce(&Folder) -> io::Result<T> + Send + 'static,
     ) -> Result<T, ToolError> {
-        let folder = Arc::clone(&self.0);
-        let done = tokio::task::spawn_blocking(move || act(&folder)).await?;
-        done.map_err(|why| ToolError::new(NO_SUCH_FILE, format!("{path:?}: {why}")))
+        let folder = Arc::clone(&self.folder);
+        let turn = Arc::clone(&self.turns).acquire_owned().await?;
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            act(&folder)
+        });
+        let done = done.await?;
+        done.map_err(|why| ToolError::new(code(&why), format!("{path:?}: {why}")))
+    }
+}
+
+fn code(why: &io::Error) -> &'static str {
+    match why.kind() {
+        io::ErrorKind::InvalidFilename => PATH_TOO_LONG,
+        io::ErrorKind::FileTooLarge => FILE_TOO_LARGE,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DISK_FULL,
+        _ => NO_SUCH_FILE,
     }
 }
 
@@ -46,7 +77,7 @@ struct Read {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Write {
-    /// Below the folder: names and `/`. Folders on the way are made.
+    /// Below the folder: at most 16 names and `/`, 1,024 bytes. Folders on the way are made.
     path: String,
     /// All of it.
     text: String,
@@ -97,7 +128,7 @@ fn write(root: Root) -> Tool {
         async move {
             if args.text.len() as u64 > FILE_BYTES_MAX {
                 return Err(ToolError::new(
-                    "FILE_TOO_LARGE",
+                    FILE_TOO_LARGE,
                     format!("longer than {FILE_BYTES_MAX} bytes"),
                 ));
             }

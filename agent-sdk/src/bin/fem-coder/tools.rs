@@ -247,7 +247,7 @@ impl Language {
         let place = self.places.take(call.caller())?;
         let command = self.command(&args).await?;
         let finished = Box::pin(self.sandbox.run_for(&mut call, command)).await?;
-        let told = finished.told();
+        let told = finished.told().await;
         let kept = match self.shared {
             Some(root) => kept(finished, args.keep, &root, place).await?,
             None => BTreeMap::new(),
