@@ -1,6 +1,7 @@
 //! Tools that are programs in the box.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use serde_json::value::to_raw_value;
@@ -56,7 +57,8 @@ impl Tool {
 }
 
 impl Sandbox {
-    /// Runs a program for a caller, who is shown what it prints as it comes, if they want to know.
+    /// Runs a program for a caller, who is shown what it prints while it runs, if they want to know: every
+    /// 100 ms, or 16 KiB.
     /// What ran, how it ended and under which policy is logged with the call.
     ///
     /// # Errors
@@ -65,15 +67,27 @@ impl Sandbox {
     pub async fn run_for(&self, call: &mut Call, command: Command) -> Result<Finished, ToolError> {
         let mut running = self.start(command).await.map_err(refused)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        while let Some(output) = running.output().await {
-            let (name, bytes, all) = match output {
-                Output::Stdout(bytes) => ("stdout", bytes, &mut stdout),
-                Output::Stderr(bytes) => ("stderr", bytes, &mut stderr),
+        let mut untold = Untold::default();
+        loop {
+            let wait = untold.wait(Instant::now());
+            if wait == Some(Duration::ZERO) {
+                call.progress(untold.take(Instant::now())).await;
+                continue;
+            }
+            let output = tokio::select! {
+                output = running.output() => output,
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => continue,
             };
-            let shown = String::from_utf8_lossy(&bytes);
-            let progress = Progress::default().with(&json!({name: shown}));
-            all.extend_from_slice(&bytes);
-            call.progress(progress).await;
+            let Some(output) = output else { break };
+            untold.add(&output);
+            match output {
+                Output::Stdout(bytes) => stdout.extend(bytes),
+                Output::Stderr(bytes) => stderr.extend(bytes),
+            }
+        }
+        // The rest is in the answer, for those who put the pieces together as well.
+        if untold.bytes() > 0 {
+            call.progress(untold.take(Instant::now())).await;
         }
         let mut finished = running.finish().await.map_err(refused)?;
         (finished.stdout, finished.stderr) = (stdout, stderr);
@@ -82,6 +96,54 @@ impl Sandbox {
             ended = %finished.ended, policy = %finished.policy, "ran in the sandbox"
         );
         Ok(finished)
+    }
+}
+
+/// How often a caller is told what a program prints, unless so many bytes wait. A program that prints
+/// byte by byte costs a signature each tenth of a second, not one for each byte.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+const TELL_BYTES: usize = 16 << 10;
+
+/// What a program printed and its caller was not told yet.
+#[derive(Default)]
+struct Untold {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    told_at: Option<Instant>,
+}
+
+impl Untold {
+    fn add(&mut self, output: &Output) {
+        match output {
+            Output::Stdout(bytes) => self.stdout.extend_from_slice(bytes),
+            Output::Stderr(bytes) => self.stderr.extend_from_slice(bytes),
+        }
+    }
+
+    const fn bytes(&self) -> usize {
+        self.stdout.len() + self.stderr.len()
+    }
+
+    /// How long until it is to be told; none where there is nothing.
+    fn wait(&self, now: Instant) -> Option<Duration> {
+        let since = self.told_at.map(|at| now.saturating_duration_since(at));
+        match self.bytes() {
+            0 => None,
+            TELL_BYTES.. => Some(Duration::ZERO),
+            _ => Some(since.map_or(Duration::ZERO, |since| TELL_EVERY.saturating_sub(since))),
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> Progress {
+        self.told_at = Some(now);
+        let mut shown = serde_json::Map::new();
+        for (name, bytes) in [("stdout", &mut self.stdout), ("stderr", &mut self.stderr)] {
+            if !bytes.is_empty() {
+                shown.insert(name.into(), String::from_utf8_lossy(bytes).into());
+                bytes.clear();
+            }
+        }
+        Progress::default().with(&shown)
     }
 }
 
@@ -148,6 +210,38 @@ fn filled(words: &[String], given: &BTreeMap<String, String>) -> Result<Command,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_prints_byte_by_byte_is_told_of_ten_times_a_second() {
+        let (mut untold, mut now, mut told) = (Untold::default(), Instant::now(), 0);
+        for _ in 0..100_000 {
+            untold.add(&Output::Stdout(b"x".to_vec()));
+            if untold.wait(now) == Some(Duration::ZERO) {
+                untold.take(now);
+                told += 1;
+            }
+            now += Duration::from_micros(10);
+        }
+        assert!((8..=20).contains(&told), "{told} messages of one second");
+    }
+
+    #[test]
+    fn what_is_told_is_all_that_was_printed_in_bounded_pieces() {
+        let (mut untold, now, mut pieces) = (Untold::default(), Instant::now(), Vec::new());
+        for _ in 0..100 {
+            untold.add(&Output::Stderr(vec![b'x'; 1_000]));
+            if untold.wait(now) == Some(Duration::ZERO) {
+                pieces.push(untold.take(now));
+            }
+        }
+        pieces.push(untold.take(now));
+        assert!(pieces.len() <= 8, "{} messages", pieces.len());
+        let printed: usize = pieces
+            .iter()
+            .map(|piece| piece.data.as_ref().unwrap().get().matches('x').count())
+            .sum();
+        assert_eq!(printed, 100_000);
+    }
 
     fn fill(words: &[&str], given: &[(&str, &str)]) -> Result<Vec<String>, String> {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
