@@ -610,7 +610,7 @@ async fn tools_that_cannot_be_offered_are_left_out_with_the_reason() {
     let ada = site.agent("ada");
     let wrap = site.wrap("", &["legacy", "clash", "schemas"]);
     for words in [
-        ["a_b", "\\\"a.b\\\""],
+        ["\"a.b\"", "\"a_b\""],
         ["bomb_array", "object"],
         ["bomb_deep", "deep"],
         ["bomb_large", "bytes"],

@@ -5,6 +5,7 @@ the era make it hostile from the start; with `http` among them it listens on loo
 its standard input does.
 """
 
+import base64
 import json
 import os
 import sys
@@ -369,7 +370,10 @@ class Http(BaseHTTPRequestHandler):
         if ERA == "modern":
             name = params.get("name", params.get("uri"))
             text = params.get("arguments", {}).get("text") if name == "echo" else None
-            if self.headers.get("MCP-Protocol-Version") != "2026-07-28" or self.headers.get("Mcp-Method") != message["method"] or self.headers.get("Mcp-Name") != name or self.headers.get("Mcp-Param-Text") != text:
+            label = self.headers.get("Mcp-Param-Text")
+            if label and label.startswith("=?base64?"):
+                label = base64.b64decode(label[9:-2]).decode()
+            if self.headers.get("MCP-Protocol-Version") != "2026-07-28" or self.headers.get("Mcp-Method") != message["method"] or self.headers.get("Mcp-Name") != name or label != text:
                 body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32020, "message": str(self.headers)}})
                 return self.end_with(400, {"Content-Type": "application/json"}, body.encode())
         if params.get("name") == "gone":

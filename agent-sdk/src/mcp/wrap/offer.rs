@@ -115,18 +115,20 @@ impl Catalogue {
         let room = TOOLS_MAX - METHODS.len() - 1;
         let mut bytes = 0;
         for (name, mut alike) in by_name {
-            let Some(tool) = alike.pop().filter(|_| alike.is_empty()) else {
-                let names: Vec<String> = alike
+            if alike.len() > 1 {
+                let names = alike
                     .iter()
                     .take(4)
-                    .map(|tool| shown(&tool.read::<String>("name").unwrap_or_default()))
-                    .collect();
-                let names = names.join(" and another named ");
+                    .filter_map(|tool| tool.read::<String>("name"));
+                let names: Vec<String> = names.map(|name| shown(&name)).collect();
                 self.left_out.push(format!(
-                    "all tools named {name} here are left out: {names}, and more"
+                    "{} tools would be named {name}, and are left out: {}",
+                    alike.len(),
+                    names.join(", ")
                 ));
                 continue;
-            };
+            }
+            let Some(tool) = alike.pop() else { continue };
             let size = tool.raw().get().len();
             let listed = match Listed::of(tool) {
                 Ok(_) if self.listed.len() >= room => {
