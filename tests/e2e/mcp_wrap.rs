@@ -895,3 +895,54 @@ fn a_url_that_would_send_secrets_over_an_open_line_is_refused() {
         assert_ne!(code, 0, "{url}");
     }
 }
+
+#[tokio::test]
+async fn what_is_opened_of_the_box_is_open_and_nothing_else() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Site::new();
+    let ada = site.agent("ada");
+    // The box has a /tmp of its own.
+    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (read, write) = (outside.path().join("read"), outside.path().join("write"));
+    for folder in [&read, &write] {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::set_permissions(folder, PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::write(folder.join("there"), "there").unwrap();
+    }
+    std::fs::set_permissions(outside.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let tried = async |what: &str| {
+        let paths = json!({"read": read, "write": write});
+        let tried = call(&ada, "fs.reach", json!({"what": what, "paths": paths})).await;
+        text(&tried.unwrap()).to_owned()
+    };
+    let wrap = site.wrap("", &["legacy"]);
+    for what in ["read", "change", "socket"] {
+        assert_ne!(
+            tried(what).await,
+            "done",
+            "{what}: nothing is open by default"
+        );
+    }
+    drop(wrap);
+    let opened = format!(
+        "--net --read {} --write {}",
+        read.display(),
+        write.display()
+    );
+    let wrap = site.wrap(&opened, &["legacy"]);
+    for words in ["NETWORK", "CHANGES", "reads"] {
+        assert!(wrap.said.contains(words), "{}", wrap.said);
+    }
+    for (what, expected) in [
+        ("read", true),
+        ("change", true),
+        ("change_read", false),
+        ("socket", true),
+        ("listen", false),
+        ("unix", false),
+    ] {
+        let said = tried(what).await;
+        assert_eq!(said == "done", expected, "{what}: {said}");
+    }
+    assert_eq!(std::fs::read_to_string(write.join("new")).unwrap(), "new");
+}

@@ -18,13 +18,11 @@ use rustix::thread::{
 };
 
 use super::filter;
-use super::policy::Wanted;
+use super::policy::{Network, Wanted};
 use super::room::{Missing, of};
 
 /// The Landlock version with everything that we rely on: files, TCP, and both scopes.
 const LANDLOCK: ABI = ABI::V6;
-/// Descriptors of one process.
-const DESCRIPTORS: u64 = 128;
 /// Signals under way and timers, of all processes together.
 const SIGNALS: u64 = 256;
 /// Address space of a process that makes its own code: engines reserve far more than they use.
@@ -47,7 +45,7 @@ pub(super) fn limits(wanted: &Wanted, processes: u64) -> Result<(), Missing> {
         (Resource::Rtprio, 0),
         (Resource::Nice, 0),
         (Resource::Sigpending, SIGNALS),
-        (Resource::Nofile, DESCRIPTORS),
+        (Resource::Nofile, wanted.descriptors.into()),
         (Resource::Fsize, wanted.disk_bytes),
         (Resource::Nproc, processes),
         (Resource::Data, wanted.memory_bytes),
@@ -121,13 +119,21 @@ impl Rights {
     }
 }
 
-/// Files only in these places, no TCP, no signals and no abstract sockets beyond the box.
-pub(super) fn landlock<F: AsFd>(places: impl IntoIterator<Item = Place<F>>) -> Result<(), Missing> {
+/// Files only in these places, no TCP unless the network is open, no signals and no abstract sockets
+/// beyond the box.
+pub(super) fn landlock<F: AsFd>(
+    wanted: &Wanted,
+    places: impl IntoIterator<Item = Place<F>>,
+) -> Result<(), Missing> {
+    let network = match wanted.network {
+        Network::Closed => AccessNet::from_all(LANDLOCK),
+        Network::Open => AccessNet::BindTcp.into(),
+    };
     let enforced = || -> Result<bool, Box<dyn std::error::Error>> {
         let mut rules: RulesetCreated = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
             .handle_access(AccessFs::from_all(LANDLOCK))?
-            .handle_access(AccessNet::from_all(LANDLOCK))?
+            .handle_access(network)?
             .scope(Scope::from_all(LANDLOCK))?
             .create()?;
         for Place(place, rights) in places {

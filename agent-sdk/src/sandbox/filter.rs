@@ -13,7 +13,7 @@ use seccompiler::{
     SeccompRule, TargetArch, sock_filter,
 };
 
-use super::policy::{Tier, Wanted};
+use super::policy::{Network, Tier, Wanted};
 
 /// Allowed whatever their arguments.
 #[rustfmt::skip]
@@ -113,6 +113,16 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | 0x80; // CLONE_NEWTIME
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+
+/// What a program that may reach others needs beside making a socket: it calls, and is not called.
+/// Sending descriptors comes with `sendmsg`: boxes with an open network may crowd each other out.
+const TALKING: [c_long; 5] = [
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_setsockopt,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+];
 
 /// Ways out of a process group: without a namespace, it is by its group that a program is ended.
 const LEAVING: [c_long; 2] = [libc::SYS_setsid, libc::SYS_setpgid];
@@ -291,6 +301,16 @@ fn listed(wanted: &Wanted) -> io::Result<Rules> {
         )?;
         only(libc::SYS_mknod, vec![vec![fifo]])?;
     }
+    if wanted.network == Network::Open {
+        let of = |domain: i32| Ok::<_, io::Error>(vec![is(0, domain as u64)?]);
+        only(
+            libc::SYS_socket,
+            vec![of(libc::AF_INET)?, of(libc::AF_INET6)?],
+        )?;
+        for call in TALKING {
+            only(call, vec![])?;
+        }
+    }
     if wanted.tier == Tier::WithoutNamespaces {
         rules.retain(|call, _| !LEAVING.contains(call));
     }
@@ -341,6 +361,22 @@ mod tests {
         for call in opening {
             assert!(!rules.contains_key(&call), "{call}");
         }
+        let open = listed(&Wanted {
+            network: Network::Open,
+            ..Wanted::default()
+        });
+        let open = open.unwrap();
+        for call in [libc::SYS_listen, libc::SYS_accept, libc::SYS_accept4] {
+            assert!(
+                !open.contains_key(&call),
+                "an open network calls and is not called"
+            );
+        }
+        assert_eq!(
+            open[&libc::SYS_socket].len(),
+            2,
+            "two kinds of sockets and no more"
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::command::{Command, Input, Own};
 use super::folder::Folder;
 use super::job::{self, FRAME_MAX, Job, Program, Said};
-use super::policy::{Policy, Profile, Tier};
+use super::policy::{Network, Policy, Profile, Tier, Wanted};
 use super::running::{Ended, Finished, GRACE, Output, READ_BYTES, Running, hear};
 use super::scratch::Scratch;
 use super::stage;
@@ -149,7 +149,7 @@ impl Sandbox {
             }
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let mut helper = helper(self.policy.wanted().tier, theirs.into())?;
+        let mut helper = helper(self.policy.wanted(), theirs.into())?;
         ours.set_nonblocking(true)?;
         let mut control = UnixStream::from_std(ours)?;
         let (stdin, kept) = standard_input(&command.stdin)?;
@@ -256,11 +256,12 @@ fn becomes_another() -> bool {
 }
 
 /// The first helper, with the socket as its standard input.
-fn helper(tier: Tier, control: OwnedFd) -> io::Result<Child> {
+fn helper(wanted: &Wanted, control: OwnedFd) -> io::Result<Child> {
     let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg0(match tier {
-        Tier::Full => stage::OUTER,
-        Tier::WithoutNamespaces => stage::KEEPER,
+    command.arg0(match (wanted.tier, wanted.network) {
+        (Tier::Full, Network::Closed) => stage::OUTER,
+        (Tier::Full, Network::Open) => stage::OUTER_OPEN,
+        (Tier::WithoutNamespaces, _) => stage::KEEPER,
     });
     command
         .env_clear()

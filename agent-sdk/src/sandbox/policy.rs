@@ -47,6 +47,8 @@ pub enum Tier {
 pub enum Network {
     /// Nothing: it cannot even make a socket.
     Closed,
+    /// Whatever this machine reaches, this machine itself included, by TCP and UDP. It listens to nobody.
+    Open,
 }
 
 /// What a program may see beside its own empty folder `/work`, each at its own path. `/usr` and the
@@ -58,6 +60,8 @@ pub struct Files {
     pub read: Vec<PathBuf>,
     /// May be read, and run.
     pub run: Vec<PathBuf>,
+    /// May be read and changed: what a program does there stays, and only the disk bounds how much.
+    pub write: Vec<PathBuf>,
 }
 
 /// A policy as somebody wrote it. What is left out is as in [`Wanted::default`].
@@ -78,6 +82,8 @@ pub struct Wanted {
     pub memory_bytes: u64,
     /// Processes and threads at once.
     pub processes: u32,
+    /// What each process may have open at once.
+    pub descriptors: u32,
     /// From start to end.
     pub wall_ms: u64,
     /// Standard output and standard error together.
@@ -100,6 +106,7 @@ impl Default for Wanted {
             cpu_ms: 30_000,
             memory_bytes: 256 << 20,
             processes: 64,
+            descriptors: 128,
             wall_ms: 60_000,
             output_bytes: 1 << 20,
             disk_bytes: 64 << 20,
@@ -135,6 +142,7 @@ impl Wanted {
         for (kind, paths) in [
             ("files.read", &self.files.read),
             ("files.run", &self.files.run),
+            ("files.write", &self.files.write),
         ] {
             if paths.len() > PATHS_MAX {
                 problems.push(format!(
@@ -151,18 +159,22 @@ impl Wanted {
         if self.profile == Profile::Wasm && self.files != Files::default() {
             problems.push("files: the wasm profile sees no files of this machine".into());
         }
+        if self.profile == Profile::Wasm && self.network != Network::Closed {
+            problems.push("network: the wasm profile has nothing to make a socket with".into());
+        }
         match problems.is_empty() {
             true => Ok(Policy(self)),
             false => Err(problems),
         }
     }
 
-    const fn bounds(&self) -> [Bound; 7] {
+    const fn bounds(&self) -> [Bound; 8] {
         const GIB: u64 = 1 << 30;
         [
             ("cpu_ms", self.cpu_ms, 10, 86_400_000),
             ("memory_bytes", self.memory_bytes, 32 << 20, 64 * GIB),
             ("processes", self.processes as u64, 1, 1_024),
+            ("descriptors", self.descriptors as u64, 16, 65_536),
             ("wall_ms", self.wall_ms, 10, 86_400_000),
             ("output_bytes", self.output_bytes, 0, 64 << 20),
             ("disk_bytes", self.disk_bytes, 1 << 16, 16 * GIB),
@@ -278,12 +290,20 @@ impl Policy {
         };
         let mut lines = vec![
             within.into(),
-            "no network: it cannot make a socket".into(),
+            match wanted.network {
+                Network::Closed => "no network: it cannot make a socket".into(),
+                Network::Open => {
+                    "NETWORK: reaches whatever this machine reaches, itself included".into()
+                }
+            },
             folder,
             format!("reads and runs /usr{}", listed(&wanted.files.run)),
         ];
         if !wanted.files.read.is_empty() {
             lines.push(format!("reads{}", listed(&wanted.files.read)));
+        }
+        if !wanted.files.write.is_empty() {
+            lines.push(format!("CHANGES{}", listed(&wanted.files.write)));
         }
         lines.push(format!(
             "{} processes and threads{processes}",
@@ -357,7 +377,7 @@ mod tests {
     fn a_policy_that_asks_for_what_does_not_exist_is_refused() {
         for text in [
             "netwerk = \"closed\"",
-            "network = \"open\"",
+            "network = \"half\"",
             "profile = \"vm\"",
             "tier = \"weak\"",
             "cpu_ms = -1",

@@ -17,7 +17,7 @@ use rustix::mount::{
 };
 
 use super::confine::Rights;
-use super::policy::Wanted;
+use super::policy::{Network, Wanted};
 
 /// Where a program's own folder is.
 pub(super) const WORK: &str = "/work";
@@ -134,6 +134,20 @@ pub(super) fn shared_paths() -> Vec<(PathBuf, Rights)> {
     usr.chain(links).chain(used).chain(devices).collect()
 }
 
+/// What a program needs to find others over the network, and to know who they are.
+pub(super) fn network_paths(wanted: &Wanted) -> impl Iterator<Item = &'static Path> {
+    let needed: &[&str] = match wanted.network {
+        Network::Closed => &[],
+        Network::Open => &[
+            "/etc/resolv.conf",
+            "/etc/hosts",
+            "/etc/nsswitch.conf",
+            "/etc/ssl/certs",
+        ],
+    };
+    needed.iter().map(Path::new)
+}
+
 /// Takes hold of everything that goes into the room, while the machine's own paths still lead there.
 fn parts(wanted: &Wanted) -> io::Result<Vec<Part>> {
     let mut parts = Vec::new();
@@ -161,6 +175,14 @@ fn parts(wanted: &Wanted) -> io::Result<Vec<Part>> {
     }
     for path in &wanted.files.read {
         add(path, Rights::Read)?;
+    }
+    for path in &wanted.files.write {
+        add(path, Rights::Own)?;
+    }
+    for path in network_paths(wanted) {
+        if path.exists() {
+            add(path, Rights::Read)?;
+        }
     }
     Ok(parts)
 }
@@ -232,7 +254,7 @@ fn made(result: Result<(), Errno>) -> io::Result<()> {
     }
 }
 
-/// Makes the parts read-only, without set-user-id and devices, with all that this machine has mounted
+/// Makes the parts read-only unless a program may change them, without set-user-id and devices, with all that this machine has mounted
 /// below them. Flags that the machine itself set must be kept.
 fn still(parts: &[(PathBuf, Rights)]) -> io::Result<()> {
     for line in std::fs::read("/proc/self/mountinfo")?.split(|byte| *byte == b'\n') {
@@ -243,13 +265,12 @@ fn still(parts: &[(PathBuf, Rights)]) -> io::Result<()> {
         let Some((_, rights)) = nearest.max_by_key(|(part, _)| part.as_os_str().len()) else {
             continue;
         };
-        let mut flags =
-            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-        if *rights == Rights::Read
-            || options
-                .split(|byte| *byte == b',')
-                .any(|one| one == b"noexec")
-        {
+        let is_set = |flag: &[u8]| options.split(|byte| *byte == b',').any(|one| one == flag);
+        let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+        if *rights != Rights::Own || is_set(b"ro") {
+            flags |= MountFlags::RDONLY;
+        }
+        if *rights != Rights::Run || is_set(b"noexec") {
             flags |= MountFlags::NOEXEC;
         }
         match mount_remount(&place, flags, "") {

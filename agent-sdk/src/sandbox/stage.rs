@@ -31,6 +31,8 @@ use super::watch::{self, Inside};
 
 /// Leaves the namespaces.
 pub(super) const OUTER: &str = "fem-sandbox:outer";
+/// The same, but for that of the network.
+pub(super) const OUTER_OPEN: &str = "fem-sandbox:outer:open";
 /// Watches what has no namespaces.
 pub(super) const KEEPER: &str = "fem-sandbox:keeper";
 const CONFINED: &str = "fem-sandbox:confined";
@@ -41,7 +43,8 @@ pub(super) const PROBE: &str = "fem-sandbox:probe";
 pub(super) fn divert() {
     let mut words = std::env::args();
     let ended = match words.next().as_deref() {
-        Some(OUTER) => told(outer()),
+        Some(OUTER) => told(outer(UnshareFlags::NEWNET)),
+        Some(OUTER_OPEN) => told(outer(UnshareFlags::empty())),
         Some(KEEPER) => told(keeper()),
         Some(CONFINED) => told(confined()),
         Some(PROBE) => probe::run(&words.next().unwrap_or_default()),
@@ -95,7 +98,7 @@ fn cut_off() {
     let _ = setsid();
 }
 
-fn outer() -> Result<(), Stopped> {
+fn outer(network: UnshareFlags) -> Result<(), Stopped> {
     cut_off();
     let (user, group) = (getuid().as_raw(), getgid().as_raw());
     unshare(UnshareFlags::NEWUSER).map_err(of("user namespaces"))?;
@@ -106,7 +109,7 @@ fn outer() -> Result<(), Stopped> {
     mapped("uid_map", format!("{NOBODY} {user} 1"))?;
     mapped("gid_map", format!("{NOBODY} {group} 1"))?;
     let others = UnshareFlags::NEWPID
-        | UnshareFlags::NEWNET
+        | network
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWUTS
         | UnshareFlags::NEWCGROUP;
@@ -196,7 +199,7 @@ fn inner() -> Result<(), Stopped> {
     places.push(confine::place(Path::new("/proc"), Rights::Read)?);
     let watched = room.processes.try_clone().map_err(of("processes"))?;
     places.push(Place(watched, Rights::Read));
-    confine::landlock(places)?;
+    confine::landlock(wanted, places)?;
     // Its own memory is nobody's to read: it is what keeps the program.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(of("processes"))?;
     confine::calls(wanted)?;
@@ -299,7 +302,7 @@ fn become_program(job: &Job) -> Result<(), Stopped> {
     let mut command = command(job)?;
     confine::limits(wanted, u64::from(wanted.processes) + others)?;
     confine::privileges()?;
-    confine::landlock(places)?;
+    confine::landlock(wanted, places)?;
     confine::calls(wanted)?;
     let why = command.exec();
     Err(Stopped::NotStarted(cannot(&job.program, &command, &why)))
@@ -355,6 +358,12 @@ fn own_places(wanted: &Wanted, work: &Path) -> Result<Vec<Place<OwnedFd>>, Missi
         add(path, Rights::Run)?;
     }
     for path in &wanted.files.read {
+        add(path, Rights::Read)?;
+    }
+    for path in &wanted.files.write {
+        add(path, Rights::Own)?;
+    }
+    for path in room::network_paths(wanted) {
         add(path, Rights::Read)?;
     }
     Ok(places)

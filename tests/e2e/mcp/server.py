@@ -8,6 +8,7 @@ its standard input does.
 import base64
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -90,6 +91,7 @@ TOOLS = [
     tool("fail"),
     tool("slow"),
     tool("finish"),
+    tool("reach", {"what": STRING, "paths": {"type": "object"}}),
     tool("was_cancelled"),
     tool("elicit"),
     tool("both_questions"),
@@ -160,6 +162,12 @@ def call(id, params, line):
         WAITING["slow"] = id
         if "progressToken" in meta:
             notify("notifications/progress", {"progressToken": meta["progressToken"], "progress": 1})
+    elif name == "reach":
+        try:
+            reach(given["what"], given["paths"])
+            answer(id, text("done"))
+        except OSError as why:
+            answer(id, text(why))
     elif name == "finish":
         answer(WAITING["slow"], text("finished"))
         answer(id, text("done"))
@@ -226,6 +234,26 @@ def call(id, params, line):
         answer(id, text("touched"))
     else:
         answer(id, text("called by its own name: " + str(name)))
+
+
+def reach(what, paths):
+    """Tries what the box may keep it from."""
+    if what == "read":
+        open(paths["read"] + "/there").read()
+    elif what.startswith("change"):
+        folder = paths["read" if what == "change_read" else "write"]
+        with open(folder + "/new", "w") as new:
+            new.write("new")
+        os.rename(folder + "/there", folder + "/moved")
+    elif what == "unix":
+        socket.socket(socket.AF_UNIX)
+    else:
+        with socket.socket() as one, socket.socket(type=socket.SOCK_DGRAM) as two:
+            two.connect(("127.0.0.1", 9))
+            two.send(b"x")
+            if what == "listen":
+                one.bind(("127.0.0.1", 0))
+                one.listen()
 
 
 def modern_elicit(id, params):

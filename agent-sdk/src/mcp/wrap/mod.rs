@@ -36,7 +36,7 @@ use tokio::sync::broadcast::error::RecvError;
 use self::connection::Exchange;
 use self::desk::{NEWS_MAX, Wants};
 pub use self::http::Site;
-use self::mailbox::{Next, Said};
+use self::mailbox::{Next, Outcome, Said};
 use self::offer::Catalogue;
 use self::parked::{PARKED_FOR, Parked};
 use self::pool::{Key, Lease, NoServer, Pool};
@@ -295,6 +295,11 @@ async fn listen(server: &Server) {
                 return;
             }
             Next::Said(_) => {}
+            // It told of changes that it cannot tell of.
+            Next::Over(Outcome::Answered(Err(why))) => {
+                tracing::warn!(%why, "the MCP server does not say when its tools change");
+                return std::future::pending().await;
+            }
             // It is looked at again, and then listened to again.
             Next::Over(_) => return,
         }

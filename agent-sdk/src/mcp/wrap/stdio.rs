@@ -78,7 +78,7 @@ impl Program {
     pub(super) fn sandbox(&self) -> Option<&'static str> {
         match &self.place {
             #[cfg(all(feature = "sandbox", target_os = "linux"))]
-            Place::Boxed(sandbox) => Some(sandbox.policy().wanted().profile.name()),
+            Place::Boxed(sandbox) => Some(sandbox.policy().sandbox()),
             Place::Bare => None,
         }
     }
@@ -261,7 +261,7 @@ async fn keep(
     // The way back of our own answers must not keep the way open.
     let lines = lines.downgrade();
     let tail = Arc::new(Mutex::new(VecDeque::new()));
-    let complaints = tokio::spawn(listen(stderr, Arc::clone(&tail)));
+    let mut complaints = tokio::spawn(listen(stderr, Arc::clone(&tail)));
     let why = tokio::select! {
         why = read(stdout, &desk, &lines) => why,
         why = write(stdin, waiting) => why,
@@ -270,7 +270,11 @@ async fn keep(
     desk.lost(&format!("the server is gone: {why}"));
     // Its standard input is closed by now.
     let ended = life.end().await;
-    complaints.abort();
+    // Its last words are there; somebody who outlives it does not keep us.
+    let waited = tokio::time::timeout(END_PATIENCE, &mut complaints).await;
+    if waited.is_err() {
+        complaints.abort();
+    }
     let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
     let tail: Vec<String> = tail.iter().cloned().collect();
     tracing::info!(%why, %ended, stderr = tail.join(" | "), "an MCP server ended");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_sdk::mcp::wrap::{Options, Program, Site, Source, Wrapped};
-use agent_sdk::sandbox::{Files, NotRun, Sandbox, Tier, Wanted};
+use agent_sdk::sandbox::{Files, Network, NotRun, Sandbox, Tier, Wanted};
 use agent_sdk::{Agent, RegisterOptions, Registration};
 use http::{HeaderName, HeaderValue};
 use proto_spec::Name;
@@ -23,6 +23,8 @@ use crate::token_file;
 const MEMORY_BYTES: u64 = 1 << 30;
 const DAY_MS: u64 = 86_400_000;
 const PROCESSES: u32 = 256;
+/// An interpreter opens hundreds of modules at once.
+const DESCRIPTORS: u32 = 1_024;
 /// Where programs of the box are found by name.
 const BOX_PATH: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 
@@ -36,7 +38,7 @@ an admin approves the key, or an enrolment token did already.
 Tool read_file becomes NAME.read_file, and so is the capability that calling it takes.
 
 Examples:
-  fem-cli mcp wrap --name fs --read /srv/reports -- mcp-server-filesystem /srv/reports
+  fem-cli mcp wrap --name fs --write /srv/reports -- mcp-server-filesystem /srv/reports
   fem-cli mcp wrap --name time --run /opt/venv -- /opt/venv/bin/mcp-server-time
   fem-cli mcp wrap --name web --url https://mcp.example/mcp --header Authorization=@token.txt")]
 pub(super) struct Wrap {
@@ -52,6 +54,12 @@ pub(super) struct Wrap {
     /// What the server may read, and run programs of; may be repeated
     #[arg(long, value_name = "DIR")]
     run: Vec<PathBuf>,
+    /// What the server may read and change; may be repeated. Started by root, it is user 65533
+    #[arg(long, value_name = "DIR")]
+    write: Vec<PathBuf>,
+    /// Let the server reach whatever this machine reaches
+    #[arg(long)]
+    net: bool,
     /// A variable of the server's environment, or one of yours by its name; may be repeated
     #[arg(long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -62,7 +70,7 @@ pub(super) struct Wrap {
     #[arg(long, conflicts_with = "without_box")]
     without_namespaces: bool,
     /// Run it without a box: it may do whatever you may
-    #[arg(long, conflicts_with_all = ["read", "run"])]
+    #[arg(long, conflicts_with_all = ["read", "run", "write", "net"])]
     without_box: bool,
     /// Let all callers share the state that the server keeps
     #[arg(long)]
@@ -74,7 +82,7 @@ pub(super) struct Wrap {
     #[arg(last = true, required_unless_present = "url", value_name = "COMMAND")]
     command: Vec<String>,
     /// A server that is reached by HTTP, instead of a program; TLS 1.3, or plain to this machine
-    #[arg(long, conflicts_with_all = ["command", "read", "run", "env", "set", "without_namespaces", "without_box"])]
+    #[arg(long, conflicts_with_all = ["command", "read", "run", "write", "net", "env", "set", "without_namespaces", "without_box"])]
     url: Option<String>,
     /// What every request says, from a file or a variable of yours: secrets have no place here; may be repeated
     #[arg(long, value_name = "NAME=@FILE|NAME=env:VAR", requires = "url")]
@@ -252,6 +260,9 @@ impl Wrap {
         if !given("memory_bytes") {
             wanted.memory_bytes = MEMORY_BYTES;
         }
+        if !given("descriptors") {
+            wanted.descriptors = DESCRIPTORS;
+        }
         if !given("processes") {
             wanted.processes = PROCESSES;
         }
@@ -267,7 +278,11 @@ impl Wrap {
         wanted.files = Files {
             read: paths(&self.read),
             run: paths(&self.run),
+            write: paths(&self.write),
         };
+        if self.net {
+            wanted.network = Network::Open;
+        }
         if self.without_namespaces {
             wanted.tier = Tier::WithoutNamespaces;
         }
@@ -286,12 +301,19 @@ impl Wrap {
             false => "boxed".to_owned(),
             true => "in the WEAKER box".to_owned(),
         }];
-        for (kind, paths) in [("reads", &self.read), ("runs", &self.run)] {
+        for (kind, paths) in [
+            ("reads", &self.read),
+            ("runs", &self.run),
+            ("CHANGES", &self.write),
+        ] {
             for path in paths {
                 words.push(format!("{kind} {:?}", absolute(path)));
             }
         }
-        words.push("no network".into());
+        words.push(match self.net {
+            true => "NETWORK".into(),
+            false => "no network".into(),
+        });
         words.join(", ")
     }
 }
