@@ -7,6 +7,7 @@
 )]
 
 mod fake;
+mod hostile;
 mod legacy;
 mod modern;
 mod stdio;

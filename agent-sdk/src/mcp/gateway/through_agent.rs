@@ -31,6 +31,7 @@ struct Found {
     at: Timestamp,
     only: Option<AgentId>,
     tools: Vec<DiscoveredTool>,
+    digest: Digest,
 }
 
 impl ThroughAgent {
@@ -47,31 +48,37 @@ impl ThroughAgent {
     /// Looks again every few seconds at what may be called, as long as anybody wants to hear of changes.
     /// Ends only by being dropped: run it beside what serves the client, with the place that this is for.
     pub async fn watch(&self, only: Option<&AgentId>) {
-        let mut seen = None;
         loop {
             self.agent.clock().sleep(LOOK).await;
-            if self.changes.receiver_count() == 0 {
-                seen = None;
-                continue;
-            }
-            // A broker that cannot be asked says nothing new.
-            let Ok(tools) = self.discover(only).await else {
-                continue;
-            };
-            let text = serde_json::to_vec(&tools).unwrap_or_default();
-            let now = Digest::of(&text);
-            if seen.replace(now).is_some_and(|before| before != now) {
-                self.changes.send_replace(());
+            if self.changes.receiver_count() > 0 {
+                // A broker that cannot be asked says nothing new.
+                let _ = self.look(only, &mut *self.found.lock().await).await;
             }
         }
     }
 
-    async fn discover(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, Error> {
+    /// Asks the broker, and says so where it is not what was `found` before.
+    async fn look(
+        &self,
+        only: Option<&AgentId>,
+        found: &mut Option<Found>,
+    ) -> Result<Vec<DiscoveredTool>, Error> {
         let wanted = DiscoverTools {
             agent: only.cloned(),
             ..DiscoverTools::default()
         };
-        self.agent.discover(wanted).await
+        let tools = self.agent.discover(wanted).await?;
+        let digest = Digest::of(&serde_json::to_vec(&tools).unwrap_or_default());
+        let before = found.replace(Found {
+            at: self.agent.clock().now(),
+            only: only.cloned(),
+            tools: tools.clone(),
+            digest,
+        });
+        if before.is_some_and(|before| before.only.as_ref() == only && before.digest != digest) {
+            self.changes.send_replace(());
+        }
+        Ok(tools)
     }
 }
 
@@ -94,17 +101,8 @@ impl Upstream for ThroughAgent {
             {
                 return Ok(found.tools.clone());
             }
-            let tools = self
-                .discover(only)
-                .await
-                .map_err(|why| refused(&failure(why)))?;
-            let now = self.agent.clock().now();
-            *found = Some(Found {
-                at: now,
-                only: only.cloned(),
-                tools: tools.clone(),
-            });
-            Ok(tools)
+            let tools = self.look(only, &mut found).await;
+            tools.map_err(|why| refused(&failure(why)))
         })
     }
 
