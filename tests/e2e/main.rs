@@ -20,6 +20,7 @@ mod events;
 mod federation;
 mod hostile_peer;
 mod mcp_wrap;
+mod mcp_serve;
 mod model;
 mod namespaces;
 mod partition;

@@ -3,6 +3,7 @@
 //! Whoever starts it is its client and speaks with the agent's own key. Standard output has messages of the
 //! protocol and nothing else; what there is to say to people goes to standard error.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use agent_sdk::SystemClock;
@@ -44,11 +45,16 @@ pub(crate) async fn run(args: &Serve, chosen: &Chosen) -> Outcome {
         Allowed::default(),
         bounds,
     );
-    let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+    let (input, output) = (stream(std::io::stdin())?, stream(std::io::stdout())?);
     tokio::select! {
         served = gateway.stdio(input, output, upstream, scope) => Ok(served?),
         () = through.watch(args.agent.as_ref()) => Ok(()),
     }
+}
+
+/// One of this process' own streams.
+fn stream(own: impl AsFd) -> Outcome<tokio::fs::File> {
+    Ok(std::fs::File::from(own.as_fd().try_clone_to_owned()?).into())
 }
 
 fn secret() -> Outcome<[u8; 32]> {
