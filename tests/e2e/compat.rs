@@ -158,6 +158,7 @@ struct Endpoint {
     address: SocketAddr,
     /// What it was asked: the arguments of each call.
     asked: mpsc::UnboundedReceiver<Value>,
+    accepting: tokio::task::JoinHandle<()>,
 }
 
 impl Endpoint {
@@ -169,12 +170,16 @@ impl Endpoint {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tell, asked) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve(stream, manner, tell.clone()));
             }
         });
-        Self { address, asked }
+        Self {
+            address,
+            asked,
+            accepting,
+        }
     }
 
     async fn next(&mut self) -> Value {
@@ -752,7 +757,7 @@ async fn an_older_agent_passes_the_same_gate() {
     assert!(error.to_string().contains("CONFLICT"), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_without_the_mode_speaks_with_no_older_agent_and_calls_none() {
     let (mut acme, go, _endpoint, ada) = scene(Manner::Honest).await;
     drop(ada);
@@ -792,9 +797,26 @@ async fn an_older_agent_that_does_not_answer_is_not_called_until_it_does_again()
     let ada = acme.sdk("ada", 30, &["coder.*"]).await;
     let refused = call(&ada, &accepting()).await.unwrap_err();
     assert_eq!(code_of(&refused), "UNAVAILABLE");
-    let _endpoint = Endpoint::open(address, Manner::Honest).await;
+    let endpoint = Endpoint::open(address, Manner::Honest).await;
     acme.until_served("coder", true).await;
     call(&ada, &accepting()).await.unwrap();
+    endpoint.accepting.abort();
+    until_offers(&ada, 0).await;
+    let refused = call(&ada, &accepting()).await.unwrap_err();
+    assert_eq!(code_of(&refused), "UNAVAILABLE");
+    let _endpoint = Endpoint::open(address, Manner::Honest).await;
+    until_offers(&ada, 2).await;
+    call(&ada, &accepting()).await.unwrap();
+}
+
+/// Waits until so many tools are found.
+async fn until_offers(ada: &agent_sdk::Agent, count: usize) {
+    let waiting = async {
+        while ada.discover(Default::default()).await.unwrap().len() != count {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap();
 }
 
 #[tokio::test]
@@ -868,7 +890,7 @@ fn fem(folder: &Path, args: &[&str]) -> (i32, String) {
     )
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_admin_sees_that_an_agent_is_an_older_one_and_where_it_is_called() {
     let (acme, _go, endpoint, _ada) = scene(Manner::Honest).await;
     let (folder, well_known) = (acme.site.folder(), acme.well_known().await);

@@ -29,7 +29,7 @@ use crate::state::registry::Agent;
 use crate::state::sessions::Session;
 
 /// How often an endpoint is probed, and how long it may take to answer.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_EVERY: Duration = Duration::from_secs(2);
 const PROBE_MAX: Duration = Duration::from_secs(3);
 /// Probes that may fail one after the other.
 const MISSED_MAX: u32 = 3;
@@ -132,15 +132,16 @@ impl Bridge {
         }
     }
 
-    /// Serves what is delivered until the endpoint is silent, or the session is closed.
+    /// Serves what is delivered until the session is closed. While the endpoint is silent nothing is offered;
+    /// calls that run go on, for they have a connection each that tells.
     async fn serve(self: &Arc<Self>, session: &Arc<Session>, mut queue: mpsc::Receiver<Queued>) {
         let mut calls = JoinSet::new();
         let mut running: HashMap<Digest, AbortHandle> = HashMap::new();
         let mut tick = interval(PROBE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut probes = JoinSet::new();
-        let mut missed = 0;
-        while missed < MISSED_MAX {
+        let mut missed = 0_u32;
+        loop {
             tokio::select! {
                 () = session.closed() => return,
                 queued = queue.recv() => {
@@ -179,11 +180,24 @@ impl Bridge {
                     probes.spawn(async move { bridge.line().probe(PROBE_MAX).await });
                 }
                 Some(answered) = probes.join_next() => {
-                    missed = if matches!(answered, Ok(true)) { 0 } else { missed + 1 };
+                    let before = missed;
+                    missed = if matches!(answered, Ok(true)) { 0 } else { missed.saturating_add(1) };
+                    if missed == MISSED_MAX {
+                        self.offer(session, Vec::new());
+                    } else if missed == 0 && before >= MISSED_MAX {
+                        self.offer(session, self.tools.clone());
+                    }
                 }
             }
         }
-        tracing::info!(agent = %self.agent.name, endpoint = self.endpoint.as_str(), "an older agent does not answer any more");
+    }
+
+    /// Offers these tools from here on, or none.
+    fn offer(&self, session: &Session, tools: Vec<Tool>) {
+        let (agent, endpoint) = (&self.agent.name, self.endpoint.as_str());
+        tracing::info!(%agent, endpoint, tools = tools.len(), "what an older agent offers");
+        session.set_offers(tools);
+        self.shared.core.state.sessions.offers_changed();
     }
 
     fn place(&self) -> Place<'_> {
@@ -304,9 +318,7 @@ impl<'a> Attached<'a> {
         if !core.state.has_key(&bridge.agent.name, &key) {
             return None;
         }
-        attached.session.set_offers(bridge.tools.clone());
-        sessions.offers_changed();
-        tracing::info!(agent = %bridge.agent.name, endpoint = bridge.endpoint.as_str(), "an older agent can be called");
+        bridge.offer(&attached.session, bridge.tools.clone());
         Some((attached, queue))
     }
 }
