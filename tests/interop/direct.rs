@@ -2,7 +2,7 @@
 //! through a broker.
 
 use tests::mcp::servers::{Era, fixture_http, legacy_http};
-use tests::mcp::suite::{Requirements, Tally, conformance};
+use tests::mcp::suite::{Requirements, Tally, client_conformance, conformance};
 use tests::mcp::toolbox::{self, Npm};
 
 use crate::or_leave_out;
@@ -41,4 +41,15 @@ async fn the_legacy_fixture_passes_all_that_its_revision_asks_of_a_server() {
     let npm = or_leave_out!(toolbox::npm(), "the conformance suite");
     let fixture = legacy_http(npm).await.unwrap();
     passes_its_own_era(npm, &fixture.url).await;
+}
+
+/// What a client's command reaches is read from what the suite writes for clients, which it lays out apart.
+#[tokio::test]
+async fn a_client_that_says_nothing_conforms_to_no_revision() {
+    let npm = or_leave_out!(toolbox::npm(), "the conformance suite");
+    for (requirements, of) in [(Requirements::Legacy, 18), (Requirements::Modern, 32)] {
+        let report = client_conformance(npm, "true", requirements).await.unwrap();
+        assert_eq!((report.scored.of, report.unscored.of), (of, 7), "{report}");
+        assert!(report.scored.passed < of, "{report}");
+    }
 }

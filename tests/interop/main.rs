@@ -1,9 +1,5 @@
 //! Other people's MCP clients, servers and suites, with ours and with each other.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that is surprised fails"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that is surprised fails")]
 
 mod clients;
 mod direct;

@@ -75,7 +75,7 @@ enum To {
     Plain(SocketAddr),
 }
 
-/// The bearer token.
+/// The bearer token; what comes as one from before us ends with us either way.
 #[derive(Debug)]
 enum Token {
     /// Put into each request.
@@ -228,13 +228,12 @@ struct Behind {
 
 impl Behind {
     async fn pass(&self, mut request: Request<Incoming>) -> Result<Response<Body>> {
-        if let Token::Asked(asked) = &self.way.token {
-            if request.headers_mut().remove(header::AUTHORIZATION).as_ref() != Some(asked) {
-                let mut refused = said(StatusCode::UNAUTHORIZED, "no token of ours");
-                let how = HeaderValue::from_static("Bearer");
-                refused.headers_mut().insert(header::WWW_AUTHENTICATE, how);
-                return Ok(refused);
-            }
+        let brought = request.headers_mut().remove(header::AUTHORIZATION);
+        if matches!(&self.way.token, Token::Asked(asked) if brought.as_ref() != Some(asked)) {
+            let mut refused = said(StatusCode::UNAUTHORIZED, "no token of ours");
+            let how = HeaderValue::from_static("Bearer");
+            refused.headers_mut().insert(header::WWW_AUTHENTICATE, how);
+            return Ok(refused);
         }
         self.way.redirect(&mut request)?;
         // One request at a time comes on a connection, so nobody waits here for long.
