@@ -105,11 +105,22 @@ pub fn choose(call: &Authorized, state: &State, now: Timestamp) -> Result<Route,
 ///
 /// # Errors
 ///
-/// [`Refusal::Unavailable`] for another organisation's agent, and [`Refusal::Conflict`] where the caller did not
-/// say that it takes such an answer: nothing is done then whose result would be thrown away.
+/// [`Refusal::Unavailable`] for another organisation's agent; [`Refusal::Conflict`] where the caller did not
+/// say that it takes such an answer, for nothing is done whose result would be thrown away, and where the grant
+/// demands a sandbox, which such an agent cannot say that it runs in.
 fn takes_unsigned(call: &Authorized, body: &ToolCall<'_>, state: &State) -> Result<(), Refusal> {
     if *call.agent().org() != state.org {
         return Err(Refusal::Unavailable(format!("{} over a link", body.tool)));
+    }
+    if let Permit::Held {
+        token: Some(token), ..
+    } = call.permit()
+        && token.sandbox().is_some()
+    {
+        return Err(Refusal::Conflict(format!(
+            "{} is served by an older agent, and the grant demands a sandbox",
+            body.tool
+        )));
     }
     match body.unsigned {
         Some(Unsigned::Fep) => Ok(()),

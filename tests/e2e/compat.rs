@@ -441,6 +441,14 @@ async fn an_unsigned_answer_reaches_only_who_said_that_it_takes_one() {
         .unwrap();
     assert_eq!(code_of(&handle.raw().await.unwrap_err()), "CONFLICT");
     call(&ada, &accepting()).await.unwrap();
+    // Nor is anything asked of it that it cannot promise.
+    let bob = acme.sdk("bob", 31, &[]).await;
+    let boxed = json!({
+        "agent": "bob", "capabilities": ["coder.*"], "checks": [], "sandbox": "wasm", "record": true,
+    });
+    acme.ask(Kind::AdminTokenIssue, boxed).await.unwrap();
+    let refused = call(&bob, &accepting()).await.unwrap_err();
+    assert_eq!(code_of(&refused), "CONFLICT", "{refused}");
     // Nothing was done for those who would not have taken the answer.
     assert_eq!(endpoint.next().await, json!({"command": "echo hello"}));
     assert!(endpoint.asked.try_recv().is_err());
