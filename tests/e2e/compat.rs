@@ -592,6 +592,17 @@ async fn an_older_agent_that_starts_again_comes_with_another_key_that_waits_for_
     );
     acme.until_served("coder", true).await;
     call(&ada, &accepting()).await.unwrap();
+    // Nobody else is called there: who may call one would reach the other.
+    let thief = Go::new("thief", 22);
+    let asks = thief.registration(url.endpoint.as_deref());
+    assert_eq!(
+        post(&acme.line, &thief.seal("registerAgent", &asks))
+            .await
+            .0,
+        200
+    );
+    let error = acme.approve(&thief, &[]).await.unwrap_err();
+    assert!(error.to_string().contains("CONFLICT"), "{error}");
     // The same key with another endpoint waits as well.
     let moved = new.seal(
         "registerAgent",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto_spec::admission::{Judge, Me};
 use proto_spec::capability::{Token, TokenKind, encode_text};
-use proto_spec::message::{Ack, AgentApprove, AgentDeny};
+use proto_spec::message::{Ack, AgentApprove, AgentDeny, Older};
 use proto_spec::{AgentId, Authorized, Kind, Name, Newcomer, Pattern, PublicKey, Refusal};
 
 use super::admin::read;
@@ -270,6 +270,14 @@ impl Desk {
                 body.name
             )));
         }
+        if let Some(other) = older
+            .as_ref()
+            .and_then(|one| self.called_there(one, &body.name))
+        {
+            return Err(Refusal::Conflict(format!(
+                "{other} is called at the endpoint that it names"
+            )));
+        }
         let mut given = body.capabilities.clone();
         given.extend(admin.iter().flat_map(|scope| scope.grantable.clone()));
         if let Some(proposed) = self.takes_two(kind, text, by, &given)? {
@@ -298,6 +306,19 @@ impl Desk {
                 .map(|agent| record_of(state, &endpoints, &agent)),
             pending: pending(state, &endpoints, Some(&name), at),
         }))
+    }
+
+    /// Another agent on record than `name` that is called where this one says that it is: whoever may call the
+    /// one would reach the other.
+    fn called_there(&self, older: &Older, name: &Name) -> Option<Name> {
+        let endpoint = older.endpoint.as_ref()?;
+        let is_there = |agent: &Arc<Agent>| {
+            let known = agent.older.as_ref();
+            agent.name != *name
+                && known.is_some_and(|known| known.endpoint.as_ref() == Some(endpoint))
+        };
+        let agent = self.state.registry.older().into_iter().find(is_there)?;
+        Some(agent.name.clone())
     }
 
     fn is_asked_for(&self, name: &Name, key: &PublicKey) -> bool {
