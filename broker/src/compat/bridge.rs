@@ -68,8 +68,10 @@ pub async fn keep(core: Arc<Core>) {
             stays
         });
         for agent in agents {
-            let called = Bridge::of(&shared, &agent);
-            if let (Some(bridge), false) = (called, kept.contains_key(&agent.name)) {
+            if kept.contains_key(&agent.name) {
+                continue;
+            }
+            if let Some(bridge) = Bridge::of(&shared, &agent) {
                 let task = tasks.spawn(Arc::new(bridge).run());
                 kept.insert(agent.name.clone(), (agent, task));
             }
