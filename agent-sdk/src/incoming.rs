@@ -72,6 +72,12 @@ impl Call {
         self.mcp.as_deref()
     }
 
+    /// Whether the caller wants to know how far it is.
+    #[must_use]
+    pub fn wants_progress(&self) -> bool {
+        self.reporter.to.is_some()
+    }
+
     /// Tells the caller how far it is, if the caller wants to know. Waits while the connection is busy;
     /// what cannot be sent any more is dropped, for then the call is over.
     pub async fn progress(&mut self, progress: Progress) {

@@ -322,6 +322,19 @@ async fn progress_comes_complete_in_order_and_under_the_callers_token() {
         }
         let (none, result) = followed(&ada, "fs.steps", json!({}), &meta(json!({}))).await;
         assert!(none.is_empty() && result.is_ok());
+        let native = CallOptions {
+            progress: true,
+            ..CallOptions::default()
+        };
+        let native = ada
+            .call_with("fs@acme", "fs.steps", &json!({}), native)
+            .await;
+        let mut native = native.unwrap();
+        let mut steps = 0;
+        while native.progress().await.is_some() {
+            steps += 1;
+        }
+        assert_eq!(steps, 20, "{era}: who speaks no MCP has progress too");
     }
 }
 

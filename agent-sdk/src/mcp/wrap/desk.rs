@@ -189,7 +189,7 @@ impl Desk {
                 mailbox.put(Said::Notification { method, params }, bytes);
             }
             None => {
-                tracing::debug!(method = %method.escape_debug(), "a notification that is nobody's is dropped")
+                tracing::debug!(method = %method.escape_debug(), "a notification that is nobody's is dropped");
             }
         }
     }

@@ -66,7 +66,13 @@ pub(super) async fn listen(
     let mut own = senders.0.subscribe();
     let mut common = senders.1.subscribe();
     if !heed.uris.is_empty() {
-        drop(inner.pool.take(key, false).await.map_err(no_server)?);
+        drop(
+            inner
+                .pool
+                .take(key, false)
+                .await
+                .map_err(|why| no_server(&why))?,
+        );
         subscribe(inner, key, &heed.uris).await?;
     }
     let id = call.id().to_string();

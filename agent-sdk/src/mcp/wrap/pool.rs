@@ -16,6 +16,9 @@ use super::server::{Era, Server, Source};
 use crate::link::backoff::Backoff;
 use crate::mcp::rpc::Object;
 
+/// A server, once it was greeted; whoever needs it waits for that.
+type Starting = Arc<OnceCell<Arc<Server>>>;
+
 /// Whose a connection is, and what the client on it can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
@@ -58,7 +61,7 @@ struct Slot {
     id: u64,
     key: Key,
     /// Empty while it starts.
-    server: Arc<OnceCell<Arc<Server>>>,
+    server: Starting,
     uses: usize,
     exclusive: bool,
     /// Counts up: the smallest was idle for longest.
@@ -166,11 +169,7 @@ impl Pool {
     }
 
     /// Finds a place, or makes one, and counts its use.
-    fn place(
-        &self,
-        key: &Key,
-        exclusive: bool,
-    ) -> Result<(u64, Arc<OnceCell<Arc<Server>>>), NoServer> {
+    fn place(&self, key: &Key, exclusive: bool) -> Result<(u64, Starting), NoServer> {
         let mut slots = self.slots();
         let died = slots.bury();
         if died > 0 {
@@ -221,7 +220,7 @@ impl Pool {
 }
 
 impl Slots {
-    fn push(&mut self, key: Key, server: Arc<OnceCell<Arc<Server>>>, exclusive: bool) -> u64 {
+    fn push(&mut self, key: Key, server: Starting, exclusive: bool) -> u64 {
         self.last += 1;
         self.all.push(Slot {
             id: self.last,

@@ -134,7 +134,7 @@ async fn modern(
             meta.set(&name, value);
         }
     }
-    let token = meta.get("progressToken").map(ToOwned::to_owned);
+    let token = token(&meta, call);
     let wants = Wants {
         owner: call.caller().to_string(),
         logs: meta.has(&format!("{PREFIX}logLevel")),
@@ -149,7 +149,7 @@ async fn modern(
         .pool
         .take(&Key::everybody(), false)
         .await
-        .map_err(no_server)?;
+        .map_err(|why| no_server(&why))?;
     let connection = &lease.server.connection;
     let exchange = connection.request(method, wants, labels, |id| {
         if token.is_some() {
@@ -204,7 +204,7 @@ async fn legacy(
     for name in names.iter().filter(|name| name.starts_with(PREFIX)) {
         meta.take(name);
     }
-    let token = meta.take("progressToken");
+    let token = token(&meta, call);
     let key = inner.key(&whose.caller, &bridged(&capabilities));
     let wants = Wants {
         owner: whose.caller.clone(),
@@ -219,7 +219,11 @@ async fn legacy(
         return super::listen::listen(inner, &key, &params, call).await;
     }
     let alone = !wants.questions.is_empty();
-    let lease = inner.pool.take(&key, alone).await.map_err(no_server)?;
+    let lease = inner
+        .pool
+        .take(&key, alone)
+        .await
+        .map_err(|why| no_server(&why))?;
     if let Some(level) = level {
         lease.server.log_from(&level, patience).await;
     }
@@ -317,6 +321,17 @@ fn park(inner: &Inner, whose: Whose, talk: Talk) -> Result<Box<RawValue>, ToolEr
     Ok(result.raw())
 }
 
+/// The caller's progress token, if it wants progress. One who speaks no MCP has none, and is given one.
+fn token(meta: &Object, call: &Call) -> Option<Box<RawValue>> {
+    let own = || {
+        let wants = call.mcp().is_none() && call.wants_progress();
+        wants.then(|| to_raw_value(&call.id().to_string()).unwrap_or_default())
+    };
+    meta.get("progressToken")
+        .map(ToOwned::to_owned)
+        .or_else(own)
+}
+
 /// Tells the caller what the server said. Progress has the caller's own token.
 pub(super) async fn pass_on(
     call: &mut Call,
@@ -380,6 +395,11 @@ pub(super) fn every_capability() -> Box<RawValue> {
     for (name, _) in QUESTIONS {
         all.put(name, &Object::default());
     }
+    let mut elicitation = Object::default();
+    for kind in ["form", "url"] {
+        elicitation.put(kind, &Object::default());
+    }
+    all.put("elicitation", &elicitation);
     all.raw()
 }
 
@@ -400,7 +420,7 @@ fn silent(patience: Duration) -> ToolError {
     )
 }
 
-pub(super) fn no_server(why: NoServer) -> ToolError {
+pub(super) fn no_server(why: &NoServer) -> ToolError {
     let code = match why {
         NoServer::Busy(_) => SERVER_BUSY,
         NoServer::Silent(_) => SERVER_LOST,
