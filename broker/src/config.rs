@@ -109,7 +109,10 @@ pub struct Mcp {
 
 impl Mcp {
     fn all_tools() -> Vec<Pattern> {
-        "*".parse().into_iter().collect()
+        ["*", "peer.*"]
+            .iter()
+            .filter_map(|all| all.parse().ok())
+            .collect()
     }
 
     fn a_day() -> u64 {

@@ -1,6 +1,7 @@
 //! Other people's MCP clients, servers and suites, with ours and with each other.
 #![expect(clippy::unwrap_used, reason = "a test that is surprised fails")]
 
+mod brokered;
 mod clients;
 mod direct;
 mod front;
