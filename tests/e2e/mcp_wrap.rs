@@ -152,7 +152,7 @@ impl Wrap {
 }
 
 /// What a caller says beside the arguments.
-fn meta(more: Value) -> Value {
+fn meta(more: &Value) -> Value {
     let mut meta = json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
@@ -174,7 +174,7 @@ fn options(mcp: &Value) -> CallOptions {
 }
 
 async fn call(agent: &Agent, tool: &str, arguments: Value) -> Result<Value, Error> {
-    call_with(agent, tool, arguments, &meta(json!({}))).await
+    call_with(agent, tool, arguments, &meta(&json!({}))).await
 }
 
 async fn call_with(
@@ -273,7 +273,7 @@ async fn what_was_sent_arrives_as_it_was_both_ways() {
     let ada = site.agent("ada");
     for era in ["legacy", "modern"] {
         let _wrap = site.wrap("", &[era]);
-        let mcp = options(&meta(json!({})));
+        let mcp = options(&meta(&json!({})));
         let raw = ada.call_raw("fs@acme", "fs.raw", &json!({}), &mcp).await;
         let expected = r#"{"z":1,"content":[{"type":"odd","n":18446744073709551615,"f":1.50,"e":"\u00e9"}],"a":{"y":1,"b":2},"structuredContent":{"k":[1e5]}}"#;
         assert_eq!(raw.unwrap().get(), expected, "{era}");
@@ -281,7 +281,7 @@ async fn what_was_sent_arrives_as_it_was_both_ways() {
             r#"{"z":1,"n":18446744073709551615,"f":1.50,"a":{"y":[1e5],"b":"\u00e9"}}"#.into(),
         )
         .unwrap();
-        let odd = options(&meta(json!({"com.example/odd": {"z": 1, "a": 2}})));
+        let odd = options(&meta(&json!({"com.example/odd": {"z": 1, "a": 2}})));
         let whole = ada.call_raw("fs@acme", "fs.whole", &arguments, &odd).await;
         let whole: Value = serde_json::from_str(whole.unwrap().get()).unwrap();
         let line = text(&whole);
@@ -306,7 +306,7 @@ async fn progress_comes_complete_in_order_and_under_the_callers_token() {
     for era in ["legacy", "modern"] {
         let _wrap = site.wrap("", &[era]);
         for token in [json!("a token"), json!(7)] {
-            let asked = meta(json!({"progressToken": token}));
+            let asked = meta(&json!({"progressToken": token}));
             let (progress, result) = followed(&ada, "fs.steps", json!({"n": 20}), &asked).await;
             assert_eq!(progress.len(), 20, "{era}");
             for (at, step) in progress.iter().enumerate() {
@@ -320,7 +320,7 @@ async fn progress_comes_complete_in_order_and_under_the_callers_token() {
             }
             assert!(result.is_ok());
         }
-        let (none, result) = followed(&ada, "fs.steps", json!({}), &meta(json!({}))).await;
+        let (none, result) = followed(&ada, "fs.steps", json!({}), &meta(&json!({}))).await;
         assert!(none.is_empty() && result.is_ok());
         let native = CallOptions {
             progress: true,
@@ -344,9 +344,9 @@ async fn log_messages_come_to_those_who_ask_and_at_their_level() {
     let ada = site.agent("ada");
     for era in ["legacy", "modern"] {
         let _wrap = site.wrap("", &[era]);
-        let (silent, _) = followed(&ada, "fs.log", json!({}), &meta(json!({}))).await;
+        let (silent, _) = followed(&ada, "fs.log", json!({}), &meta(&json!({}))).await;
         assert!(silent.is_empty(), "{era}");
-        let asked = meta(json!({"io.modelcontextprotocol/logLevel": "error"}));
+        let asked = meta(&json!({"io.modelcontextprotocol/logLevel": "error"}));
         let (said, result) = followed(&ada, "fs.log", json!({}), &asked).await;
         assert_eq!(
             said.len(),
@@ -404,7 +404,7 @@ async fn a_call_that_nobody_waits_for_is_cancelled_at_the_server() {
     let ada = site.agent("ada");
     for era in ["legacy", "modern"] {
         let _wrap = site.wrap("", &[era]);
-        let asked = meta(json!({"progressToken": 1}));
+        let asked = meta(&json!({"progressToken": 1}));
         let mut slow = ada
             .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
             .await
@@ -430,7 +430,7 @@ async fn a_legacy_servers_question_is_a_result_that_its_caller_alone_can_go_on_f
     let _wrap = site.wrap("", &["legacy"]);
     let able =
         json!({"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}, "sampling": {}}});
-    let able = meta(able);
+    let able = meta(&able);
     let asked = call_with(&ada, "fs.elicit", json!({}), &able)
         .await
         .unwrap();
@@ -510,7 +510,7 @@ async fn a_modern_servers_question_passes_as_it_is() {
     let _wrap = site.wrap("", &["modern"]);
     let asked = call(&ada, "fs.elicit", json!({})).await.unwrap();
     assert_eq!(asked["requestState"], "state 1");
-    let mut retry = meta(json!({}));
+    let mut retry = meta(&json!({}));
     retry["inputResponses"] = json!({"who": {"action": "accept"}});
     retry["requestState"] = json!("state 1");
     let done = call_with(&ada, "fs.elicit", json!({}), &retry)
@@ -547,7 +547,12 @@ async fn a_server_that_dies_in_mid_call_is_started_again() {
     for era in ["legacy", "modern"] {
         let wrap = site.wrap("", &[era]);
         let slow = ada
-            .call_with("fs@acme", "fs.never", &json!({}), options(&meta(json!({}))))
+            .call_with(
+                "fs@acme",
+                "fs.never",
+                &json!({}),
+                options(&meta(&json!({}))),
+            )
             .await
             .unwrap();
         assert_eq!(
@@ -594,7 +599,7 @@ async fn what_a_hostile_server_prints_harms_nobody_but_its_own_call() {
             let told = call(&ada, tool, json!({})).await.unwrap();
             assert!(matches!(text(&told), "first" | "fine"));
         }
-        let asked = meta(json!({"progressToken": 1}));
+        let asked = meta(&json!({"progressToken": 1}));
         let (flood, result) = followed(&ada, "fs.flood", json!({}), &asked).await;
         assert!(result.is_ok() && flood.len() <= 20_000, "{}", flood.len());
         let one = |n: u64| {
@@ -607,7 +612,7 @@ async fn what_a_hostile_server_prints_harms_nobody_but_its_own_call() {
         };
         let (first, second, third) = tokio::join!(one(1), one(2), one(3));
         assert_eq!([text(&first), text(&second), text(&third)], ["1", "2", "3"]);
-        let mut short = options(&meta(json!({})));
+        let mut short = options(&meta(&json!({})));
         short.deadline = Some(Duration::from_millis(300));
         let never = ada
             .call_raw("fs@acme", "fs.never", &json!({}), &short)
@@ -659,7 +664,7 @@ async fn a_list_that_changed_is_offered_anew_without_disturbing_calls() {
     let ada = site.agent("ada");
     for era in ["legacy", "modern"] {
         let _wrap = site.wrap("--shared", &[era]);
-        let asked = meta(json!({"progressToken": 1}));
+        let asked = meta(&json!({"progressToken": 1}));
         let mut running = ada
             .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
             .await
@@ -705,7 +710,7 @@ async fn a_caller_hears_what_a_legacy_server_says_about_no_request() {
             "fs@acme",
             "fs.mcp.subscriptions.listen",
             &wanted,
-            options(&meta(json!({}))),
+            options(&meta(&json!({}))),
         )
         .await
         .unwrap();
@@ -732,7 +737,7 @@ async fn at_the_bound_of_children_a_call_is_told_that_all_are_in_use() {
     let site = Site::new();
     let (ada, bob) = (site.agent("ada"), site.agent("bob"));
     let _wrap = site.wrap("--children 2", &["legacy"]);
-    let asked = meta(json!({"progressToken": 1}));
+    let asked = meta(&json!({"progressToken": 1}));
     let mut slow = ada
         .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
         .await
@@ -857,7 +862,7 @@ async fn a_server_that_is_reached_by_http_is_wrapped_in_either_era() {
             let echoed = call(&ada, "fs.echo", json!({"text": words})).await.unwrap();
             assert_eq!(text(&echoed), words, "{era}");
         }
-        let asked = meta(json!({"progressToken": "t"}));
+        let asked = meta(&json!({"progressToken": "t"}));
         let (progress, result) = followed(&ada, "fs.steps", json!({"n": 20}), &asked).await;
         let done: Vec<_> = progress.iter().filter_map(|step| step.done).collect();
         assert_eq!(done, (1..=20).map(f64::from).collect::<Vec<_>>());
@@ -877,7 +882,7 @@ async fn a_legacy_server_reached_by_http_asks_has_sessions_and_tells_of_changes(
     let ada = site.agent("ada");
     let server = Listening::start("legacy");
     let _wrap = site.reach(&server);
-    let able = meta(json!({"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}}}));
+    let able = meta(&json!({"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}}}));
     let asked = call_with(&ada, "fs.elicit", json!({}), &able)
         .await
         .unwrap();
