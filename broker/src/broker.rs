@@ -329,6 +329,9 @@ impl Broker {
         self.phase.send_replace(Phase::Stopping);
         let closed = tokio::time::timeout(CLOSE_MAX, self.room.empty()).await;
         self.tasks.shutdown().await;
+        if let Some(mcp) = &core.mcp {
+            mcp.end();
+        }
         match closed {
             Ok(()) => core.state.replay.close(),
             // What still runs could use a nonce after the mark. Without it a start after a reboot waits.

@@ -81,6 +81,11 @@ impl Mcp {
         Ok(Bearer::new(kept, agent, token))
     }
 
+    /// Ends the sessions of all kept agents: each holds on to the broker.
+    pub(crate) fn end(&self) {
+        self.kept.clear();
+    }
+
     fn kept_session(&self, core: &Arc<Core>, agent: &AgentId) -> Result<Arc<Kept>, Refusal> {
         let entry = self.kept.get(agent.name()).map(|kept| Arc::clone(&kept));
         if let Some(kept) = entry.filter(|kept| kept.is_open()) {

@@ -124,6 +124,10 @@ pub struct Registrar {
 impl Registrar {
     /// The way to a desk, and the desk.
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a desk has that many drawers, and one place fills them"
+    )]
     pub fn new(
         state: Arc<State>,
         journal: Box<dyn Journal>,
