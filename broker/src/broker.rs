@@ -20,8 +20,9 @@ use crate::compat;
 use crate::config::Config;
 use crate::federation::dial;
 use crate::journal::{Embedded, Journal, Reader};
+use crate::kept::KeptKeys;
 use crate::listener::{self, Room};
-use crate::mcp::{KeptKeys, Mcp};
+use crate::mcp::Mcp;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::pipeline::Core;
@@ -54,6 +55,7 @@ pub struct Broker {
     ops_address: SocketAddr,
     phase: watch::Sender<Phase>,
     room: Arc<Room>,
+    mcp: Option<Arc<Mcp>>,
     tasks: JoinSet<()>,
     registrar: std::thread::JoinHandle<()>,
     _lock: Lock,
@@ -141,6 +143,7 @@ pub struct Parts {
     pub core: Arc<Core>,
     /// Where its orders are decided.
     pub desk: Desk,
+    kept: Option<Arc<KeptKeys>>,
     reader: Reader,
     lock: Lock,
 }
@@ -176,11 +179,6 @@ impl Parts {
             Some(_) => Some(Arc::new(KeptKeys::beside(&config.root_key, &config.org)?)),
             None => None,
         };
-        let mcp = config.mcp.as_ref().zip(kept.clone());
-        let mcp = mcp.map(|(mcp, kept)| {
-            let message_bytes = config.limits.envelope_bytes_max;
-            Mcp::new(kept, mcp, &clock, message_bytes)
-        });
         let (registrar, desk) = Registrar::new(
             Arc::clone(&state),
             Box::new(journal),
@@ -188,7 +186,7 @@ impl Parts {
             Arc::clone(&voice),
             Arc::clone(&clock),
             config.clone(),
-            kept,
+            kept.clone(),
             Snapshots::new(config.data.clone(), Arc::clone(&voice), since),
         );
         let channels = config.channels.clone();
@@ -202,7 +200,6 @@ impl Parts {
             metrics: Metrics::default(),
             certificates,
             channels,
-            mcp,
             post_credentials: crate::calls::PostCredentials::default(),
             bodies: tokio::sync::Semaphore::new(bodies_kib),
             older_changed: tokio::sync::Notify::new(),
@@ -210,6 +207,7 @@ impl Parts {
         Ok(Self {
             core,
             desk,
+            kept,
             reader,
             lock,
         })
@@ -236,6 +234,7 @@ impl Broker {
         let Parts {
             core,
             desk,
+            kept,
             reader,
             lock,
         } = Parts::of(config, clock)?;
@@ -248,8 +247,13 @@ impl Broker {
         let limits = &core.config.limits;
         let room = Room::new(limits.connections_max, limits.connections_per_network_max);
         let mut tasks = JoinSet::new();
+        let mcp = kept.zip(config.mcp.as_ref()).map(|(kept, mcp)| {
+            let message_bytes = limits.envelope_bytes_max;
+            Arc::new(Mcp::new(kept, mcp, &core.clock, message_bytes))
+        });
         tasks.spawn(listener::accept(
             Arc::clone(&core),
+            mcp.clone(),
             listener,
             Arc::clone(&core.certificates),
             Arc::clone(&room),
@@ -284,6 +288,7 @@ impl Broker {
             ops_address,
             phase,
             room,
+            mcp,
             tasks,
             registrar,
             _lock: lock,
@@ -329,7 +334,7 @@ impl Broker {
         self.phase.send_replace(Phase::Stopping);
         let closed = tokio::time::timeout(CLOSE_MAX, self.room.empty()).await;
         self.tasks.shutdown().await;
-        if let Some(mcp) = &core.mcp {
+        if let Some(mcp) = &self.mcp {
             mcp.end();
         }
         match closed {

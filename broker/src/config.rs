@@ -90,6 +90,9 @@ impl Federation {
     }
 }
 
+/// Where the metadata of a protected resource lies (RFC 9728, 3.1); what follows names the resource's path.
+pub const METADATA: &str = "/.well-known/oauth-protected-resource";
+
 /// How MCP clients come in that show bearer tokens; they do not where the file has no such part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,7 +147,7 @@ impl Mcp {
     /// Where the resource's metadata lies (RFC 9728, 3.1).
     #[must_use]
     pub fn metadata_url(&self) -> String {
-        format!("{}{}/mcp", self.origin(), crate::mcp::METADATA)
+        format!("{}{}/mcp", self.origin(), METADATA)
     }
 
     fn problems(&self, found: &mut Vec<String>) {

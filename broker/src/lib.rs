@@ -12,7 +12,7 @@
 //! | [`registrar`] | the only code that appends durable changes |
 //! | [`state`] | views in memory that the request path reads |
 //! | [`journal`], [`change`] | ground truth |
-//! | [`mcp`] | MCP clients that show a bearer token: kept keys, and `/mcp` |
+//! | [`mcp`], [`kept`] | MCP clients that show a bearer token: `/mcp`, and the keys kept for them |
 //! | [`upkeep`] | backup, restore, verification: what an operator does to a data directory |
 //! | [`config`], [`clock`], [`voice`], [`metrics`] | what it runs with, its time, its words, its counters |
 
@@ -27,6 +27,7 @@ pub mod delivery;
 pub mod directory;
 pub mod federation;
 pub mod journal;
+pub mod kept;
 mod keyfile;
 pub mod listener;
 mod locks;

@@ -25,7 +25,6 @@ use crate::calls::{Called, Place};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory;
-use crate::mcp::Mcp;
 use crate::metrics::Metrics;
 use crate::registrar::{Order, Origin, Registrar};
 use crate::routing::{full_name, may_offer, under_peer, ways};
@@ -160,8 +159,6 @@ pub struct Core {
     pub certificates: Arc<Certificates>,
     /// Public keys of TLS terminators that clients may see instead of ours, as SPKI digests.
     pub channels: Vec<Digest>,
-    /// What serves MCP clients, where they may come.
-    pub mcp: Option<Mcp>,
     /// The broker's credentials for providers, for callers by POST.
     pub post_credentials: crate::calls::PostCredentials,
     /// KiB of request bodies that may be in memory at once.

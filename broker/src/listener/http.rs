@@ -24,7 +24,8 @@ use tokio_rustls::server::TlsStream;
 use super::{Client, Seat, ws};
 use crate::calls::Place;
 use crate::compat;
-use crate::mcp;
+use crate::config::METADATA;
+use crate::mcp::{self, Mcp};
 use crate::phase::{Phase, reached};
 use crate::pipeline::{Core, Door, Refused, Step};
 use crate::state::calls::Answer;
@@ -42,6 +43,7 @@ const STREAMS_MAX: u32 = 64;
 /// Serves one connection until it ends, or until its requests are done after a stop.
 pub(super) async fn serve(
     core: Arc<Core>,
+    mcp: Option<Arc<Mcp>>,
     stream: TlsStream<TcpStream>,
     client: Client,
     mut phase: watch::Receiver<Phase>,
@@ -53,10 +55,15 @@ pub(super) async fn serve(
     let service = {
         let (phase, requests) = (phase.clone(), requests.clone());
         service_fn(move |request| {
-            let (core, phase, seat) = (Arc::clone(&core), phase.clone(), Arc::clone(&seat));
+            let (core, mcp, phase, seat) = (
+                Arc::clone(&core),
+                mcp.clone(),
+                phase.clone(),
+                Arc::clone(&seat),
+            );
             let open = Open::count(&requests);
             async move {
-                let reply = answer(core, request, client, phase, seat).await;
+                let reply = answer(core, mcp, request, client, phase, seat).await;
                 drop(open);
                 Ok::<_, Infallible>(reply)
             }
@@ -156,6 +163,7 @@ type Streamed = Response<Body>;
 
 async fn answer(
     core: Arc<Core>,
+    mcp: Option<Arc<Mcp>>,
     request: Request<Incoming>,
     client: Client,
     phase: watch::Receiver<Phase>,
@@ -163,10 +171,13 @@ async fn answer(
 ) -> Streamed {
     let path = request.uri().path();
     if path == "/mcp" || path.starts_with("/mcp/") {
-        let answered = mcp::answer(&core, request).await;
+        let answered = match mcp {
+            Some(mcp) => mcp::answer(&mcp, &core, request).await,
+            None => None,
+        };
         return answered.unwrap_or_else(|| whole(nothing_here()));
     }
-    if path.starts_with(mcp::METADATA) && request.method() == Method::GET {
+    if path.starts_with(METADATA) && request.method() == Method::GET {
         return mcp::metadata(&core).unwrap_or_else(|| whole(nothing_here()));
     }
     whole(match (request.method(), path) {

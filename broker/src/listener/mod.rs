@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::locks::lock;
+use crate::mcp::Mcp;
 use crate::phase::{Phase, reached};
 use crate::pipeline::Core;
 use crate::tls::Certificates;
@@ -121,6 +122,7 @@ impl Drop for Seat {
 /// Accepts connections until told to drain.
 pub async fn accept(
     core: Arc<Core>,
+    mcp: Option<Arc<Mcp>>,
     listener: TcpListener,
     certificates: Arc<Certificates>,
     room: Arc<Room>,
@@ -151,15 +153,16 @@ pub async fn accept(
             continue;
         };
         let tls = TlsAcceptor::from(Arc::clone(&pair.tls));
-        let (core, phase) = (Arc::clone(&core), phase.clone());
+        let (core, mcp, phase) = (Arc::clone(&core), mcp.clone(), phase.clone());
         tokio::spawn(async move {
-            serve(core, stream, tls, client, phase, seat).await;
+            serve(core, mcp, stream, tls, client, phase, seat).await;
         });
     }
 }
 
 async fn serve(
     core: Arc<Core>,
+    mcp: Option<Arc<Mcp>>,
     stream: TcpStream,
     tls: TlsAcceptor,
     client: Client,
@@ -171,7 +174,7 @@ async fn serve(
         tracing::debug!(%error, "no TCP_NODELAY");
     }
     match tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
-        Ok(Ok(stream)) => http::serve(core, stream, client, phase, seat).await,
+        Ok(Ok(stream)) => http::serve(core, mcp, stream, client, phase, seat).await,
         Ok(Err(error)) => {
             tracing::debug!(client = %client.address(), error = ?error.to_string(), "no TLS handshake");
         }

@@ -10,15 +10,17 @@ use hyper::{Request, Response, StatusCode};
 use proto_spec::Refusal;
 use serde_json::json;
 
+use super::Mcp;
 use crate::config::Mcp as Config;
 use crate::pipeline::Core;
 
-/// Where the metadata of the protected resource lies (RFC 9728, 3.1); what follows names the resource's path.
-pub const METADATA: &str = "/.well-known/oauth-protected-resource";
-
 /// Serves one request for `/mcp` or what lies below it. Where MCP is not configured there is nothing here.
-pub async fn answer(core: &Arc<Core>, request: Request<Incoming>) -> Option<Response<Body>> {
-    let (mcp, config) = (core.mcp.as_ref()?, core.config.mcp.as_ref()?);
+pub async fn answer(
+    mcp: &Mcp,
+    core: &Arc<Core>,
+    request: Request<Incoming>,
+) -> Option<Response<Body>> {
+    let config = core.config.mcp.as_ref()?;
     let rest = request
         .uri()
         .path()

@@ -5,7 +5,6 @@
 
 mod caller;
 mod door;
-mod kept;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -18,11 +17,11 @@ use proto_spec::{AgentId, Name, Refusal, Speaker, Timestamp};
 use tokio::sync::watch;
 
 use caller::{Bearer, Kept};
-pub use door::{METADATA, answer, metadata};
-pub use kept::KeptKeys;
+pub use door::{answer, metadata};
 
 use crate::clock::Clock;
 use crate::config::Mcp as Config;
+use crate::kept::KeptKeys;
 use crate::locks::lock;
 use crate::pipeline::Core;
 use crate::state::State;
@@ -34,8 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// What serves MCP clients.
 #[derive(Debug)]
 pub struct Mcp {
-    /// The keys of kept agents.
-    pub keys: Arc<KeptKeys>,
+    keys: Arc<KeptKeys>,
     gateway: Gateway,
     kept: DashMap<Name, Arc<Kept>>,
     changes: Mutex<Option<watch::Receiver<()>>>,

@@ -12,7 +12,7 @@ use super::tokens::{bad_terms, entropy, parse_checks};
 use super::{Decision, Desk, change};
 use crate::change::Change;
 use crate::config::Mcp;
-use crate::mcp::KeptKeys;
+use crate::kept::KeptKeys;
 use crate::state::registry::Agent;
 
 impl Desk {

@@ -34,7 +34,7 @@ use crate::change::Change;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
-use crate::mcp::KeptKeys;
+use crate::kept::KeptKeys;
 use crate::state::budgets::Need;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, Taking};
