@@ -168,7 +168,7 @@ async fn until_listed(house: &House, agent: &str, token: &str) {
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    panic!("{agent} is not listed: {last}");
+    assert_eq!(last, "its tools", "{agent} is not listed");
 }
 
 /// The fixtures see nothing of where they lie in the box, so what they need is opened.
