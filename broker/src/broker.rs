@@ -202,7 +202,6 @@ impl Parts {
             channels,
             post_credentials: crate::calls::PostCredentials::default(),
             bodies: tokio::sync::Semaphore::new(bodies_kib),
-            older_changed: tokio::sync::Notify::new(),
         });
         Ok(Self {
             core,
@@ -490,7 +489,6 @@ async fn follow_changes(core: Arc<Core>) {
     while changes.changed().await.is_ok() {
         let now = core.clock.now();
         Place { core: &core, now }.end_struck_calls();
-        core.older_changed.notify_one();
         let current = tellable();
         if current != told {
             tell_roots(&core, &current.0, now);

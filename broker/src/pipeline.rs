@@ -163,8 +163,6 @@ pub struct Core {
     pub post_credentials: crate::calls::PostCredentials,
     /// KiB of request bodies that may be in memory at once.
     pub bodies: tokio::sync::Semaphore,
-    /// Who calls older agents looks here for whether there are others.
-    pub older_changed: tokio::sync::Notify,
 }
 
 /// What passed admission.

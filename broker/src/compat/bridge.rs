@@ -57,6 +57,7 @@ pub async fn keep(core: Arc<Core>) {
     });
     let mut tasks = JoinSet::new();
     let mut kept: HashMap<Name, (Arc<Agent>, AbortHandle)> = HashMap::new();
+    let mut changes = core.state.changed.subscribe();
     loop {
         let agents = core.state.registry.older();
         kept.retain(|name, (before, task)| {
@@ -77,7 +78,9 @@ pub async fn keep(core: Arc<Core>) {
             }
         }
         while tasks.try_join_next().is_some() {}
-        core.older_changed.notified().await;
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 
