@@ -9,6 +9,7 @@
 //! | [`federation`] | other organisations' brokers: links, adverts, delegation |
 //! | [`pipeline`] | parse → verify → admit → authorize → perform → answer |
 //! | [`calls`], [`routing`], [`delivery`], [`transit`], [`directory`] | what is performed |
+//! | [`inside`] | sessions of agents that have no connection of their own |
 //! | [`registrar`] | the only code that appends durable changes |
 //! | [`state`] | views in memory that the request path reads |
 //! | [`journal`], [`change`] | ground truth |
@@ -26,6 +27,7 @@ pub mod conversation;
 pub mod delivery;
 pub mod directory;
 pub mod federation;
+pub mod inside;
 pub mod journal;
 pub mod kept;
 mod keyfile;

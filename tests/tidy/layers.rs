@@ -41,6 +41,7 @@ const BROKER: &[&[&str]] = &[
     &["metrics", "routing", "registrar", "upkeep", "conversation"],
     &["delivery"],
     &["pipeline", "calls", "directory", "transit"],
+    &["inside"],
     &["compat", "federation", "mcp"],
     &["listener"],
     &["broker"],

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto_spec::frame::{FRAME, Frame};
 use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use proto_spec::message::{Older, Tool, ToolCall, full_names};
 use proto_spec::{AgentId, Capability, Digest, Envelope, Kind, Name, Refusal, wire};
@@ -22,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::endpoint::{Failure, Line, read};
 use crate::calls::Place;
 use crate::compat_endpoint::Endpoint;
+use crate::inside::{Inside, delivered};
 use crate::pipeline::Core;
 use crate::routing::{full_name, may_offer};
 use crate::state::outbox::Queued;
@@ -126,12 +126,19 @@ impl Bridge {
         }
     }
 
+    fn attach(&self) -> Result<(Inside, mpsc::Receiver<Queued>), Refusal> {
+        let core = &self.shared.core;
+        let agent = AgentId::new(self.agent.name.clone(), core.state.org.clone());
+        Inside::attach(core, agent, self.agent.key.key())
+    }
+
     async fn run(self: Arc<Self>) {
         loop {
             if self.line().probe(PROBE_MAX).await
-                && let Some((attached, queue)) = Attached::new(&self)
+                && let Ok((session, queue)) = self.attach()
             {
-                self.serve(&attached.session, queue).await;
+                self.offer(&session, self.tools.clone());
+                self.serve(&session, queue).await;
             }
             sleep(RETRY).await;
         }
@@ -213,10 +220,7 @@ impl Bridge {
 
     /// What was delivered: a call in a frame, or that one is given up.
     fn heard(&self, message: Bytes) -> Option<Heard> {
-        let envelope = match message.first() {
-            Some(&FRAME) => self.parse(Frame::decode(message).ok()?.envelope),
-            _ => self.parse(message),
-        }?;
+        let envelope = self.parse(delivered(message)?)?;
         match envelope.kind() {
             Kind::ToolCall => self.asked(&envelope).map(Heard::Call),
             Kind::ToolCancel => envelope.re().map(Heard::Cancel),
@@ -302,38 +306,6 @@ struct Asked {
     tool: String,
     arguments: Box<RawValue>,
     patience: Duration,
-}
-
-/// The session that stands for an older agent. With it go its offers and its calls, however it ends.
-struct Attached<'a> {
-    bridge: &'a Bridge,
-    session: Arc<Session>,
-}
-
-impl<'a> Attached<'a> {
-    fn new(bridge: &'a Bridge) -> Option<(Self, mpsc::Receiver<Queued>)> {
-        let core = &bridge.shared.core;
-        let (outbox, queue) = mpsc::channel(core.config.limits.outbox_max);
-        let agent = AgentId::new(bridge.agent.name.clone(), core.state.org.clone());
-        let key = bridge.agent.key.key();
-        let sessions = &core.state.sessions;
-        let session = sessions.attach(agent, key, outbox).ok()?;
-        let attached = Self { bridge, session };
-        // The key may be out since: whoever takes it out looks for sessions after that.
-        if !core.state.has_key(&bridge.agent.name, &key) {
-            return None;
-        }
-        bridge.offer(&attached.session, bridge.tools.clone());
-        Some((attached, queue))
-    }
-}
-
-impl Drop for Attached<'_> {
-    fn drop(&mut self) {
-        let core = &self.bridge.shared.core;
-        core.state.sessions.detach(&self.session);
-        self.bridge.place().connection_gone(&self.session);
-    }
 }
 
 /// The tools of an older agent that lie within its prefixes, each with its bare name.

@@ -15,7 +15,6 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lru::LruCache;
 use proto_spec::capability::Token;
-use proto_spec::frame::{FRAME, Frame};
 use proto_spec::message::{
     DiscoverTools, DiscoveredTool, ToolCall, ToolCancel, ToolProgress, ToolResult, ToolsDiscovered,
 };
@@ -28,7 +27,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use super::{Seen, check};
-use crate::calls::Place;
+use crate::inside::{Inside, delivered};
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Step as Handled};
 use crate::state::outbox::Queued;
@@ -48,7 +47,7 @@ pub(super) struct Kept {
     core: Arc<Core>,
     key: SigningKey,
     speaker: Speaker,
-    session: Arc<Session>,
+    session: Inside,
     calls: Mutex<HashMap<Digest, mpsc::Sender<Step>>>,
     changes: watch::Receiver<()>,
     found: Mutex<LruCache<(Digest, Option<AgentId>), Found>>,
@@ -81,33 +80,18 @@ impl Kept {
         key: SigningKey,
         changes: watch::Receiver<()>,
     ) -> Result<Arc<Self>, Refusal> {
-        let (outbox, queue) = mpsc::channel(core.config.limits.outbox_max);
-        let sessions = &core.state.sessions;
-        let session = sessions.attach(agent.clone(), key.public(), outbox)?;
+        let (session, queue) = Inside::attach(core, agent.clone(), key.public())?;
+        let listening = Arc::clone(&session);
         let kept = Arc::new(Self {
             core: Arc::clone(core),
             key,
-            speaker: Speaker::Agent(agent.clone()),
+            speaker: Speaker::Agent(agent),
             session,
             calls: Mutex::default(),
             found: Mutex::new(LruCache::new(FOUND)),
             changes,
         });
-        // The key may have been revoked meanwhile; whoever revokes looks after us.
-        if core
-            .state
-            .registry
-            .agent(agent.name())
-            .map(|agent| agent.key.key())
-            != Some(kept.key.public())
-        {
-            return Err(Refusal::UnknownAgent(agent));
-        }
-        tokio::spawn(listen(
-            Arc::downgrade(&kept),
-            Arc::clone(&kept.session),
-            queue,
-        ));
+        tokio::spawn(listen(Arc::downgrade(&kept), listening, queue));
         Ok(kept)
     }
 
@@ -147,12 +131,8 @@ impl Kept {
 
     /// Gives what came over the session to the call that it is about.
     fn take(&self, message: Bytes) {
-        let envelope = match message.first() {
-            Some(&FRAME) => match Frame::decode(message) {
-                Ok(frame) => frame.envelope,
-                Err(_) => return,
-            },
-            _ => message,
+        let Some(envelope) = delivered(message) else {
+            return;
         };
         let bytes_max = envelope.len();
         let Ok(envelope) = Envelope::parse(envelope, bytes_max) else {
@@ -174,16 +154,6 @@ impl Kept {
         if is_last {
             calls.remove(&id);
         }
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.core.state.sessions.detach(&self.session);
-        self.session.close();
-        let now = self.core.clock.now();
-        let core = &*self.core;
-        Place { core, now }.connection_gone(&self.session);
     }
 }
 
@@ -307,11 +277,8 @@ impl Bearer {
                 let bytes_max = answer.envelope.len();
                 let refused = Envelope::parse(answer.envelope, bytes_max)
                     .map_or_else(|why| failure(&why), |envelope| refused(&envelope));
-                lock(&self.kept.calls).remove(&said.id);
-                made.waiting.close();
-                let (steps, waiting) = mpsc::channel(1);
+                // It is the first step, and there is room.
                 let _ = steps.try_send(Step::Answer(Err(refused)));
-                made.waiting = waiting;
                 made.is_over = true;
             }
         }
