@@ -26,7 +26,7 @@ use crate::mcp::Mcp;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::pipeline::Core;
-use crate::registrar::{Desk, Purpose, Registrar, first_admin};
+use crate::registrar::{Desk, Purpose, Registrar, Secrets, first_admin};
 use crate::state::replay::{Ended, Replay};
 use crate::state::snapshot::{Snapshots, read_back};
 use crate::state::{State, Taking};
@@ -182,11 +182,13 @@ impl Parts {
         let (registrar, desk) = Registrar::new(
             Arc::clone(&state),
             Box::new(journal),
-            root_key,
+            Secrets {
+                root: root_key,
+                kept: kept.clone(),
+            },
             Arc::clone(&voice),
             Arc::clone(&clock),
             config.clone(),
-            kept.clone(),
             Snapshots::new(config.data.clone(), Arc::clone(&voice), since),
         );
         let channels = config.channels.clone();

@@ -204,27 +204,18 @@ impl Desk {
     }
 
     pub(super) fn approve(&self, text: &str, by: &By) -> Result<Decision, Refusal> {
-        let body: AgentApprove = read(text)?;
-        let known = self.state.registry.agent(&body.name);
-        let is_agents = known.is_some_and(|agent| agent.key == body.key);
-        self.check_name(by, &body.name)?;
-        if !is_agents && !self.is_asked_for(&body.name, &body.key) {
-            return Err(Refusal::NotFound(format!(
-                "request of {} with this key",
-                body.name
-            )));
-        }
-        self.admit(Kind::AdminAgentApprove, text, body, by)
+        self.admit(Kind::AdminAgentApprove, text, read(text)?, by, false)
     }
 
-    /// Takes a key as an agent's that is known to be meant. `kind` and `text` are the act as a second admin
-    /// would repeat it.
+    /// Takes a key as an agent's: one that waits or is its own already, or that `is_ours`. `kind` and `text` are
+    /// the act as a second admin would repeat it.
     pub(super) fn admit(
         &self,
         kind: Kind,
         text: &str,
         body: AgentApprove,
         by: &By,
+        is_ours: bool,
     ) -> Result<Decision, Refusal> {
         let at = self.clock.now();
         self.check_name(by, &body.name)?;
@@ -235,6 +226,12 @@ impl Desk {
         let known = self.state.registry.agent(&body.name);
         let is_agents = known.as_ref().is_some_and(|agent| agent.key == body.key);
         let asked = self.state.pending.asked(&body.name, &body.key, at);
+        if !is_ours && !is_agents && asked.is_none() {
+            return Err(Refusal::NotFound(format!(
+                "request of {} with this key",
+                body.name
+            )));
+        }
         self.check_key_is_free(&body.name, &body.key)?;
         let kept = || known.as_ref().map(|agent| agent.prefixes.clone());
         let prefixes = body

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto_spec::capability::{Bearer, encode_text, issue};
 use proto_spec::message::{Ack, AgentApprove, BearerIssue, BearerKeep};
-use proto_spec::{AgentId, Digest, Kind, Refusal};
+use proto_spec::{AgentId, Kind, Refusal};
 
 use super::admin::read;
 use super::scope::By;
@@ -40,7 +40,7 @@ impl Desk {
             expires: body.expires,
             admin: None,
         };
-        self.admit(Kind::AdminBearerKeep, text, approve, by)
+        self.admit(Kind::AdminBearerKeep, text, approve, by, true)
     }
 
     pub(super) fn issue_bearer(&self, text: &str, by: &By) -> Result<Decision, Refusal> {
@@ -105,15 +105,10 @@ impl Desk {
         Ok(change(issued, move |_| Ack::Issued { id, token, expires }))
     }
 
-    /// The bearer tokens that stand for an agent, where its key is kept here.
-    pub(super) fn bearers_of(&self, agent: &Agent) -> Vec<Digest> {
+    /// Whether bearer tokens stand for an agent.
+    pub(super) fn is_kept(&self, agent: &Agent) -> bool {
         let find = |keys: &KeptKeys| keys.find(&agent.name, &agent.key.key());
-        if self.kept.as_deref().and_then(find).is_none() {
-            return Vec::new();
-        }
-        let issued = self.state.registry.issued_to(&agent.name);
-        let live = issued.iter().filter(|record| !self.state.is_dead(record));
-        live.map(|record| record.id).collect()
+        self.kept.as_deref().and_then(find).is_some()
     }
 
     fn bearers(&self) -> Result<(&KeptKeys, &Mcp), Refusal> {

@@ -115,6 +115,15 @@ type Job = (Order, Asker);
 /// Whoever waits for what comes of an order: an acknowledgement, save for a reservation.
 type Asker = oneshot::Sender<Result<Option<Ack>, Refusal>>;
 
+/// What a desk signs with.
+#[derive(Debug)]
+pub struct Secrets {
+    /// The active root key of tokens.
+    pub root: SigningKey,
+    /// The keys of agents that only show bearer tokens, where such come.
+    pub kept: Option<Arc<KeptKeys>>,
+}
+
 /// The way to the registrar's thread.
 #[derive(Debug, Clone)]
 pub struct Registrar {
@@ -124,20 +133,16 @@ pub struct Registrar {
 impl Registrar {
     /// The way to a desk, and the desk.
     #[must_use]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a desk has that many drawers, and one place fills them"
-    )]
     pub fn new(
         state: Arc<State>,
         journal: Box<dyn Journal>,
-        root: SigningKey,
+        secrets: Secrets,
         voice: Arc<Voice>,
         clock: Arc<Clock>,
         config: Config,
-        kept: Option<Arc<KeptKeys>>,
         snapshots: Snapshots,
     ) -> (Self, Desk) {
+        let Secrets { root, kept } = secrets;
         let (queue, jobs) = mpsc::channel(QUEUE);
         let desk = Desk {
             jobs,

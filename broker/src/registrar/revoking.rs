@@ -194,7 +194,7 @@ impl Desk {
         let struck = Struck {
             agents: vec![body.name.clone()],
             tokens: ids.len() as u64,
-            ids: ids.into_iter().take(SHOWN).collect(),
+            ids: ids.iter().take(SHOWN).copied().collect(),
             ..self.in_flight(&Blow::keys([agent.key.key()]))
         };
         if body.dry_run {
@@ -209,10 +209,9 @@ impl Desk {
         };
         let mut changes = vec![revoked];
         // They hang on no key, and would be good again if the name were kept again.
-        let bearers = self.bearers_of(&agent);
-        if !bearers.is_empty() {
+        if !ids.is_empty() && self.is_kept(&agent) {
             changes.push(Change::Revoked {
-                ids: bearers,
+                ids,
                 reason: None,
                 by: by.first.clone(),
                 at: self.clock.now(),
