@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use agent_sdk::Progress;
 use agent_sdk::mcp::gateway::{Failure, Ongoing, Outgoing, Step, Upstream};
-use agent_sdk::mcp::rpc::{INTERNAL_ERROR, RpcError};
+use agent_sdk::mcp::rpc::RpcError;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -259,7 +259,7 @@ impl Bearer {
         let said = self
             .kept
             .say(Kind::ToolCall, &to, None, call.deadline, &body)
-            .map_err(|why| internal(&why))?;
+            .map_err(|why| told(&why))?;
         let (steps, waiting) = mpsc::channel(STEPS_MAX);
         lock(&self.kept.calls).insert(said.id, steps.clone());
         let mut made = Made {
@@ -272,7 +272,7 @@ impl Bearer {
         let door = self.kept.door(&self.token);
         match self.kept.core.handle(said.bytes, &door).await {
             Ok(Handled::Nothing) => {}
-            Ok(_) => return Err(internal(&Refusal::Internal)),
+            Ok(_) => return Err(told(&Refusal::Internal)),
             Err(answer) => {
                 let bytes_max = answer.envelope.len();
                 let refused = Envelope::parse(answer.envelope, bytes_max)
@@ -288,8 +288,8 @@ impl Bearer {
     async fn found(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, RpcError> {
         let core = &self.kept.core;
         let config = core.config.mcp.as_ref();
-        let config = config.ok_or_else(|| internal(&Refusal::Internal))?;
-        check(core, config, &self.token).map_err(|why| internal(&why))?;
+        let config = config.ok_or_else(|| told(&Refusal::Internal))?;
+        check(core, config, &self.token).map_err(|why| told(&why))?;
         let place = (grant_id(&self.token), only.cloned());
         if let Some(found) = lock(&self.kept.found)
             .get(&place)
@@ -319,22 +319,19 @@ impl Bearer {
             let said = self
                 .kept
                 .say(Kind::DiscoverTools, &broker, None, None, &wanted)
-                .map_err(|why| internal(&why))?;
+                .map_err(|why| told(&why))?;
             let door = self.kept.door(&self.token);
             let answer = match self.kept.core.handle(said.bytes, &door).await {
                 Ok(Handled::Say(answer)) => answer,
-                Ok(_) => return Err(internal(&Refusal::Internal)),
+                Ok(_) => return Err(told(&Refusal::Internal)),
                 Err(answer) => answer.envelope,
             };
             let bytes_max = answer.len();
-            let answer = Envelope::parse(answer, bytes_max).map_err(|why| internal(&why))?;
+            let answer = Envelope::parse(answer, bytes_max).map_err(|why| told(&why))?;
             if answer.kind() != Kind::ToolsDiscovered {
-                let why = refused(&answer);
-                return Err(
-                    RpcError::new(INTERNAL_ERROR, why.message).with(&Coded { code: &why.code })
-                );
+                return Err(RpcError::from(&refused(&answer)));
             }
-            let page: ToolsDiscovered = answer.read_body().map_err(|why| internal(&why))?;
+            let page: ToolsDiscovered = answer.read_body().map_err(|why| told(&why))?;
             all.extend(page.tools);
             match page.next {
                 Some(next) if wanted.after.as_ref() != Some(&next) => wanted.after = Some(next),
@@ -344,14 +341,8 @@ impl Bearer {
     }
 }
 
-#[derive(Serialize)]
-struct Coded<'a> {
-    code: &'a str,
-}
-
-fn internal(why: &Refusal) -> RpcError {
-    let code = why.code().as_str();
-    RpcError::new(INTERNAL_ERROR, why.message()).with(&Coded { code })
+fn told(why: &Refusal) -> RpcError {
+    RpcError::from(&failure(why))
 }
 
 impl Upstream for Bearer {

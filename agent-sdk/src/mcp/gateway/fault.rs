@@ -4,16 +4,13 @@ use http::StatusCode;
 use proto_spec::{Capability, Code};
 use serde_json::json;
 
-use super::upstream::Failure;
+use super::upstream::{Failure, REFUSED};
 use crate::mcp::MCP_ERROR;
 use crate::mcp::rpc::{
     INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR, RpcError,
 };
 use crate::tool::INVALID_ARGUMENTS;
 
-/// A broker refused, or this gateway did at a bound. The code is in the range that MCP leaves to
-/// implementations; FEM's own code is `fem` in the error's data.
-pub(super) const REFUSED: i64 = -32_000;
 /// Headers and body contradict each other.
 pub(super) const HEADER_MISMATCH: i64 = -32_020;
 /// The client did not declare what it would be asked.
@@ -103,12 +100,9 @@ impl Fault {
 
 /// What a broker refused. Where the caller lacks the capability, MCP names the status.
 fn refused(failure: &Failure, capability: &Capability) -> Fault {
-    let code: Option<Code> = failure.code.parse().ok();
-    let retryable = code.is_some_and(Code::is_retryable);
-    let data = json!({"fem": failure.code, "retryable": retryable});
-    let fault = Fault::from(RpcError::new(REFUSED, failure.message.clone()).with(&data));
-    match code {
-        Some(Code::Denied) => Fault {
+    let fault = Fault::from(RpcError::from(failure));
+    match failure.code.parse() {
+        Ok(Code::Denied) => Fault {
             status: StatusCode::FORBIDDEN,
             lacks: Some(capability.clone()),
             ..fault

@@ -5,10 +5,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use proto_spec::message::{DiscoverTools, DiscoveredTool};
 use proto_spec::{AgentId, Code, Digest, Timestamp};
-use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
-use super::fault::REFUSED;
 use super::upstream::{Failure, Ongoing, Outgoing, Step, Upstream};
 use crate::mcp::rpc::RpcError;
 use crate::{Agent, CallHandle, CallOptions, Error};
@@ -102,7 +100,7 @@ impl Upstream for ThroughAgent {
                 return Ok(found.tools.clone());
             }
             let tools = self.look(only, &mut found).await;
-            tools.map_err(|why| refused(&failure(why)))
+            tools.map_err(|why| RpcError::from(&failure(why)))
         })
     }
 
@@ -181,8 +179,4 @@ fn failure(why: Error) -> Failure {
             }
         }
     }
-}
-
-fn refused(why: &Failure) -> RpcError {
-    RpcError::new(REFUSED, why.message.clone()).with(&json!({"fem": why.code}))
 }

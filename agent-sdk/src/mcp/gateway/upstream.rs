@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use proto_spec::message::DiscoveredTool;
-use proto_spec::{AgentId, Capability};
+use proto_spec::{AgentId, Capability, Code};
+use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
@@ -73,6 +74,20 @@ pub struct Failure {
     pub data: Option<Box<RawValue>>,
     /// Whether the tool said so; else a broker did, or nobody answered.
     pub is_tools: bool,
+}
+
+/// A broker refused. The code is in the range that MCP leaves to implementations; FEM's own code is `fem` in
+/// the error's data.
+pub(super) const REFUSED: i64 = -32_000;
+
+impl From<&Failure> for RpcError {
+    /// What a broker refused, as a client of MCP is told it.
+    fn from(refused: &Failure) -> Self {
+        let code: Option<Code> = refused.code.parse().ok();
+        let retryable = code.is_some_and(Code::is_retryable);
+        let data = json!({"fem": refused.code, "retryable": retryable});
+        Self::new(REFUSED, refused.message.clone()).with(&data)
+    }
 }
 
 /// [`Upstream`]s are shared by the requests of one client.
