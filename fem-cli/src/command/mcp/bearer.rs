@@ -6,7 +6,7 @@ use proto_spec::message::{Ack, BearerIssue, BearerKeep};
 use proto_spec::{Kind, Name, Pattern};
 use serde_json::json;
 
-use crate::command::token::issue::{Conditions, checks, condition};
+use crate::command::token::issue::{Conditions, condition, written};
 use crate::connect::Chosen;
 use crate::failure::{Failure, Outcome};
 use crate::files::quoted;
@@ -94,10 +94,7 @@ pub(super) async fn token(args: Token, chosen: &Chosen, output: Output) -> Outco
         agent: args.name,
         capabilities: args.capabilities,
         expires: args.expires.map(|when| when.from(time::now())),
-        checks: checks(args.conditions)
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        checks: written(args.conditions),
     };
     let (admin, kind) = (chosen.agent()?, Kind::AdminBearerIssue);
     let ack = request::grant(&admin, output, kind, &body, Some(&args.out)).await?;

@@ -4,7 +4,7 @@ use proto_spec::message::{Ack, PeerGrant};
 use proto_spec::{Kind, NamePattern, Org, Pattern};
 use serde_json::json;
 
-use crate::command::token::issue::{Conditions, checks, condition};
+use crate::command::token::issue::{Conditions, condition, written};
 use crate::connect::Chosen;
 use crate::failure::Outcome;
 use crate::output::{Output, join};
@@ -42,12 +42,11 @@ pub(crate) struct Grant {
 }
 
 pub(super) async fn run(args: Grant, chosen: &Chosen, output: Output) -> Outcome {
-    let checks = checks(args.conditions);
     let body = PeerGrant {
         org: args.org,
         capabilities: args.capabilities,
         agents: args.agents,
-        checks: checks.iter().map(ToString::to_string).collect(),
+        checks: written(args.conditions),
         depth: args.depth,
         expires: args.expires.map(|when| when.from(time::now())),
     };

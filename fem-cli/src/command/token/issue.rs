@@ -70,6 +70,12 @@ pub(crate) fn checks(conditions: Vec<Conditions>) -> Vec<Check> {
         .collect()
 }
 
+/// All checks, as a message has them.
+pub(crate) fn written(conditions: Vec<Conditions>) -> Vec<String> {
+    let checks = checks(conditions);
+    checks.iter().map(ToString::to_string).collect()
+}
+
 pub(super) async fn run(args: Issue, chosen: &Chosen, output: Output) -> Outcome {
     let now = time::now();
     if let Some(out) = &args.out {
@@ -80,10 +86,7 @@ pub(super) async fn run(args: Issue, chosen: &Chosen, output: Output) -> Outcome
         capabilities: args.capabilities,
         expires: args.expires.map(|when| when.from(now)),
         not_before: args.not_before.map(|when| when.from(now)),
-        checks: checks(args.conditions)
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        checks: written(args.conditions),
         sandbox: args.sandbox,
         calls: args.calls,
         record: args.out.is_none(),
