@@ -120,10 +120,14 @@ pub(crate) fn kinds(policies: Option<&Path>) -> Result<Vec<Kind>, String> {
         let default = way.default();
         let read = over(&default, tables.remove(way.table)).and_then(Wanted::check);
         match read {
-            Ok(policy) if policy.wanted().profile == default.profile => {
-                kinds.push(Kind { way, policy });
+            Ok(policy) if policy.wanted().profile != default.profile => {
+                problems.push(format!("[{}] profile: cannot be another", way.table));
             }
-            Ok(_) => problems.push(format!("[{}] profile: cannot be another", way.table)),
+            // What strangers have run here reaches nobody; a server that its operator chose may (`mcp wrap`).
+            Ok(policy) if policy.wanted().network != default.network => {
+                problems.push(format!("[{}] network: cannot be open", way.table));
+            }
+            Ok(policy) => kinds.push(Kind { way, policy }),
             Err(found) => {
                 let found = found
                     .into_iter()
