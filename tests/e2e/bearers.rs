@@ -7,6 +7,7 @@ use proto_spec::message::Ack;
 use proto_spec::{Code, Digest, Kind, VIA_MCP};
 use serde_json::{Value, json};
 use tests::lab::{Actor, Extra, Lab, code_of};
+use tests::mcp::stateless;
 use tests::wire::Socket;
 
 const RESOURCE: &str = "https://localhost/mcp";
@@ -36,44 +37,16 @@ async fn issue(lab: &Lab, name: &str, capabilities: &[&str]) -> (Digest, String)
     }
 }
 
-/// A stateless request, as a client of 2026-07-28 makes it.
-fn request(
-    path: &str,
-    token: Option<&str>,
-    method: &str,
-    mut params: Value,
-) -> Request<Full<Bytes>> {
-    params["_meta"] = json!({
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": {},
-    });
-    let mut request = Request::post(path)
-        .header("host", "localhost")
-        .header("content-type", "application/json")
-        .header("accept", "application/json, text/event-stream")
-        .header("mcp-protocol-version", "2026-07-28")
-        .header("mcp-method", method);
-    if let Some(name) = params["name"].as_str() {
-        request = request.header("mcp-name", name);
-    }
-    if let Some(token) = token {
-        request = request.header("authorization", format!("Bearer {token}"));
-    }
-    let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-    request.body(Full::new(body.to_string().into())).unwrap()
+fn request(path: &str, token: Option<&str>, method: &str, params: Value) -> Request<Full<Bytes>> {
+    stateless::request(path, token, method, params).unwrap()
+}
+
+fn read(reply: &Response<Bytes>) -> Value {
+    stateless::read(reply).unwrap()
 }
 
 async fn ask(lab: &Lab, request: Request<Full<Bytes>>) -> Response<Bytes> {
     lab.line.open().await.unwrap().ask(request).await.unwrap()
-}
-
-/// The JSON of an answer, also where it came as the last event of a stream.
-fn read(reply: &Response<Bytes>) -> Value {
-    let text = std::str::from_utf8(reply.body()).unwrap();
-    let last = text.lines().rfind(|line| line.starts_with("data: {"));
-    let json = last.map_or(text, |line| &line["data: ".len()..]);
-    serde_json::from_str(json).unwrap_or_else(|why| panic!("{why}: {text}"))
 }
 
 async fn names(lab: &Lab, token: &str) -> Vec<String> {

@@ -1,16 +1,15 @@
 //! `fem-coder`: other people's code runs in the box, for those who may call it and for nobody else.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use tests::binaries::{Process, path};
+use tests::binaries::path;
+use tests::by_hand::{ByHand, fem};
 
 /// An organisation with `coder`, and `ada`, who may call it.
 struct Site {
-    folder: tempfile::TempDir,
-    _broker: Process,
+    acme: ByHand,
     coder: Child,
 }
 
@@ -19,20 +18,6 @@ impl Drop for Site {
         let _ = self.coder.kill();
         let _ = self.coder.wait();
     }
-}
-
-fn fem(folder: &Path, line: &str, more: &[&str]) -> (i32, String) {
-    let mut command = Command::new(path("fem-cli").unwrap());
-    command.args(line.split(' ')).args(more).current_dir(folder);
-    command
-        .env("XDG_CONFIG_HOME", folder)
-        .env_remove("FEM_CONTEXT");
-    let output = command.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(said).unwrap(),
-    )
 }
 
 impl Site {
@@ -46,31 +31,14 @@ impl Site {
     }
 
     fn with(options: &[&str], policies: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path();
-        let done = |line: &str| {
-            let (code, said) = fem(at, line, &[]);
-            assert!(matches!(code, 0 | 6), "{line}: {said}");
-        };
-        done("init acme --listen 127.0.0.1:0 --ops 127.0.0.1:0");
-        let broker = Process::start(&at.join("acme/broker.toml")).unwrap();
-        for file in ["acme/admin.toml", "acme/join.toml"] {
-            let text = std::fs::read_to_string(at.join(file)).unwrap();
-            let text = text.replace("127.0.0.1:0", &broker.address.to_string());
-            std::fs::write(at.join(file), text).unwrap();
-        }
-        for agent in ["coder", "ada"] {
-            done(&format!("agent register {agent} --context acme/join.toml"));
-        }
-        let prefixes = "--prefix code.* --prefix shell.* --prefix file.*";
-        done(&format!(
-            "agent approve coder {prefixes} --context acme/admin.toml"
-        ));
-        let capabilities = "--capability code.* --capability file.*";
-        done(&format!(
-            "agent approve ada {capabilities} --context acme/admin.toml"
-        ));
-        done("token issue ada --capability shell.run --sandbox process --context acme/admin.toml");
+        let acme = ByHand::open("acme").unwrap();
+        let at = acme.folder();
+        acme.join("coder --prefix code.* --prefix shell.* --prefix file.*")
+            .unwrap();
+        acme.join("ada --capability code.* --capability file.*")
+            .unwrap();
+        acme.admin("token issue ada --capability shell.run --sandbox process")
+            .unwrap();
         std::fs::create_dir(at.join("files")).unwrap();
         std::fs::write(at.join("policies.toml"), policies).unwrap();
         let mut coder = Command::new(path("fem-coder").unwrap());
@@ -87,20 +55,21 @@ impl Site {
             lines.any(|line| line.unwrap() == "ready"),
             "it ended before it was ready"
         );
-        Self {
-            folder,
-            _broker: broker,
-            coder,
-        }
+        Self { acme, coder }
     }
 
     fn call(&self, tool: &str, arguments: &Value) -> Result<Value, String> {
         let arguments = arguments.to_string();
-        let (code, said) = fem(
-            self.folder.path(),
-            &format!("--json --context ada.toml call coder@acme {tool} --args-json"),
-            &[&arguments],
-        );
+        let call = [
+            "--json",
+            "--context",
+            "ada.toml",
+            "call",
+            "coder@acme",
+            tool,
+        ];
+        let words = [&call[..], &["--args-json", &arguments]].concat();
+        let (code, said) = fem(self.acme.folder(), &words).unwrap();
         match code {
             0 => Ok(serde_json::from_str(&said).unwrap()),
             _ => Err(said),
@@ -188,7 +157,7 @@ fn hostile_calls_have_a_clear_end_and_the_next_call_is_unharmed() {
         assert_eq!(next["stdout"], "main.sh\nfine\n", "after {code}");
     }
     assert_eq!(
-        std::fs::read_dir(site.folder.path().join("files"))
+        std::fs::read_dir(site.acme.folder().join("files"))
             .unwrap()
             .count(),
         0
@@ -198,10 +167,11 @@ fn hostile_calls_have_a_clear_end_and_the_next_call_is_unharmed() {
 #[test]
 fn a_grant_that_demands_another_sandbox_is_not_served() {
     let site = Site::new("");
-    let issue = "token issue ada --capability code.python --sandbox wasm --out wasm.token --context acme/admin.toml";
-    assert_eq!(fem(site.folder.path(), issue, &[]).0, 0);
+    let issue = "token issue ada --capability code.python --sandbox wasm --out wasm.token";
+    site.acme.admin(issue).unwrap();
     let call = "call coder@acme code.python --arg code=1 --token wasm.token --context ada.toml";
-    let (code, said) = fem(site.folder.path(), call, &[]);
+    let words: Vec<&str> = call.split(' ').collect();
+    let (code, said) = fem(site.acme.folder(), &words).unwrap();
     assert!(
         code != 0 && said.contains("SANDBOX_REQUIRED"),
         "{code}: {said}"
@@ -222,7 +192,7 @@ fn the_weaker_tier_is_not_the_sandbox_that_a_grant_demands() {
 #[test]
 fn who_may_run_code_reaches_none_of_the_files_that_another_capability_guards() {
     let site = Site::new("");
-    let files = site.folder.path().join("files");
+    let files = site.acme.folder().join("files");
     std::fs::write(files.join("secret.txt"), "secret").unwrap();
     for asked in [
         json!({"code": "print(open('secret.txt').read())", "files": ["secret.txt"]}),
@@ -259,7 +229,7 @@ fn a_path_that_is_too_long_is_told_so_and_makes_nothing() {
         let written = site.call("file.write", &json!({"path": path, "text": "x"}));
         assert!(written.unwrap_err().contains("PATH_TOO_LONG"));
     }
-    let long = site.folder.path().join("files/long");
+    let long = site.acme.folder().join("files/long");
     std::fs::File::create(&long)
         .unwrap()
         .set_len(2 << 20)
@@ -267,15 +237,15 @@ fn a_path_that_is_too_long_is_told_so_and_makes_nothing() {
     let read = site.call("file.read", &json!({"path": "long"}));
     assert!(read.unwrap_err().contains("FILE_TOO_LARGE"));
     std::fs::remove_file(long).unwrap();
-    let left = std::fs::read_dir(site.folder.path().join("files"));
+    let left = std::fs::read_dir(site.acme.folder().join("files"));
     assert_eq!(left.unwrap().count(), 0);
 }
 
 #[test]
 fn no_name_leads_out_of_the_coders_folder() {
     let site = Site::sharing("");
-    let folder = site.folder.path().join("files");
-    std::os::unix::fs::symlink(site.folder.path(), folder.join("up")).unwrap();
+    let folder = site.acme.folder().join("files");
+    std::os::unix::fs::symlink(site.acme.folder(), folder.join("up")).unwrap();
     for path in [
         "../coder.pem",
         "up/coder.pem",

@@ -1,8 +1,6 @@
 //! Older Go agents: a fake one by hand, raw TLS and HTTP/1.1 towards the broker, a raw HTTP endpoint of its own.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,7 +8,8 @@ use agent_sdk::{CallOptions, Config, Error, Key, Tool, Unsigned};
 use proto_spec::message::{Ack, AgentRecord, PendingRecord};
 use proto_spec::{Code, Kind, SigningKey};
 use serde_json::{Value, json};
-use tests::binaries::{Process, path};
+use tests::binaries::Process;
+use tests::by_hand::fem;
 use tests::lab::{Actor, Lab, wall_clock};
 use tests::load;
 use tests::peer::Hand;
@@ -895,20 +894,6 @@ async fn nothing_of_an_older_agent_crosses_a_link() {
     assert!(endpoint.asked.try_recv().is_err());
 }
 
-fn fem(folder: &Path, args: &[&str]) -> (i32, String) {
-    let mut command = Command::new(path("fem-cli").unwrap());
-    command.args(args).current_dir(folder);
-    command
-        .env("XDG_CONFIG_HOME", folder)
-        .env_remove("FEM_CONTEXT");
-    let output = command.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(said).unwrap(),
-    )
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_admin_sees_that_an_agent_is_an_older_one_and_where_it_is_called() {
     let (acme, _go, endpoint, _ada) = scene(Manner::Honest).await;
@@ -928,7 +913,7 @@ async fn an_admin_sees_that_an_agent_is_an_older_one_and_where_it_is_called() {
     let asks = new.seal("registerAgent", &new.registration(Some(&endpoint.url())));
     assert_eq!(post(&acme.line, &asks).await.0, 200);
     for act in [&["agent", "list"][..], &["agent", "show", "coder"]] {
-        let (_, said) = fem(folder, &[act, &["--context", "root-admin.toml"]].concat());
+        let (_, said) = fem(folder, &[act, &["--context", "root-admin.toml"]].concat()).unwrap();
         assert!(said.contains("(another key)"), "{said}");
         let told = format!("older agent, called at {}", endpoint.url());
         assert_eq!(said.matches(&told).count(), 2, "{said}");
@@ -938,7 +923,8 @@ async fn an_admin_sees_that_an_agent_is_an_older_one_and_where_it_is_called() {
     let (code, said) = fem(
         folder,
         &[&approve[..], &["--context", "root-admin.toml"]].concat(),
-    );
+    )
+    .unwrap();
     assert_eq!(code, 0, "{said}");
     acme.until_served("coder", true).await;
     let arg = [
@@ -948,11 +934,11 @@ async fn an_admin_sees_that_an_agent_is_an_older_one_and_where_it_is_called() {
         "--arg",
         "command=ls",
     ];
-    let (code, said) = fem(folder, &[&arg[..], &["--context", "ada.toml"]].concat());
+    let (code, said) = fem(folder, &[&arg[..], &["--context", "ada.toml"]].concat()).unwrap();
     assert!(code != 0 && said.contains("signs no answer"), "{said}");
     let accept = ["--accept-unsigned", "fep", "--context", "ada.toml"];
-    let (code, said) = fem(folder, &[&arg[..], &accept].concat());
+    let (code, said) = fem(folder, &[&arg[..], &accept].concat()).unwrap();
     assert!(code == 0 && said.contains("\"output\": \"ls\""), "{said}");
-    let (_, said) = fem(folder, &["tools", "--context", "ada.toml"]);
+    let (_, said) = fem(folder, &["tools", "--context", "ada.toml"]).unwrap();
     assert!(said.contains("--accept-unsigned fep"), "{said}");
 }

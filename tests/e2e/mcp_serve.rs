@@ -1,13 +1,13 @@
 //! `fem-cli mcp serve`: whoever speaks MCP calls what an agent may call, through the broker.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use agent_sdk::{Agent, Call, Config, McpRequest, Progress, Serving, Tool, ToolError};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
-use tests::binaries::{Process, path};
+use tests::binaries::path;
+use tests::by_hand::ByHand;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 
@@ -16,20 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An organisation with two providers, and `ada`, who may call some of what they offer.
 struct Site {
-    folder: tempfile::TempDir,
-    _broker: Process,
+    acme: ByHand,
     serving: tokio::task::JoinSet<agent_sdk::Result<()>>,
-}
-
-fn fem(folder: &Path, line: &str) {
-    let mut command = Command::new(path("fem-cli").unwrap());
-    command.args(line.split(' ')).current_dir(folder);
-    command
-        .env("XDG_CONFIG_HOME", folder)
-        .env_remove("FEM_CONTEXT");
-    let output = command.output().unwrap();
-    let code = output.status.code().unwrap();
-    assert!(matches!(code, 0 | 6), "{line}: {output:?}");
 }
 
 /// Tools of FEM's own.
@@ -97,26 +85,10 @@ fn server() -> Vec<Tool> {
 
 impl Site {
     async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path();
-        fem(at, "init acme --listen 127.0.0.1:0 --ops 127.0.0.1:0");
-        let broker = Process::start(&at.join("acme/broker.toml")).unwrap();
-        for file in ["acme/admin.toml", "acme/join.toml"] {
-            let text = std::fs::read_to_string(at.join(file)).unwrap();
-            let text = text.replace("127.0.0.1:0", &broker.address.to_string());
-            std::fs::write(at.join(file), text).unwrap();
-        }
-        for agent in ["calc", "fs", "ada"] {
-            fem(
-                at,
-                &format!("agent register {agent} --context acme/join.toml"),
-            );
-        }
-        for approved in ["calc", "fs", "ada --capability calc.add --capability fs.*"] {
-            fem(
-                at,
-                &format!("agent approve {approved} --context acme/admin.toml"),
-            );
+        let acme = ByHand::open("acme").unwrap();
+        let at = acme.folder();
+        for agent in ["calc", "fs", "ada --capability calc.add --capability fs.*"] {
+            acme.join(agent).unwrap();
         }
         let mut serving = tokio::task::JoinSet::new();
         for (name, tools) in [("calc", calc()), ("fs", server())] {
@@ -124,11 +96,7 @@ impl Site {
             let offered = Agent::new(config).unwrap().offer(tools).await;
             serving.spawn(offered.map(Serving::run).unwrap());
         }
-        Self {
-            folder,
-            _broker: broker,
-            serving,
-        }
+        Self { acme, serving }
     }
 
     fn client(&self, more: &[&str]) -> Client {
@@ -137,7 +105,7 @@ impl Site {
             .args(["mcp", "serve", "--context", "ada.toml"])
             .args(more);
         let mut child = command
-            .current_dir(self.folder.path())
+            .current_dir(self.acme.folder())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -322,10 +290,9 @@ async fn a_client_hears_that_its_tools_changed() {
     // What was approved after that is seen at the next look.
     let listed = client.ask("tools/list", json!({})).await;
     assert_eq!(listed["result"]["tools"].as_array().unwrap().len(), 3);
-    fem(
-        site.folder.path(),
-        "token issue ada --capability calc.secret --context acme/admin.toml",
-    );
+    site.acme
+        .admin("token issue ada --capability calc.secret")
+        .unwrap();
     let changed: Value = serde_json::from_str(&client.hear().await).unwrap();
     assert_eq!(changed["method"], "notifications/tools/list_changed");
     let listed = client.ask("tools/list", json!({})).await;

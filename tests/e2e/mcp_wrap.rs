@@ -2,7 +2,6 @@
 //! does wrong hurts nobody but itself.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -11,14 +10,13 @@ use agent_sdk::{Agent, CallOptions, Config, Error, Progress};
 use rustix::process::Signal;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
-use tests::binaries::{Process, path};
+use tests::by_hand::{ByHand, fem, fem_cli};
 
 const FIXTURE: &str = include_str!("mcp/server.py");
 
 /// An organisation with the agent `fs`, which is the fixture, and two who may call it.
 struct Site {
-    folder: tempfile::TempDir,
-    _broker: Process,
+    acme: ByHand,
 }
 
 /// `fem-cli mcp wrap`, killed when dropped.
@@ -36,60 +34,23 @@ impl Drop for Wrap {
     }
 }
 
-fn fem(folder: &Path, line: &str) -> (i32, String) {
-    let mut command = Command::new(path("fem-cli").unwrap());
-    command.args(line.split(' ')).current_dir(folder);
-    command
-        .env("XDG_CONFIG_HOME", folder)
-        .env_remove("FEM_CONTEXT");
-    let output = command.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(said).unwrap(),
-    )
-}
-
 impl Site {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path();
-        let done = |line: &str| {
-            let (code, said) = fem(at, line);
-            assert!(matches!(code, 0 | 6), "{line}: {said}");
-        };
-        done("init acme --listen 127.0.0.1:0 --ops 127.0.0.1:0");
-        let broker = Process::start(&at.join("acme/broker.toml")).unwrap();
-        for file in ["acme/admin.toml", "acme/join.toml"] {
-            let text = std::fs::read_to_string(at.join(file)).unwrap();
-            let text = text.replace("127.0.0.1:0", &broker.address.to_string());
-            std::fs::write(at.join(file), text).unwrap();
+        let acme = ByHand::open("acme").unwrap();
+        for agent in ["fs", "ada --capability fs.*", "bob --capability fs.*"] {
+            acme.join(agent).unwrap();
         }
-        for agent in ["fs", "ada", "bob"] {
-            done(&format!("agent register {agent} --context acme/join.toml"));
-        }
-        done("agent approve fs --context acme/admin.toml");
-        for agent in ["ada", "bob"] {
-            done(&format!(
-                "agent approve {agent} --capability fs.* --context acme/admin.toml"
-            ));
-        }
-        Self {
-            folder,
-            _broker: broker,
-        }
+        Self { acme }
     }
 
     fn command(&self, options: &str, server: &[&str]) -> Command {
-        let mut command = Command::new(path("fem-cli").unwrap());
+        let mut command = fem_cli(self.acme.folder()).unwrap();
         command.args(["mcp", "wrap", "--context", "fs.toml"]);
         command.args(options.split_whitespace());
         // The box need not see where the tests are.
         command.args(["--", "python3", "-I", "-c", FIXTURE]);
         command
             .args(server)
-            .current_dir(self.folder.path())
-            .env("XDG_CONFIG_HOME", self.folder.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
@@ -101,7 +62,7 @@ impl Site {
     }
 
     fn agent(&self, name: &str) -> Agent {
-        let file = self.folder.path().join(format!("{name}.toml"));
+        let file = self.acme.folder().join(format!("{name}.toml"));
         Agent::new(Config::from_file(file).unwrap()).unwrap()
     }
 }
@@ -784,7 +745,7 @@ async fn the_box_hides_what_was_not_opened_and_without_one_it_says_so() {
     let wrap = site.wrap("--without-box", &["legacy"]);
     assert!(wrap.said.contains("WITHOUT a box"), "{}", wrap.said);
     drop(wrap);
-    let mut command = Command::new(path("fem-cli").unwrap());
+    let mut command = fem_cli(site.acme.folder()).unwrap();
     command.args([
         "mcp",
         "wrap",
@@ -794,7 +755,7 @@ async fn the_box_hides_what_was_not_opened_and_without_one_it_says_so() {
         "cat",
         "/etc/passwd",
     ]);
-    let ended = command.current_dir(site.folder.path()).output().unwrap();
+    let ended = command.output().unwrap();
     let said = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(
@@ -836,14 +797,12 @@ impl Listening {
 
 impl Site {
     fn reach(&self, server: &Listening) -> Wrap {
-        std::fs::write(self.folder.path().join("token.txt"), "Bearer secret\n").unwrap();
-        let mut command = Command::new(path("fem-cli").unwrap());
+        std::fs::write(self.acme.folder().join("token.txt"), "Bearer secret\n").unwrap();
+        let mut command = fem_cli(self.acme.folder()).unwrap();
         let url = format!("http://127.0.0.1:{}/mcp", server.port);
         command.args(["mcp", "wrap", "--context", "fs.toml", "--url", &url]);
         command
             .args(["--header", "Authorization=@token.txt"])
-            .current_dir(self.folder.path())
-            .env("XDG_CONFIG_HOME", self.folder.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         Wrap::start(command)
@@ -908,8 +867,17 @@ fn a_url_that_would_send_secrets_over_an_open_line_is_refused() {
         "ftp://127.0.0.1/",
         "https://user:secret@127.0.0.1/",
     ] {
-        let command = format!("mcp wrap --name fs --context none.toml --url {url}");
-        let (code, _) = fem(folder.path(), &command);
+        let wrap = [
+            "mcp",
+            "wrap",
+            "--name",
+            "fs",
+            "--context",
+            "none.toml",
+            "--url",
+        ];
+        let words = [&wrap[..], &[url]].concat();
+        let (code, _) = fem(folder.path(), &words).unwrap();
         assert_ne!(code, 0, "{url}");
     }
 }

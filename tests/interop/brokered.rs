@@ -2,33 +2,28 @@
 //! through two: `fem-cli mcp wrap` on one side, `/mcp/AGENT` with a bearer token on the other.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use tests::binaries::{Process, path};
+use serde_json::json;
+use tests::by_hand::{ByHand, fem_cli};
 use tests::mcp::clients::{At, Client, Tools};
 use tests::mcp::front::Front;
 use tests::mcp::servers::{Era, fixture_stdio, legacy_stdio};
+use tests::mcp::stateless;
 use tests::mcp::suite::{Requirements, conformance};
 use tests::mcp::toolbox;
-use tests::site::free;
-use tests::wire::Line;
+use tests::wire::{Line, PATIENCE};
+use tokio::time::timeout;
 
 use crate::clients::all_hear_their_echo;
 use crate::direct::{passes_everything, passes_its_own_era};
 use crate::or_leave_out;
 
-/// How often something is looked for that comes in its own time.
-const LOOKS: usize = 200;
-
-/// One organisation's broker, set up by hand as the README does.
-struct House {
-    folder: tempfile::TempDir,
-    org: &'static str,
-    broker: Process,
-}
+/// One organisation, and what is put behind its agents.
+struct House(ByHand);
 
 /// A program that ends with the test.
 struct Ends(Child);
@@ -40,73 +35,29 @@ impl Drop for Ends {
     }
 }
 
-fn fem(folder: &Path, words: &[&str]) -> (i32, String) {
-    let output = Command::new(path("fem-cli").unwrap())
-        .args(words)
-        .current_dir(folder)
-        .env("XDG_CONFIG_HOME", folder)
-        .env_remove("FEM_CONTEXT")
-        .output()
-        .unwrap();
-    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    (output.status.code().unwrap(), said)
-}
-
 impl House {
     fn open(org: &'static str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let address = free().unwrap().to_string();
-        let ops = free().unwrap().to_string();
-        let listens = ["--listen", &address, "--ops", &ops, "--endpoint", &address];
-        let (code, said) = fem(folder.path(), &[&["init", org], &listens[..]].concat());
-        assert_eq!(code, 0, "{said}");
-        let config = folder.path().join(org).join("broker.toml");
-        let broker = Process::start(&config).unwrap();
-        Self {
-            folder,
-            org,
-            broker,
-        }
+        Self(ByHand::open(org).unwrap())
     }
 
-    fn run(&self, line: &str) -> (i32, String) {
-        fem(self.folder.path(), &line.split(' ').collect::<Vec<_>>())
-    }
-
-    fn done(&self, line: &str) -> String {
-        let (code, said) = self.run(line);
-        assert!(matches!(code, 0 | 6), "{line}: {code}: {said}");
-        said
-    }
-
-    fn admin(&self, line: &str) -> String {
-        self.done(&format!("{line} --context {}/admin.toml", self.org))
+    fn authority(&self) -> PathBuf {
+        self.0.folder().join(self.0.org).join("tls/ca.pem")
     }
 
     fn line(&self) -> Line {
-        let authority = self.authority();
-        let authority = CertificateDer::from_pem_file(authority).unwrap();
-        Line::new(self.broker.address, &authority).unwrap()
-    }
-
-    fn authority(&self) -> std::path::PathBuf {
-        self.folder.path().join(self.org).join("tls/ca.pem")
+        let authority = CertificateDer::from_pem_file(self.authority()).unwrap();
+        Line::new(self.0.broker.address, &authority).unwrap()
     }
 
     /// Puts a server behind the agent `fs`.
     fn wrap(&self, options: &[&str], server: &[String]) -> Ends {
-        self.done(&format!(
-            "agent register fs --context {}/join.toml",
-            self.org
-        ));
-        self.admin("agent approve fs");
-        let mut child = Command::new(path("fem-cli").unwrap())
+        self.0.join("fs").unwrap();
+        let mut child = fem_cli(self.0.folder())
+            .unwrap()
             .args(["mcp", "wrap", "--context", "fs.toml"])
             .args(options)
             .arg("--")
             .args(server)
-            .current_dir(self.folder.path())
-            .env("XDG_CONFIG_HOME", self.folder.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -119,56 +70,48 @@ impl House {
 
     /// A bearer token for an agent that may do this.
     fn token(&self, capability: &str) -> String {
-        self.admin(&format!("mcp keep desk --capability {capability}"));
-        self.admin(&format!(
-            "mcp token desk --capability {capability} --out desk.bearer"
-        ));
-        let token = std::fs::read_to_string(self.folder.path().join("desk.bearer")).unwrap();
+        for act in ["keep desk", "token desk --out desk.bearer"] {
+            let line = format!("mcp {act} --capability {capability}");
+            self.0.admin(&line).unwrap();
+        }
+        let token = std::fs::read_to_string(self.0.folder().join("desk.bearer")).unwrap();
         token.trim().to_owned()
     }
 
     /// Makes the two each other's peers, and lets the agents of this one do everything with `fs` of the other.
     fn befriend(&self, other: &Self) {
-        for (one, two) in [(self, other), (other, self)] {
-            one.admin(&format!("peer invite --out {}.peer", one.org));
+        let (here, there) = (&self.0, &other.0);
+        for (one, two) in [(here, there), (there, here)] {
             let file = format!("{}.peer", one.org);
-            std::fs::copy(one.folder.path().join(&file), two.folder.path().join(&file)).unwrap();
+            one.admin(&format!("peer invite --out {file}")).unwrap();
+            std::fs::copy(one.folder().join(&file), two.folder().join(&file)).unwrap();
         }
-        for (one, two) in [(self, other), (other, self)] {
-            let key = two.admin("peer key");
+        for (one, two) in [(here, there), (there, here)] {
+            let key = two.admin("peer key").unwrap();
             let accept = format!("peer accept {}.peer --fingerprint {}", two.org, key.trim());
-            one.admin(&accept);
+            one.admin(&accept).unwrap();
         }
-        other.admin(&format!(
-            "peer grant {} fs.* --agents fs --expires 7d",
-            self.org
-        ));
+        let grant = format!("peer grant {} fs.* --agents fs --expires 7d", here.org);
+        there.admin(&grant).unwrap();
     }
 }
 
 /// Waits until the gateway lists the agent's tools.
 async fn until_listed(house: &House, agent: &str, token: &str) {
-    let mut last = String::new();
-    for _ in 0..LOOKS {
-        let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"t","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}"#;
-        let request = hyper::Request::post(format!("/mcp/{agent}"))
-            .header("host", "localhost")
-            .header("content-type", "application/json")
-            .header("accept", "application/json, text/event-stream")
-            .header("mcp-protocol-version", "2026-07-28")
-            .header("mcp-method", "tools/list")
-            .header("authorization", format!("Bearer {token}"))
-            .body(http_body_util::Full::new(body.into()))
-            .unwrap();
-        let mut posting = house.line().open().await.unwrap();
-        let reply = posting.ask(request).await.unwrap();
-        last = String::from_utf8_lossy(reply.body()).into_owned();
-        if last.contains("\"inputSchema\"") {
-            return;
+    let path = format!("/mcp/{agent}");
+    let has_tools = async {
+        loop {
+            let request = stateless::request(&path, Some(token), "tools/list", json!({})).unwrap();
+            let mut posting = house.line().open().await.unwrap();
+            let reply = stateless::read(&posting.ask(request).await.unwrap()).unwrap();
+            let tools = reply["result"]["tools"].as_array();
+            if tools.is_some_and(|tools| !tools.is_empty()) {
+                return;
+            }
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    assert_eq!(last, "its tools", "{agent} is not listed");
+    };
+    let listed = timeout(PATIENCE, has_tools).await;
+    assert!(listed.is_ok(), "{agent} is not listed");
 }
 
 /// The fixtures see nothing of where they lie in the box, so what they need is opened.
@@ -224,7 +167,7 @@ async fn every_client_calls_a_tool_of_another_organisation_through_two_brokers()
     let at = At::Https {
         url: format!(
             "https://localhost:{}/mcp/fs@globex",
-            acme.broker.address.port()
+            acme.0.broker.address.port()
         ),
         token,
         authority: acme.authority(),

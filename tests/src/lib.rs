@@ -2,6 +2,7 @@
 //! speak the wire protocol by hand, so that a test can say what no well-behaved client would.
 
 pub mod binaries;
+pub mod by_hand;
 pub mod cable;
 pub mod certs;
 pub mod house;
