@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use agent_sdk::{Agent, CallOptions, Config, Error, Progress};
+use agent_sdk::{Agent, CallHandle, CallOptions, Config, Error, Progress};
 use rustix::process::Signal;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -359,18 +359,24 @@ async fn arguments_that_do_not_fit_never_reach_the_server() {
     }
 }
 
+/// A call that runs, for as long as somebody waits for it.
+async fn slow_call(agent: &Agent) -> CallHandle {
+    let asked = meta(&json!({"progressToken": 1}));
+    let mut slow = agent
+        .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
+        .await
+        .unwrap();
+    assert!(slow.progress().await.is_some(), "it runs");
+    slow
+}
+
 #[tokio::test]
 async fn a_call_that_nobody_waits_for_is_cancelled_at_the_server() {
     let site = Site::new();
     let ada = site.agent("ada");
     for era in ["legacy", "modern"] {
         let _wrap = site.wrap("", &[era]);
-        let asked = meta(&json!({"progressToken": 1}));
-        let mut slow = ada
-            .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
-            .await
-            .unwrap();
-        assert!(slow.progress().await.is_some(), "it runs");
+        let slow = slow_call(&ada).await;
         drop(slow);
         let mut cancelled = String::from("[]");
         for _ in 0..200 {
@@ -625,12 +631,7 @@ async fn a_list_that_changed_is_offered_anew_without_disturbing_calls() {
     let ada = site.agent("ada");
     for era in ["legacy", "modern"] {
         let _wrap = site.wrap("--shared", &[era]);
-        let asked = meta(&json!({"progressToken": 1}));
-        let mut running = ada
-            .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
-            .await
-            .unwrap();
-        assert!(running.progress().await.is_some(), "it runs");
+        let running = slow_call(&ada).await;
         let has_extra = async || {
             let found = ada
                 .discover(agent_sdk::DiscoverTools::default())
@@ -698,12 +699,7 @@ async fn at_the_bound_of_children_a_call_is_told_that_all_are_in_use() {
     let site = Site::new();
     let (ada, bob) = (site.agent("ada"), site.agent("bob"));
     let _wrap = site.wrap("--children 2", &["legacy"]);
-    let asked = meta(&json!({"progressToken": 1}));
-    let mut slow = ada
-        .call_with("fs@acme", "fs.slow", &json!({}), options(&asked))
-        .await
-        .unwrap();
-    assert!(slow.progress().await.is_some(), "it runs");
+    let slow = slow_call(&ada).await;
     assert_eq!(code(call(&bob, "fs.count", json!({})).await), "SERVER_BUSY");
     drop(slow);
     let mut outcome = call(&bob, "fs.count", json!({})).await;

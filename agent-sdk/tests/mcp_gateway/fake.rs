@@ -54,6 +54,14 @@ pub(crate) struct Fake {
     pub(crate) changes: watch::Sender<()>,
 }
 
+impl Fake {
+    /// One tool more is offered, and said so.
+    pub(crate) fn comes(&self, tool: DiscoveredTool) {
+        self.tools.lock().unwrap().push(tool);
+        self.changes.send_replace(());
+    }
+}
+
 impl Upstream for Fake {
     fn agent(&self) -> &AgentId {
         &self.me

@@ -354,13 +354,7 @@ async fn a_stream_tells_of_changes_and_of_resources_that_were_subscribed_to() {
     );
     let updated = heard.event().await.unwrap();
     assert_eq!(updated["params"], watched);
-    place
-        .fake
-        .tools
-        .lock()
-        .unwrap()
-        .push(native("fs@acme", "fs.a"));
-    place.fake.changes.send_replace(());
+    place.fake.comes(native("fs@acme", "fs.a"));
     assert_eq!(
         heard.event().await.unwrap()["method"],
         "notifications/tools/list_changed"

@@ -710,13 +710,7 @@ async fn a_listener_hears_at_once_that_it_is_heard_and_then_only_what_it_wants()
     assert_eq!(prompts["method"], "notifications/prompts/list_changed");
     assert_eq!(prompts["params"]["_meta"][key], 1);
     place.fake.changes.send_replace(());
-    place
-        .fake
-        .tools
-        .lock()
-        .unwrap()
-        .push(native("fs@acme", "fs.b"));
-    place.fake.changes.send_replace(());
+    place.fake.comes(native("fs@acme", "fs.b"));
     let tools = heard.event().await.unwrap();
     assert_eq!(tools["method"], "notifications/tools/list_changed");
     assert_eq!(place.fake.cancelled.load(Ordering::Relaxed), 0);

@@ -214,13 +214,7 @@ async fn both_eras_hear_of_changes() {
         client.hear().await["method"],
         "notifications/resources/list_changed"
     );
-    place
-        .fake
-        .tools
-        .lock()
-        .unwrap()
-        .push(native("fs@acme", "fs.a"));
-    place.fake.changes.send_replace(());
+    place.fake.comes(native("fs@acme", "fs.a"));
     let both = [client.hear().await, client.hear().await];
     assert!(
         both.iter()
