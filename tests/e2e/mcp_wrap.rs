@@ -359,6 +359,26 @@ async fn arguments_that_do_not_fit_never_reach_the_server() {
     }
 }
 
+#[tokio::test]
+async fn what_stands_beside_the_arguments_never_stands_for_them() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let _wrap = site.wrap("", &["legacy"]);
+    for (tool, beside) in [
+        ("fs.echo", json!({"name": "add"})),
+        ("fs.echo", json!({"arguments": {"text": "another"}})),
+        ("fs.mcp.resources.read", json!({"uri": "test://other"})),
+    ] {
+        let arguments = json!({"text": "mine", "uri": "test://mine"});
+        let mut mcp = meta(&json!({}));
+        mcp.as_object_mut()
+            .unwrap()
+            .extend(beside.as_object().unwrap().clone());
+        let outcome = call_with(&ada, tool, arguments, &mcp).await;
+        assert_eq!(code(outcome), "INVALID_ARGUMENTS", "{tool} {beside}");
+    }
+}
+
 /// A call that runs, for as long as somebody waits for it.
 async fn slow_call(agent: &Agent) -> CallHandle {
     let asked = meta(&json!({"progressToken": 1}));

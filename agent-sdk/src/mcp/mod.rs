@@ -18,5 +18,9 @@ pub mod gateway;
 pub mod rpc;
 pub mod wrap;
 
+/// Parameters of a request other than `tools/call` that are not among the arguments of the call that it is:
+/// they say how it is asked, and not for what.
+const BESIDE: [&str; 4] = ["_meta", "inputResponses", "requestState", "task"];
+
 /// The code of a tool error whose data is a JSON-RPC error object, as the MCP server sent it.
 pub const MCP_ERROR: &str = "MCP_ERROR";

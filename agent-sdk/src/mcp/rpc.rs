@@ -3,6 +3,7 @@
 //! Source: JSON-RPC 2.0 Specification; MCP 2025-11-25 and 2026-07-28, *Base protocol*. Batches, which MCP
 //! removed in 2025-06-18, are not messages here.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
@@ -80,6 +81,29 @@ impl Object {
         Some(self.0.remove(at).1)
     }
 
+    /// Takes out all members that have such a name.
+    pub fn take_all(&mut self, is_such: impl Fn(&str) -> bool) -> Self {
+        let members = std::mem::take(&mut self.0).into_iter();
+        let (taken, left) = members.partition(|(name, _)| is_such(name));
+        self.0 = left;
+        Self(taken)
+    }
+
+    /// Adds the members of another object.
+    ///
+    /// # Errors
+    ///
+    /// The name of one that both have; then nothing is added.
+    pub fn join(&mut self, other: Self) -> Result<(), String> {
+        let own: HashSet<&str> = self.0.iter().map(|(name, _)| name.as_str()).collect();
+        let mut names = other.0.iter().map(|(name, _)| name);
+        if let Some(both) = names.find(|name| own.contains(name.as_str())) {
+            return Err(both.clone());
+        }
+        self.0.extend(other.0);
+        Ok(())
+    }
+
     /// The members in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &RawValue)> {
         self.0.iter().map(|(name, value)| (name.as_str(), &**value))
@@ -99,13 +123,15 @@ impl Object {
 }
 
 impl FromIterator<(String, Box<RawValue>)> for Object {
-    /// The last of members with one name counts.
+    /// The first of members with one name counts.
     fn from_iter<I: IntoIterator<Item = (String, Box<RawValue>)>>(members: I) -> Self {
-        let mut object = Self::default();
-        for (name, value) in members {
-            object.set(&name, value);
-        }
-        object
+        let mut seen = HashSet::new();
+        let members = members.into_iter();
+        Self(
+            members
+                .filter(|(name, _)| seen.insert(name.clone()))
+                .collect(),
+        )
     }
 }
 
@@ -129,7 +155,7 @@ impl<'de> Deserialize<'de> for Object {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
                 let mut object = Object::default();
-                let mut seen = std::collections::HashSet::new();
+                let mut seen = HashSet::new();
                 while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
                     if !seen.insert(name.clone()) {
                         return Err(A::Error::custom("a member stands twice"));

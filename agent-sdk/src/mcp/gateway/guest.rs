@@ -25,11 +25,9 @@ use super::outcome::{is_question, of_failed_tool, of_tool, shaped};
 use super::upstream::{Failure, Outgoing, Shared, Step};
 use super::uris;
 use crate::Clock;
-use crate::mcp::MCP_ERROR;
 use crate::mcp::rpc::{INTERNAL_ERROR, INVALID_PARAMS, Id, METHOD_NOT_FOUND, Object, RpcError};
+use crate::mcp::{BESIDE, MCP_ERROR};
 
-/// Parameters of a request that are not among the arguments of the call that it becomes.
-const BESIDE: [&str; 4] = ["_meta", "inputResponses", "requestState", "task"];
 /// Requests that go to an agent as they are, if it answers them.
 const RELAYED: [&str; 6] = [
     "prompts/list",
@@ -205,18 +203,15 @@ impl Guest {
     pub(super) async fn ask(
         &self,
         tool: &DiscoveredTool,
-        params: Object,
+        mut params: Object,
         deadline: Duration,
         voice: &Voice,
     ) -> Result<Box<RawValue>, Fault> {
-        let (rest, arguments): (Vec<_>, Vec<_>) = params
-            .iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .partition(|(name, _)| BESIDE.contains(&name.as_str()));
+        let rest = params.take_all(|name| BESIDE.contains(&name));
         let errand = Errand {
             tool,
-            arguments: Some(arguments.into_iter().collect::<Object>().raw()),
-            rest: rest.into_iter().collect(),
+            arguments: Some(params.raw()),
+            rest,
             deadline,
         };
         let answered = self.converse(errand, voice).await?;

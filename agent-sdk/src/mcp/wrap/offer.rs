@@ -23,6 +23,12 @@ use crate::tool::Tool;
 const PAGES_MAX: usize = 64;
 /// Tools that a server may list; those that are more than an agent offers are left out by name.
 const LISTED_MAX: usize = 2_048;
+/// Bytes of all pages of a list: what is kept, and as much again that is left out.
+const LISTED_BYTES_MAX: usize = 4 << 20;
+/// Regular expressions of all schemas together, each of which may take 256 KiB.
+const PATTERNS_MAX: usize = 256;
+/// Bytes that an offered tool has beside what its server says of it.
+const TOOL_BYTES_MORE: usize = 256;
 /// Bytes of one tool, with all that is said of it: a peer is told of it too.
 const TOOL_BYTES_MAX: usize = limits::ADVERTISED_TOOL_BYTES_MAX - (4 << 10);
 /// Bytes of all tools: what a broker takes of one agent, less what is around them.
@@ -62,6 +68,8 @@ pub(super) struct Catalogue {
 struct Listed {
     original: String,
     schema: Box<RawValue>,
+    /// The same, to be held against arguments.
+    ready: Arc<Schema>,
     description: Option<String>,
     output: Option<Box<RawValue>>,
     hints: Option<Box<RawValue>>,
@@ -113,7 +121,7 @@ impl Catalogue {
             }
         }
         let room = TOOLS_MAX - METHODS.len() - 1;
-        let mut bytes = 0;
+        let (mut bytes, mut patterns) = (0, 0);
         for (name, mut alike) in by_name {
             if alike.len() > 1 {
                 let names = alike
@@ -129,19 +137,27 @@ impl Catalogue {
                 continue;
             }
             let Some(tool) = alike.pop() else { continue };
-            let size = tool.raw().get().len();
-            let listed = match Listed::of(tool) {
-                Ok(_) if self.listed.len() >= room => {
-                    Err(format!("an agent offers {room} at most"))
-                }
-                Ok(_) if bytes + size > OFFER_BYTES_MAX => Err(format!(
+            let size = tool.raw().get().len() + TOOL_BYTES_MORE;
+            // Whether there is room is asked before its schema is made ready, which costs more.
+            let listed = if self.listed.len() >= room {
+                Err(format!("an agent offers {room} at most"))
+            } else if bytes + size > OFFER_BYTES_MAX {
+                Err(format!(
                     "all tools together have {OFFER_BYTES_MAX} bytes at most"
-                )),
-                other => other,
+                ))
+            } else {
+                Listed::of(tool)
             };
+            let listed = listed.and_then(|listed| match patterns + listed.ready.patterns {
+                all if all > PATTERNS_MAX => Err(format!(
+                    "all tools together have {PATTERNS_MAX} regular expressions at most"
+                )),
+                _ => Ok(listed),
+            });
             match listed {
                 Ok(listed) => {
                     bytes += size;
+                    patterns += listed.ready.patterns;
                     self.listed.push((name, listed));
                 }
                 Err(why) => self
@@ -153,12 +169,10 @@ impl Catalogue {
 
     /// The tools of the agent `name`.
     pub(super) fn tools(&self, name: &str, inner: &Arc<Inner>) -> Vec<Tool> {
-        let listed = self.listed.iter().filter_map(|(mapped, listed)| {
-            // It was read before, so it is one.
-            let schema = Schema::read(&listed.schema).ok()?;
+        let listed = self.listed.iter().map(|(mapped, listed)| {
             let target = Target::Tool {
                 name: listed.original.clone(),
-                schema,
+                schema: Arc::clone(&listed.ready),
             };
             let request = McpRequest {
                 method: "tools/call".into(),
@@ -175,7 +189,7 @@ impl Catalogue {
             if let Some(hints) = &listed.hints {
                 tool = tool.hints(hints.clone());
             }
-            Some(tool)
+            tool
         });
         let methods = self.methods.iter().map(|method| {
             let request = McpRequest {
@@ -213,12 +227,13 @@ impl Listed {
         check_strict(tool.raw().get(), DEFINITION_DEPTH_MAX)
             .map_err(|why| format!("it cannot be carried: {why}"))?;
         let schema = tool.take("inputSchema").ok_or("it has no schema")?;
-        Schema::read(&schema)?;
+        let ready = Arc::new(Schema::read(&schema)?);
         let original = tool.read("name").unwrap_or_default();
         let text = tool.take("description");
         Ok(Self {
             original,
             schema,
+            ready,
             description: text.and_then(|raw| serde_json::from_str(raw.get()).ok()),
             output: tool.take("outputSchema"),
             hints: tool.take("annotations"),
@@ -254,6 +269,7 @@ fn methods(capabilities: &Object) -> Vec<&'static str> {
 /// All pages of a server's tools.
 async fn drain(server: &Server) -> Result<Vec<Object>, String> {
     let mut tools: Vec<Object> = Vec::new();
+    let mut bytes = 0;
     let mut cursor: Option<Box<RawValue>> = None;
     for _ in 0..PAGES_MAX {
         let mut params = Object::default();
@@ -261,7 +277,15 @@ async fn drain(server: &Server) -> Result<Vec<Object>, String> {
             params.set("cursor", cursor);
         }
         let page = server.list("tools/list", params).await?;
-        let listed: Vec<Object> = page.read("tools").ok_or("its list of tools is none")?;
+        let listed = page.get("tools").ok_or("its list of tools is none")?;
+        bytes += listed.get().len();
+        if bytes > LISTED_BYTES_MAX {
+            return Err(format!(
+                "its list of tools has more than {LISTED_BYTES_MAX} bytes"
+            ));
+        }
+        let listed: Vec<Object> = serde_json::from_str(listed.get())
+            .map_err(|why| format!("its list of tools: {why}"))?;
         tools.extend(listed);
         if tools.len() > LISTED_MAX {
             return Err(format!("it lists more than {LISTED_MAX} tools"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proto_spec::Digest;
 use tokio::task::AbortHandle;
 
 /// Calls that wait at once, of all callers and of one.
@@ -15,11 +16,13 @@ const PARKED_OF_ONE_MAX: usize = 16;
 /// How long a call waits: a person reads the question and decides.
 pub(super) const PARKED_FOR: Duration = Duration::from_secs(300);
 
-/// Whose a parked call is: who asked for what.
+/// Whose a parked call is: who asked for what. All of it was decided about when it was asked, so whoever
+/// goes on with something else has been permitted something else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Whose {
     pub(super) caller: String,
     pub(super) tool: String,
+    pub(super) arguments: Digest,
 }
 
 /// Calls that wait.
@@ -114,6 +117,7 @@ mod tests {
         Whose {
             caller: caller.into(),
             tool: "fs.ask".into(),
+            arguments: Digest::of(b"{}"),
         }
     }
 
@@ -126,6 +130,11 @@ mod tests {
             ..whose("ada")
         };
         assert_eq!(parked.take(&handle, &whose("bob")), None);
+        assert_eq!(parked.take(&handle, &other), None);
+        let other = Whose {
+            arguments: Digest::of(br#"{"path":"/other"}"#),
+            ..whose("ada")
+        };
         assert_eq!(parked.take(&handle, &other), None);
         assert_eq!(parked.take(&format!("{handle}x"), &whose("ada")), None);
         assert_eq!(parked.take(&handle, &whose("ada")), Some(1));

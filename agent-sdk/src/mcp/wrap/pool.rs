@@ -1,7 +1,7 @@
 //! Connections to one server, each of one owner: a legacy server keeps state between requests, and no
 //! caller is to see another's.
 //!
-//! Bounded in number. Where there is no room for one more, the one that was idle for longest ends; where none
+//! Bounded in number. Nobody uses more than is left for others. Where there is no room for one more, the one that was idle for longest ends; where none
 //! is idle, there is none. A server that keeps dying is started again with growing waits.
 
 use std::collections::HashMap;
@@ -34,6 +34,11 @@ pub(super) enum NoServer {
     /// All are in use.
     #[error("all {0} connections to the server are in use")]
     Busy(usize),
+    /// The others are left for other callers.
+    #[error(
+        "your calls use {0} connections to the server already, and the rest is left for others"
+    )]
+    Share(usize),
     /// It does not start, or does not speak.
     #[error("the server cannot be spoken to: {0}")]
     Silent(String),
@@ -180,7 +185,11 @@ impl Pool {
             slot.exclusive = exclusive;
             return Ok((slot.id, Arc::clone(&slot.server)));
         }
-        if slots.all.len() >= self.most && !slots.evict() {
+        let (own, all) = slots.used(&key.owner);
+        if !key.owner.is_empty() && own > 0 && own >= self.most.saturating_sub(all) {
+            return Err(NoServer::Share(own));
+        }
+        if slots.all.len() >= self.most && !slots.evict(&key.owner) {
             return Err(NoServer::Busy(self.most));
         }
         let cell = Arc::default();
@@ -252,14 +261,19 @@ impl Slots {
         fitting.max_by_key(|slot| slot.used)
     }
 
-    /// Ends the one that was idle for longest. Whether one was.
-    fn evict(&mut self) -> bool {
-        let idle = self
-            .all
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.uses == 0);
-        let Some((at, _)) = idle.min_by_key(|(_, slot)| slot.used) else {
+    /// How many are in use: of this owner, and of all.
+    fn used(&self, owner: &str) -> (usize, usize) {
+        let used = || self.all.iter().filter(|slot| slot.uses > 0);
+        let own = used().filter(|slot| slot.key.owner == owner);
+        (own.count(), used().count())
+    }
+
+    /// Ends the one that was idle for longest, one of this owner first. Whether one was.
+    fn evict(&mut self, owner: &str) -> bool {
+        let all = self.all.iter().enumerate();
+        let idle = all.filter(|(_, slot)| slot.uses == 0);
+        let Some((at, _)) = idle.min_by_key(|(_, slot)| (slot.key.owner != owner, slot.used))
+        else {
             return false;
         };
         // Dropping it ends it.
@@ -320,10 +334,12 @@ mod tests {
 
     #[test]
     fn the_one_that_was_idle_for_longest_ends_first_and_one_in_use_never() {
-        let mut slots = slots(&[("a", 1), ("b", 0), ("c", 0)]);
-        assert!(slots.evict() && slots.evict());
+        let mut slots = slots(&[("a", 1), ("b", 0), ("c", 0), ("d", 0)]);
+        assert!(slots.evict("c"), "its own first");
+        assert!(slots.all.iter().all(|slot| slot.key != key("c")));
+        assert!(slots.evict("a") && slots.evict("a"));
         assert_eq!(slots.all[0].key, key("a"));
-        assert!(!slots.evict());
+        assert!(!slots.evict("a"));
     }
 
     #[test]

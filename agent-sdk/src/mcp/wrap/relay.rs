@@ -4,8 +4,10 @@
 //! mid-call becomes the call's result, and the call that brings the answers goes on with the same request.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
+use proto_spec::Digest;
 use proto_spec::limits::DEADLINE_DEFAULT;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -19,8 +21,8 @@ use super::schema::Schema;
 use super::server::Era;
 use super::{Inner, MODERN, SERVER_BUSY, SERVER_LOST, SERVER_SILENT, client_info};
 use crate::incoming::{Call, Progress};
-use crate::mcp::MCP_ERROR;
 use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
+use crate::mcp::{BESIDE, MCP_ERROR};
 use crate::tool::{INVALID_ARGUMENTS, ToolError};
 
 /// Members of `_meta` that only servers of 2026-07-28 know.
@@ -32,10 +34,13 @@ const QUESTIONS: [(&str, &str); 3] = [
     ("sampling", "sampling/createMessage"),
 ];
 
+/// What those capabilities say more of.
+const KINDS: [&str; 4] = ["form", "url", "tools", "context"];
+
 /// Which request a tool of ours is.
 pub(super) enum Target {
     /// `tools/call` of this tool, whose arguments are held against its schema.
-    Tool { name: String, schema: Schema },
+    Tool { name: String, schema: Arc<Schema> },
     /// Any other request.
     Method(&'static str),
 }
@@ -59,7 +64,11 @@ impl Target {
     }
 
     /// The request's parameters: what FEM says apart, together again.
-    fn params(&self, arguments: Box<RawValue>, rest: &Object) -> Result<Object, ToolError> {
+    ///
+    /// # Errors
+    ///
+    /// `rest` says what only the tool and the arguments of the call may say: those were decided about.
+    fn params(&self, arguments: Box<RawValue>, rest: Object) -> Result<Object, String> {
         let mut params = match self {
             Self::Tool { name, .. } => {
                 let mut params = Object::default();
@@ -67,12 +76,18 @@ impl Target {
                 params.set("arguments", arguments);
                 params
             }
-            Self::Method(_) => Object::parse(arguments.get())
-                .map_err(|why| ToolError::new(INVALID_ARGUMENTS, why.to_string()))?,
+            Self::Method(method) => {
+                let strange = rest.iter().find(|(name, _)| !BESIDE.contains(name));
+                if let Some((name, _)) = strange {
+                    return Err(format!(
+                        "`mcp`: {name:?} of {method} belongs into the arguments"
+                    ));
+                }
+                Object::parse(arguments.get()).map_err(|why| why.to_string())?
+            }
         };
-        for (name, value) in rest.iter() {
-            params.set(name, value.to_owned());
-        }
+        let joined = params.join(rest);
+        joined.map_err(|both| format!("`mcp`: {both:?} is said by the call itself"))?;
         Ok(params)
     }
 }
@@ -98,18 +113,24 @@ pub(super) async fn relay(
             ToolError::new(INVALID_ARGUMENTS, places.join("; ")).with(&problems)
         })?;
     }
-    let rest = match call.mcp() {
-        None => Object::default(),
-        Some(raw) => Object::parse(raw.get())
-            .map_err(|why| ToolError::new(INVALID_ARGUMENTS, format!("`mcp`: {why}")))?,
+    let whose = Whose {
+        caller: call.caller().to_string(),
+        tool: call.tool().to_string(),
+        arguments: Digest::of(arguments.get().as_bytes()),
     };
+    let invalid = |why: String| ToolError::new(INVALID_ARGUMENTS, why);
+    let rest = call.mcp().map(|raw| Object::parse(raw.get())).transpose();
+    let rest = rest.map_err(|why| invalid(format!("`mcp`: {why}")))?;
     let patience = call.deadline().unwrap_or(DEADLINE_DEFAULT);
-    let params = target.params(arguments, &rest)?;
+    let params = target.params(arguments, rest.unwrap_or_default());
+    let params = params.map_err(invalid)?;
     let answered = async {
         match (inner.pool.era(), target) {
             (Era::Modern, _) => modern(inner, target, params, &mut call).await,
             (Era::Legacy, Target::Method("server/discover")) => Ok(inner.discovered()),
-            (Era::Legacy, _) => legacy(inner, target.method(), params, &mut call, patience).await,
+            (Era::Legacy, _) => {
+                legacy(inner, target.method(), params, whose, &mut call, patience).await
+            }
         }
     };
     let answered = tokio::time::timeout(patience, answered).await;
@@ -175,13 +196,10 @@ async fn legacy(
     inner: &Inner,
     method: &str,
     mut params: Object,
+    whose: Whose,
     call: &mut Call,
     patience: Duration,
 ) -> Result<Box<RawValue>, ToolError> {
-    let whose = Whose {
-        caller: call.caller().to_string(),
-        tool: call.tool().to_string(),
-    };
     let answers = params.take("inputResponses");
     if let Some(state) = params.take("requestState") {
         let handle: String = serde_json::from_str(state.get()).unwrap_or_default();
@@ -189,7 +207,7 @@ async fn legacy(
         let talk = parked.ok_or_else(|| {
             mcp_error(&RpcError::new(
                 INVALID_PARAMS,
-                "this `requestState` is not one that waits: it was used, or is too old, or another's",
+                "this `requestState` is not one that waits: it was used, or is too old, or another's, or of other arguments",
             ))
         })?;
         let answers = answers.and_then(|raw| Object::parse(raw.get()).ok());
@@ -200,10 +218,7 @@ async fn legacy(
         .object("io.modelcontextprotocol/clientCapabilities")
         .unwrap_or_default();
     let level: Option<String> = meta.read("io.modelcontextprotocol/logLevel");
-    let names: Vec<String> = meta.iter().map(|(name, _)| name.to_owned()).collect();
-    for name in names.iter().filter(|name| name.starts_with(PREFIX)) {
-        meta.take(name);
-    }
+    meta.take_all(|name| name.starts_with(PREFIX));
     let token = token(&meta, call);
     let key = inner.key(&whose.caller, &bridged(&capabilities));
     let wants = Wants {
@@ -382,11 +397,19 @@ impl Key {
 
 /// Of a client's capabilities those that a legacy server's questions need.
 fn bridged(capabilities: &Object) -> Object {
-    let has = |(name, _): &(&str, &str)| {
-        let value = capabilities.get(name)?;
-        Some(((*name).to_owned(), value.to_owned()))
-    };
-    QUESTIONS.iter().filter_map(has).collect()
+    let mut kept = Object::default();
+    for (name, _) in QUESTIONS {
+        let Some(said) = capabilities.object(name) else {
+            continue;
+        };
+        // Whatever else a client says there would be another connection for each way of saying it.
+        let mut known = Object::default();
+        for kind in KINDS.iter().filter(|kind| said.has(kind)) {
+            known.put(kind, &Object::default());
+        }
+        kept.put(name, &known);
+    }
+    kept
 }
 
 /// Every capability that can be bridged: what a server is looked at with.
@@ -396,7 +419,7 @@ pub(super) fn every_capability() -> Box<RawValue> {
         all.put(name, &Object::default());
     }
     let mut elicitation = Object::default();
-    for kind in ["form", "url"] {
+    for kind in &KINDS[..2] {
         elicitation.put(kind, &Object::default());
     }
     all.put("elicitation", &elicitation);
@@ -422,8 +445,51 @@ fn silent(patience: Duration) -> ToolError {
 
 pub(super) fn no_server(why: &NoServer) -> ToolError {
     let code = match why {
-        NoServer::Busy(_) => SERVER_BUSY,
+        NoServer::Busy(_) | NoServer::Share(_) => SERVER_BUSY,
         NoServer::Silent(_) => SERVER_LOST,
     };
     ToolError::new(code, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.into()).unwrap()
+    }
+
+    fn params(target: &Target, arguments: &str, rest: &str) -> Result<String, String> {
+        let params = target.params(raw(arguments), Object::parse(rest).unwrap())?;
+        Ok(params.raw().get().to_owned())
+    }
+
+    #[test]
+    fn what_was_decided_about_is_said_by_the_call_alone() {
+        let tool = Target::Tool {
+            name: "read".into(),
+            schema: Arc::new(Schema::read(&raw(r#"{"type":"object"}"#)).unwrap()),
+        };
+        let rest = r#"{"_meta":{},"new":1}"#;
+        assert_eq!(
+            params(&tool, r#"{"path":"/a"}"#, rest).unwrap(),
+            r#"{"name":"read","arguments":{"path":"/a"},"_meta":{},"new":1}"#
+        );
+        for rest in [r#"{"name":"write"}"#, r#"{"_meta":{},"arguments":{}}"#] {
+            assert!(params(&tool, r#"{"path":"/a"}"#, rest).is_err(), "{rest}");
+        }
+        let read = Target::Method("resources/read");
+        let rest = r#"{"_meta":{},"requestState":"x"}"#;
+        assert_eq!(
+            params(&read, r#"{"uri":"a:"}"#, rest).unwrap(),
+            r#"{"uri":"a:","_meta":{},"requestState":"x"}"#
+        );
+        for (arguments, rest) in [
+            (r#"{"uri":"a:"}"#, r#"{"uri":"b:"}"#),
+            ("{}", r#"{"uri":"b:"}"#),
+            (r#"{"_meta":1}"#, r#"{"_meta":{}}"#),
+        ] {
+            assert!(params(&read, arguments, rest).is_err(), "{rest}");
+        }
+    }
 }

@@ -15,7 +15,15 @@ const SCHEMA_BYTES_MAX: usize = 48 << 10;
 /// How deep it may nest.
 const SCHEMA_DEPTH_MAX: usize = 32;
 /// Bytes of a regular expression's automaton.
-const PATTERN_BYTES_MAX: usize = 1 << 20;
+const PATTERN_BYTES_MAX: usize = 256 << 10;
+/// Regular expressions of a schema.
+const PATTERNS_MAX: usize = 32;
+/// Work of holding arguments against a schema: what the arguments consist of, times the schemas that each
+/// part may meet. Some seconds at most.
+const WORK_MAX: usize = 200_000_000;
+/// Beyond this much the places where they do not fit are not told: all would be collected before the first
+/// is.
+const WORK_TOLD_MAX: usize = 100_000;
 /// Places where arguments do not fit that are told at once.
 const PROBLEMS_MAX: usize = 8;
 /// Characters of each.
@@ -28,6 +36,8 @@ const LABEL_CHARS_MAX: usize = 64;
 pub(super) struct Schema {
     validator: Validator,
     effort: Effort,
+    /// Its regular expressions.
+    pub(super) patterns: usize,
     /// Arguments of which the way is told, by pointer, and under which name.
     labelled: Vec<(String, String)>,
 }
@@ -66,11 +76,17 @@ impl Schema {
             return Err("its schema is not one of an object".into());
         }
         let effort = Effort::of(&value)?;
-        let patterns = PatternOptions::regex()
+        let patterns = patterns(&value);
+        if patterns > PATTERNS_MAX {
+            return Err(format!(
+                "its schema has {patterns} regular expressions, at most {PATTERNS_MAX}"
+            ));
+        }
+        let bounded = PatternOptions::regex()
             .size_limit(PATTERN_BYTES_MAX)
             .dfa_size_limit(PATTERN_BYTES_MAX);
         let validator = jsonschema::options()
-            .with_pattern_options(patterns)
+            .with_pattern_options(bounded)
             .with_retriever(Nowhere)
             .build(&value)
             .map_err(|why| format!("its schema is none: {}", cut(&why)))?;
@@ -79,6 +95,7 @@ impl Schema {
         Ok(Self {
             validator,
             effort,
+            patterns,
             labelled,
         })
     }
@@ -121,6 +138,16 @@ impl Schema {
                 "nests deeper than {most}, which is too much work for a schema that refers to itself"
             )));
         }
+        let work = parts(&value).saturating_mul(self.effort.steps);
+        if work > WORK_MAX {
+            return Err(whole("are too much work for this schema".into()));
+        }
+        if self.validator.is_valid(&value) {
+            return Ok(());
+        }
+        if work > WORK_TOLD_MAX {
+            return Err(whole("do not fit the schema".into()));
+        }
         let problems: Vec<Problem> = self
             .validator
             .iter_errors(&value)
@@ -130,10 +157,7 @@ impl Schema {
                 message: cut(&error),
             })
             .collect();
-        match problems.is_empty() {
-            true => Ok(()),
-            false => Err(problems),
-        }
+        Err(problems)
     }
 }
 
@@ -168,6 +192,8 @@ fn label(schema: &Value, pointer: &str, labelled: &mut Vec<(String, String)>) {
 
 /// How much work a schema can make.
 struct Effort {
+    /// Schemas that one part of the arguments may meet.
+    steps: usize,
     /// Arguments that nest deeper are not held against it.
     depth_max: usize,
 }
@@ -199,7 +225,10 @@ impl Effort {
                 levels.max(1.0) as usize
             }
         };
-        Ok(Self { depth_max })
+        Ok(Self {
+            steps: walk.steps,
+            depth_max,
+        })
     }
 }
 
@@ -221,6 +250,10 @@ impl<'a> Walk<'a> {
             Value::Object(members) => {
                 for (name, inner) in members {
                     match (name.as_str(), inner.as_str()) {
+                        // References within it would lead elsewhere than they are followed here.
+                        ("$id" | "$schema", Some(_)) if !std::ptr::eq(value, self.root) => {
+                            return Err(format!("its schema has a part with a {name} of its own"));
+                        }
                         ("$ref" | "$dynamicRef" | "$recursiveRef", Some(target)) => {
                             self.refer(target)?;
                         }
@@ -289,6 +322,30 @@ fn anchored<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
         }
         Value::Array(items) => items.iter().find_map(|inner| anchored(inner, name)),
         _ => None,
+    }
+}
+
+/// How many values a value consists of.
+fn parts(value: &Value) -> usize {
+    1 + match value {
+        Value::Object(members) => members.values().map(parts).sum(),
+        Value::Array(items) => items.iter().map(parts).sum(),
+        _ => 0,
+    }
+}
+
+fn patterns(schema: &Value) -> usize {
+    match schema {
+        Value::Object(members) => {
+            let own = members.iter().map(|(name, inner)| match (&**name, inner) {
+                ("pattern", Value::String(_)) => 1,
+                ("patternProperties", Value::Object(all)) => all.len() + patterns(inner),
+                _ => patterns(inner),
+            });
+            own.sum()
+        }
+        Value::Array(items) => items.iter().map(patterns).sum(),
+        _ => 0,
     }
 }
 
@@ -366,6 +423,15 @@ mod tests {
             );
         }
         bomb += r#""d40":{}}}"#;
+        // Within a part that names itself `#` is that part, and not the whole.
+        let elsewhere = r##"{"type":"object","allOf":[{"$id":"x","$ref":"#/$defs/d","$defs":{"d":{"not":{}}}}],"$defs":{"d":{}}}"##;
+        let patterned: Vec<String> = (0..=PATTERNS_MAX)
+            .map(|n| format!(r#""p{n}":{{"pattern":"{n}"}}"#))
+            .collect();
+        let patterned = format!(
+            r#"{{"type":"object","properties":{{{}}}}}"#,
+            patterned.join(",")
+        );
         for (text, why) in [
             (deep.as_str(), "deep"),
             (&large, "bytes"),
@@ -395,9 +461,26 @@ mod tests {
                 "none",
             ),
             (r#"{"type":"object","a":1,"a":2}"#, "carried"),
+            (elsewhere, "of its own"),
+            (&patterned, "regular expressions"),
         ] {
             assert!(refused(text).contains(why), "{why}: {}", refused(text));
         }
+    }
+
+    #[test]
+    fn many_parts_that_do_not_fit_cost_no_memory_and_too_many_no_work() {
+        let text = r#"{"type":"object","properties":{"a":{"items":{"anyOf":[{"type":"string"},{"type":"null"}]}}}}"#;
+        let zeros = |n: usize| raw(&format!(r#"{{"a":[{}0]}}"#, "0,".repeat(n)));
+        let schema = read(text).unwrap();
+        let told = schema.check(&zeros(1_000_000)).unwrap_err();
+        assert_eq!(told.len(), 1, "the places are not collected");
+        let told = schema.check(&zeros(10)).unwrap_err();
+        assert_eq!(told[0].pointer, "/a/0");
+        let much: Vec<String> = (0..300).map(|n| format!(r#""p{n}":{{}}"#)).collect();
+        let much = format!(r#"{{"type":"object","properties":{{{}}}}}"#, much.join(","));
+        let told = read(&much).unwrap().check(&zeros(1_000_000)).unwrap_err();
+        assert!(told[0].message.contains("too much work"), "{told:?}");
     }
 
     #[test]
