@@ -49,7 +49,9 @@ pub(super) struct Desk {
 struct State {
     last: u64,
     waiting: HashMap<u64, Waiting>,
-    early: VecDeque<(Question, usize)>,
+    /// Whose request was the last: what the server asks when nobody waits is about that, if about any.
+    owner: Option<String>,
+    early: VecDeque<(Question, usize, Option<String>)>,
     /// Why nothing comes any more.
     over: Option<String>,
 }
@@ -82,14 +84,16 @@ impl Desk {
             return (id, mailbox);
         }
         if !wants.questions.is_empty() {
-            for (question, bytes) in std::mem::take(&mut state.early) {
-                if wants.can(&question.method) {
+            for (question, bytes, owner) in std::mem::take(&mut state.early) {
+                let is_own = owner.as_ref().is_none_or(|owner| *owner == wants.owner);
+                if is_own && wants.can(&question.method) {
                     mailbox.put(Said::Question(question), bytes);
                 } else {
-                    state.early.push_back((question, bytes));
+                    state.early.push_back((question, bytes, owner));
                 }
             }
         }
+        state.owner = Some(wants.owner.clone());
         let waiting = Waiting {
             wants,
             mailbox: Arc::clone(&mailbox),
@@ -211,7 +215,8 @@ impl Desk {
                 if state.early.len() == EARLY_QUESTIONS_MAX || !is_question(method) {
                     return refusal("nobody is there who could be asked");
                 }
-                state.early.push_back((question, bytes));
+                let owner = state.owner.clone();
+                state.early.push_back((question, bytes, owner));
                 return None;
             }
             // Whose question it is can be known only while one call runs.
@@ -242,20 +247,16 @@ impl Wants {
 }
 
 impl State {
-    /// The newest request that wants it, if all that do are of one owner.
+    /// The newest request that wants it, if all that wait are of one owner: anybody's may have caused it.
     fn only(&self, wants: impl Fn(&Wants) -> bool) -> Option<&Arc<Mailbox>> {
-        let mut eligible = self.waiting.iter().filter(|(_, one)| wants(&one.wants));
-        let first = eligible.next()?;
-        let mut newest = first;
-        for one in eligible {
-            if one.1.wants.owner != first.1.wants.owner {
-                return None;
-            }
-            if one.0 > newest.0 {
-                newest = one;
-            }
+        let mut owners = self.waiting.values().map(|one| &one.wants.owner);
+        let first = owners.next()?;
+        if owners.any(|owner| owner != first) {
+            return None;
         }
-        Some(&newest.1.mailbox)
+        let eligible = self.waiting.iter().filter(|(_, one)| wants(&one.wants));
+        let (_, newest) = eligible.max_by_key(|(id, _)| **id)?;
+        Some(&newest.mailbox)
     }
 }
 
@@ -356,8 +357,10 @@ mod tests {
     fn a_log_message_that_could_be_another_callers_goes_to_nobody() {
         let desk = desk();
         let (_, ada) = desk.open(wants("ada", true, &[]));
-        let (_, quiet) = desk.open(wants("bob", false, &[]));
         hear(&desk, LOG);
+        let (id, quiet) = desk.open(wants("bob", false, &[]));
+        hear(&desk, LOG);
+        desk.close(id);
         let (_, bob) = desk.open(wants("bob", true, &[]));
         hear(&desk, LOG);
         assert_eq!(methods(&ada).len(), 1);
@@ -389,6 +392,19 @@ mod tests {
         let (_, able) = desk.open(wants("ada", false, &["elicitation/create"]));
         assert!(methods(&unable).is_empty());
         assert_eq!(methods(&able).len(), EARLY_QUESTIONS_MAX);
+    }
+
+    #[test]
+    fn a_question_that_comes_too_late_is_not_asked_of_the_next_caller() {
+        let desk = desk();
+        let (id, _) = desk.open(wants("ada", false, &["elicitation/create"]));
+        desk.close(id);
+        assert_eq!(hear(&desk, ASK), None);
+        let (id, bob) = desk.open(wants("bob", false, &["elicitation/create"]));
+        assert!(methods(&bob).is_empty());
+        desk.close(id);
+        let (_, ada) = desk.open(wants("ada", false, &["elicitation/create"]));
+        assert_eq!(methods(&ada), ["elicitation/create"]);
     }
 
     #[test]
