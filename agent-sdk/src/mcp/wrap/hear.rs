@@ -12,6 +12,9 @@ use crate::mcp::rpc::{INTERNAL_ERROR, Message, RpcError};
 /// progress.
 const PART_DEPTH_MAX: usize = DEPTH_MAX - 5;
 
+/// How many bytes of an over-long message are looked at, at either end.
+const ENVELOPE_BYTES_MAX: usize = 256;
+
 /// What a server's bytes are.
 #[derive(Debug)]
 pub(super) enum Heard {
@@ -47,6 +50,36 @@ pub(super) fn hear(bytes: &[u8]) -> Heard {
     }
 }
 
+/// Which request a message answers that is too long to be read, by its first and its last bytes. Servers
+/// write the number before the result or after all else; what lies within a result has its quotes escaped
+/// or its object closed before the message ends.
+pub(super) fn answered(first: &[u8], last: &[u8]) -> Option<u64> {
+    let compact = |bytes: &[u8]| -> Vec<u8> {
+        let plain = bytes.iter().filter(|byte| !byte.is_ascii_whitespace());
+        plain.copied().collect()
+    };
+    let number = |bytes: &[u8]| -> Option<(u64, usize)> {
+        let digits = bytes
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
+        let number = std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()?;
+        Some((number, digits))
+    };
+    let first = compact(first.get(..ENVELOPE_BYTES_MAX).unwrap_or(first));
+    let body = first.strip_prefix(b"{")?;
+    let body = body.strip_prefix(br#""jsonrpc":"2.0","#).unwrap_or(body);
+    if let Some((id, digits)) = body.strip_prefix(br#""id":"#).and_then(number) {
+        return body[5 + digits..].starts_with(b",").then_some(id);
+    }
+    let last = compact(&last[last.len().saturating_sub(ENVELOPE_BYTES_MAX)..]);
+    let last = last.strip_suffix(b"}")?;
+    let last = last.strip_suffix(br#","jsonrpc":"2.0""#).unwrap_or(last);
+    let at = last.iter().rposition(|byte| *byte == b':')? + 1;
+    let (id, digits) = number(&last[at..])?;
+    (last[..at].ends_with(br#","id":"#) && at + digits == last.len()).then_some(id)
+}
+
 /// Whether FEM can carry a part of a message: envelopes are stricter than JSON.
 ///
 /// # Errors
@@ -73,6 +106,36 @@ mod tests {
             br#"{"jsonrpc":"1.0","id":7,"result":{}}"#,
         ] {
             assert!(matches!(hear(bytes), Heard::Spoilt(7, _)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_too_long_to_be_read_is_known_by_either_end() {
+        for (first, last, id) in [
+            (r#"{"jsonrpc":"2.0","id":7,"result":{"#, "}}", Some(7)),
+            (r#"{ "id": 7, "jsonrpc": "2.0", "res"#, "}}", Some(7)),
+            (
+                r#"{"result":{"id":1,"#,
+                r#"},"jsonrpc":"2.0","id":7}"#,
+                Some(7),
+            ),
+            (r#"{"result":{"#, r#"x"},"id":7,"jsonrpc":"2.0"}"#, Some(7)),
+            (r#"{"result":{"#, r#""a":1,"id":7}}"#, None),
+            (r#"{"result":{"#, r#""id":7}"#, None),
+            (r#"{"jsonrpc":"2.0","id":"7","result":"#, "}}", None),
+            (
+                r#"{"jsonrpc":"2.0","method":"n","params":{"id":7,"#,
+                "}}",
+                None,
+            ),
+            ("xxxx", "xxxx", None),
+            ("", "", None),
+        ] {
+            assert_eq!(
+                answered(first.as_bytes(), last.as_bytes()),
+                id,
+                "{first} {last}"
+            );
         }
     }
 

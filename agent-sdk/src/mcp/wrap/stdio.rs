@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 
 use super::connection::{Connection, Label, Wire, cancelled};
 use super::desk::Desk;
-use super::hear::{Heard, hear};
-use crate::mcp::rpc::Message;
+use super::hear::{Heard, answered, hear};
+use crate::mcp::rpc::{INTERNAL_ERROR, Message, RpcError};
 #[cfg(all(feature = "sandbox", target_os = "linux"))]
 use crate::sandbox::{Command, Running, Sandbox};
 
@@ -30,9 +30,17 @@ const LINE_BYTES_MAX: usize = ENVELOPE_BYTES + (64 << 10);
 const LINES_WAITING: usize = 16;
 /// How long a child that has been told to end may take, before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+/// Things that nobody waits for, of which a child is told when it reads: the rest it is not told.
+const ASIDES_WAITING: usize = 1_024;
+/// How long a child may read nothing of what it is told: one that is busy does not read.
+const READ_PATIENCE: Duration = Duration::from_secs(120);
+/// The most that an answer may have that is too long to be passed on, and ends its own call only.
+const OVERLONG_BYTES_MAX: u64 = 64 << 20;
 /// Lines of its standard error that are kept, and the characters of each.
 const TAIL_LINES: usize = 16;
 const TAIL_CHARS: usize = 256;
+/// The last bytes that are kept of a line that is too long.
+const LAST_BYTES: usize = 1 << 10;
 /// Lines that are no messages which the log names one by one.
 const JUNK_LOGGED: u32 = 8;
 
@@ -91,16 +99,18 @@ impl Program {
     pub(super) async fn connect(&self, desk: Arc<Desk>) -> Result<Connection, String> {
         let child = self.start().await?;
         let (lines, waiting) = mpsc::channel(LINES_WAITING);
+        let (asides, later) = mpsc::channel(ASIDES_WAITING);
         let stop = Arc::new(Notify::new());
         let kept = keep(
             child,
-            waiting,
+            Speech { waiting, later },
             lines.clone(),
             Arc::clone(&desk),
             Arc::clone(&stop),
         );
         let pipe = Pipe {
             lines,
+            asides,
             stop,
             keeper: Mutex::new(Some(tokio::spawn(kept))),
         };
@@ -199,6 +209,7 @@ impl Life {
 /// What the connection holds of the child.
 struct Pipe {
     lines: mpsc::Sender<String>,
+    asides: mpsc::Sender<String>,
     stop: Arc<Notify>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
@@ -216,10 +227,10 @@ impl Wire for Pipe {
     }
 
     fn tell(&self, message: Message) {
-        // A child that does not read is no use to anybody.
-        let sent = self.lines.try_send(message.line());
-        if let Err(mpsc::error::TrySendError::Full(_)) = sent {
-            self.stop.notify_one();
+        // One that does not read for long is ended by whoever writes; until then nobody's cancellations
+        // are a reason to.
+        if self.asides.try_send(message.line()).is_err() {
+            tracing::debug!("an MCP server reads too slowly to be told that nobody waits any more");
         }
     }
 
@@ -247,7 +258,7 @@ impl Drop for Pipe {
 /// Keeps a child until it ends, or is told to.
 async fn keep(
     child: Child,
-    waiting: mpsc::Receiver<String>,
+    speech: Speech,
     lines: mpsc::Sender<String>,
     desk: Arc<Desk>,
     stop: Arc<Notify>,
@@ -264,7 +275,7 @@ async fn keep(
     let mut complaints = tokio::spawn(listen(stderr, Arc::clone(&tail)));
     let why = tokio::select! {
         why = read(stdout, &desk, &lines) => why,
-        why = write(stdin, waiting) => why,
+        why = write(stdin, speech) => why,
         () = stop.notified() => "the connection was ended".to_owned(),
     };
     desk.lost(&format!("the server is gone: {why}"));
@@ -292,8 +303,17 @@ async fn read(
     loop {
         line.clear();
         match next_line(&mut stdout, &mut line).await {
-            Ok(true) => {}
-            Ok(false) => return "it closed its standard output".into(),
+            Ok(Line::Whole) => {}
+            Ok(Line::Overlong(last)) => {
+                let end = [&line[line.len() - LAST_BYTES..], &last].concat();
+                let Some(id) = answered(&line, &end) else {
+                    return format!("it printed a line of more than {LINE_BYTES_MAX} bytes");
+                };
+                let why = format!("the server's answer has more than {LINE_BYTES_MAX} bytes");
+                desk.spoilt(id, RpcError::new(INTERNAL_ERROR, why));
+                continue;
+            }
+            Ok(Line::End) => return "it closed its standard output".into(),
             Err(why) => return why,
         }
         let answer = match hear(&line) {
@@ -321,44 +341,86 @@ async fn read(
     }
 }
 
-/// Reads a line without its end into `line`. Whether there was one.
+/// A line of what a child prints.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Whole,
+    /// Its beginning was kept, and these were its last bytes.
+    Overlong(Vec<u8>),
+    /// There are no more.
+    End,
+}
+
+/// Reads a line without its end into `line`.
 async fn next_line(
     stream: &mut (impl AsyncBufRead + Unpin),
     line: &mut Vec<u8>,
-) -> Result<bool, String> {
+) -> Result<Line, String> {
+    let (mut last, mut length) = (Vec::new(), 0_u64);
     loop {
         let bytes = stream.fill_buf().await.map_err(|why| why.to_string())?;
         if bytes.is_empty() {
-            return Ok(false);
+            return Ok(Line::End);
         }
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let part = &bytes[..end.unwrap_or(bytes.len())];
-        if line.len() + part.len() > LINE_BYTES_MAX {
+        length += part.len() as u64;
+        if length > OVERLONG_BYTES_MAX {
             return Err(format!(
-                "it printed a line of more than {LINE_BYTES_MAX} bytes"
+                "it printed a line of more than {OVERLONG_BYTES_MAX} bytes"
             ));
         }
-        line.extend_from_slice(part);
+        let room = LINE_BYTES_MAX - line.len();
+        line.extend_from_slice(&part[..part.len().min(room)]);
+        if part.len() > room {
+            last.extend_from_slice(&part[room..]);
+            last.drain(..last.len().saturating_sub(LAST_BYTES));
+        }
         let used = part.len() + usize::from(end.is_some());
         stream.consume(used);
         if end.is_some() {
-            return Ok(true);
+            return Ok(match length > LINE_BYTES_MAX as u64 {
+                true => Line::Overlong(last),
+                false => Line::Whole,
+            });
+        }
+    }
+}
+
+/// What a child is to be told.
+struct Speech {
+    /// Whoever says it waits until there is room.
+    waiting: mpsc::Receiver<String>,
+    /// After that, so that nothing is taken back before it was said; nobody waits for it.
+    later: mpsc::Receiver<String>,
+}
+
+impl Speech {
+    async fn next(&mut self) -> Option<String> {
+        tokio::select! {
+            biased;
+            line = self.waiting.recv() => line,
+            Some(line) = self.later.recv() => Some(line),
         }
     }
 }
 
 /// Writes each line. Comes back when it cannot.
-async fn write(mut stdin: impl AsyncWrite + Unpin, mut waiting: mpsc::Receiver<String>) -> String {
-    while let Some(line) = waiting.recv().await {
+async fn write(mut stdin: impl AsyncWrite + Unpin, mut speech: Speech) -> String {
+    while let Some(line) = speech.next().await {
         let written = async {
             stdin.write_all(line.as_bytes()).await?;
             stdin.write_all(b"\n").await?;
             stdin.flush().await
         };
-        if let Err(why) = written.await {
-            // What it has said before is still read.
-            tokio::time::sleep(END_PATIENCE).await;
-            return format!("it reads no more: {why}");
+        match tokio::time::timeout(READ_PATIENCE, written).await {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => {
+                // What it has said before is still read.
+                tokio::time::sleep(END_PATIENCE).await;
+                return format!("it reads no more: {why}");
+            }
+            Err(_) => return format!("it read nothing for {} s", READ_PATIENCE.as_secs()),
         }
     }
     "nobody speaks to it any more".into()
@@ -404,13 +466,13 @@ fn shown(line: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    async fn lines(bytes: &[u8]) -> (Vec<usize>, Result<bool, String>) {
+    async fn lines(bytes: &[u8]) -> (Vec<usize>, Result<Line, String>) {
         let mut stream = BufReader::new(bytes);
         let mut found = Vec::new();
         loop {
             let mut line = Vec::new();
             match next_line(&mut stream, &mut line).await {
-                Ok(true) => found.push(line.len()),
+                Ok(Line::Whole) => found.push(line.len()),
                 end => return (found, end),
             }
         }
@@ -420,9 +482,16 @@ mod tests {
     async fn a_line_may_be_as_long_as_the_bound_and_no_longer() {
         let mut bytes = vec![b'x'; LINE_BYTES_MAX];
         bytes.push(b'\n');
-        assert_eq!(lines(&bytes).await, (vec![LINE_BYTES_MAX], Ok(false)));
+        assert_eq!(lines(&bytes).await, (vec![LINE_BYTES_MAX], Ok(Line::End)));
         bytes.insert(0, b'x');
-        assert!(lines(&bytes).await.1.is_err());
+        assert_eq!(
+            lines(&bytes).await,
+            (vec![], Ok(Line::Overlong(vec![b'x'])))
+        );
+        let endless = tokio::io::repeat(b'x');
+        let mut line = Vec::new();
+        let read = next_line(&mut BufReader::new(endless), &mut line).await;
+        assert!(read.is_err() && line.len() == LINE_BYTES_MAX);
     }
 
     #[test]
