@@ -229,12 +229,14 @@ impl Policy {
     }
 
     /// What a tool that runs under it may say of itself ([`crate::Tool::sandboxed`]): the profile; of the
-    /// weaker tier a word of its own, which is not what a grant demands that names `process`.
+    /// weaker tier, and of an open network, a word of its own, which is not what a grant demands that names
+    /// `process`.
     #[must_use]
     pub const fn sandbox(&self) -> &'static str {
-        match (self.0.profile, self.0.tier) {
-            (Profile::Process, Tier::WithoutNamespaces) => "process-without-namespaces",
-            (profile, _) => profile.name(),
+        match (self.0.profile, self.0.tier, self.0.network) {
+            (Profile::Process, Tier::WithoutNamespaces, _) => "process-without-namespaces",
+            (Profile::Process, Tier::Full, Network::Open) => "process-with-network",
+            (profile, ..) => profile.name(),
         }
     }
 
