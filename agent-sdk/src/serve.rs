@@ -174,7 +174,10 @@ impl Provider {
             .and_then(|fresh| {
                 fresh.authorize_delivered(vouched, &session.roots(), required, &judge)
             })
-            .and_then(|authorized| Ok((authorized, self.place()?)));
+            .and_then(|authorized| {
+                let place = self.place(authorized.agent())?;
+                Ok((authorized, place))
+            });
         match authorized {
             Ok((authorized, place)) => self.begin(session, vouched, &authorized, asker, place),
             Err(why) => {
@@ -185,11 +188,17 @@ impl Provider {
         }
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    /// A place for one call more; nobody has more than are left for others.
+    fn place(&self, caller: &AgentId) -> Result<OwnedSemaphorePermit, Refusal> {
+        let busy = Refusal::Busy("this agent");
+        let running = self.running();
+        let own = running.values().filter(|one| one.caller == *caller).count();
+        if own > 0 && own >= self.places.available_permits() {
+            return Err(busy);
+        }
+        drop(running);
         let places = Arc::clone(&self.places);
-        places
-            .try_acquire_owned()
-            .map_err(|_| Refusal::Busy("this agent"))
+        places.try_acquire_owned().map_err(|_| busy)
     }
 
     /// Runs the tool in a task of its own. Aborting the task drops the tool's future.

@@ -78,7 +78,8 @@ impl Builder {
         self
     }
 
-    /// How many calls the agent serves at once; further ones are told `BUSY`. 256 when absent.
+    /// How many calls the agent serves at once; further ones are told `BUSY`. 256 when absent. One caller's
+    /// are never more than are left for others: half of them, if nobody else calls.
     #[must_use]
     pub fn calls_at_once(mut self, calls: usize) -> Self {
         self.calls_at_once = Some(calls);

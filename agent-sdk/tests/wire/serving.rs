@@ -218,13 +218,16 @@ async fn progress_is_numbered_and_comes_before_the_result_and_only_where_it_is_w
 #[tokio::test]
 async fn more_calls_than_places_are_told_to_come_later() {
     let mut scene = Scene::new().await;
-    for _ in 0..3 {
+    let busy = Err("BUSY".to_owned());
+    let (you, late) = (Person::new("you@acme", 21), Person::new("late@acme", 22));
+    for _ in 0..2 {
         scene.peer.calls(&scene.me, "fs.hold", "{}").await;
     }
-    assert_eq!(
-        scene.ask("fs.add", r#"{"a":2,"b":3}"#).await,
-        Err("BUSY".into())
-    );
+    // The last place is left for others.
+    assert_eq!(scene.ask("fs.add", r#"{"a":2,"b":3}"#).await, busy);
+    scene.peer.calls(&you, "fs.hold", "{}").await;
+    scene.peer.calls(&late, "fs.hold", "{}").await;
+    assert_eq!(said(&scene.peer.receive().await), busy);
     scene.held.notify_waiters();
     for _ in 0..3 {
         assert_eq!(said(&scene.peer.receive().await), Ok("\"held\"".into()));
