@@ -80,11 +80,25 @@ impl Spent {
     }
 }
 
-/// What all children that are gone have used; ticks of 10 ms.
+/// What all that came from this process has used: those that are gone, and the helper that forks, with
+/// those of its own that are gone. Ticks of 10 ms.
 fn children() -> Result<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let alive = std::fs::read_dir("/proc/self/task")?.map(|thread| {
+        let ids = std::fs::read_to_string(thread?.path().join("children"))?;
+        ids.split_whitespace()
+            .map(|id| ticks(id, &[11, 12, 13, 14]))
+            .sum::<Result<u64>>()
+    });
+    let alive: u64 = alive.sum::<Result<u64>>()?;
+    Ok(Duration::from_millis(
+        (ticks("self", &[13, 14])? + alive) * 10,
+    ))
+}
+
+/// Some times of a process, by where `proc(5)` has them after its name.
+fn ticks(process: &str, fields: &[usize]) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     let rest = stat.rsplit_once(") ").context("a stat line")?.1;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    let ticks: u64 = fields[13].parse::<u64>()? + fields[14].parse::<u64>()?;
-    Ok(Duration::from_millis(ticks * 10))
+    let all: Vec<&str> = rest.split(' ').collect();
+    fields.iter().map(|at| Ok(all[*at].parse::<u64>()?)).sum()
 }

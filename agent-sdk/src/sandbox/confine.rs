@@ -17,6 +17,8 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
+use seccompiler::BpfProgram;
+
 use super::filter;
 use super::policy::{Network, Wanted};
 use super::room::{Missing, of};
@@ -170,9 +172,17 @@ pub(super) fn place(path: &Path, rights: Rights) -> Result<Place<std::os::fd::Ow
     Ok(Place(opened, rights))
 }
 
-/// The last step: which system calls are left.
-pub(super) fn calls(wanted: &Wanted) -> Result<(), Missing> {
-    let failed = of("seccomp");
-    let program = filter::program(wanted).map_err(&failed)?;
-    seccompiler::apply_filter(&program).map_err(|why| failed(io::Error::other(why)))
+/// Which system calls are left to a program.
+pub(super) struct Calls(BpfProgram);
+
+impl Calls {
+    pub(super) fn of(wanted: &Wanted) -> Result<Self, Missing> {
+        Ok(Self(filter::program(wanted).map_err(of("seccomp"))?))
+    }
+
+    /// The last step.
+    pub(super) fn leave(&self) -> Result<(), Missing> {
+        let failed = of("seccomp");
+        seccompiler::apply_filter(&self.0).map_err(|why| failed(io::Error::other(why)))
+    }
 }

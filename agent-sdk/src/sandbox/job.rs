@@ -14,12 +14,9 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::policy::Wanted;
-
 /// What to run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Job {
-    pub(super) policy: Wanted,
     pub(super) program: Program,
     pub(super) args: Vec<String>,
     pub(super) env: BTreeMap<String, String>,
@@ -43,7 +40,10 @@ pub(super) enum Program {
 /// What the helpers say.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Said {
-    /// The box's folder, which comes along. In the full tier, before anything else.
+    /// The helper that the box comes from, as a descriptor that comes along: it lives as long as
+    /// anything in the box. Before anything else.
+    Here,
+    /// The box's folder, which comes along. In the full tier, before it starts.
     Folder,
     /// The box stands, and the program runs in it.
     Started,

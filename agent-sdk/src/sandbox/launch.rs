@@ -3,22 +3,21 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto_spec::Digest;
+use rustix::pipe::PipeFlags;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::process::Child;
 use tokio::time::Instant;
 
 use super::command::{Command, Input, Own};
 use super::folder::Folder;
+use super::fork_server::ForkServer;
 use super::job::{self, FRAME_MAX, Job, Program, Said};
-use super::policy::{Network, Policy, Profile, Tier, Wanted};
+use super::policy::{Network, Policy, Profile, Tier};
 use super::running::{Ended, Finished, GRACE, Output, READ_BYTES, Running, hear};
 use super::scratch::Scratch;
 use super::stage;
@@ -72,6 +71,7 @@ pub enum NotRun {
 pub struct Sandbox {
     policy: Arc<Policy>,
     digest: Digest,
+    helpers: Arc<ForkServer>,
 }
 
 impl Sandbox {
@@ -92,9 +92,17 @@ impl Sandbox {
     }
 
     pub(super) fn unproven(policy: Policy) -> Self {
+        let policy = Arc::new(policy);
+        let wanted = policy.wanted();
+        let helper = match (wanted.tier, wanted.network) {
+            (Tier::Full, Network::Closed) => stage::OUTER,
+            (Tier::Full, Network::Open) => stage::OUTER_OPEN,
+            (Tier::WithoutNamespaces, _) => stage::KEEPER,
+        };
         Self {
             digest: policy.digest(),
-            policy: Arc::new(policy),
+            helpers: Arc::new(ForkServer::new(helper, another_user(), Arc::clone(&policy))),
+            policy,
         }
     }
 
@@ -144,17 +152,18 @@ impl Sandbox {
         }
         let scratch = match self.policy.wanted().tier {
             Tier::Full => None,
-            Tier::WithoutNamespaces => {
-                Some(Scratch::new(becomes_another().then_some(SANDBOX_USER))?)
-            }
+            Tier::WithoutNamespaces => Some(Scratch::new(another_user())?),
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let mut helper = helper(self.policy.wanted(), theirs.into())?;
+        let (stdout, out) = pipe()?;
+        let (stderr, err) = pipe()?;
+        let with = [theirs.as_fd(), out.as_fd(), err.as_fd()];
+        self.helpers.order(with).await?;
+        drop((theirs, out, err));
         ours.set_nonblocking(true)?;
         let mut control = UnixStream::from_std(ours)?;
         let (stdin, kept) = standard_input(&command.stdin)?;
         let job = Job {
-            policy: self.policy.wanted().clone(),
             program: match command.own {
                 Own::None => Program::Named(command.program),
                 Own::Probe => Program::Probe(command.program),
@@ -171,9 +180,10 @@ impl Sandbox {
         };
         // Should the helper have given up, what it said says why, not that we could not send.
         let sent = send(&mut control, &job, stdin, command.files.into_values()).await;
-        let mut folder = None;
+        let (mut helper, mut folder) = (None, None);
         let said = loop {
             match hear::<Said>(&control).await? {
+                Some((Said::Here, came)) => helper = came,
                 Some((Said::Folder, came)) => folder = came,
                 Some((said, _)) => break said,
                 None => {
@@ -190,10 +200,12 @@ impl Sandbox {
             (None, Some((scratch, folder))) => (Some(scratch), folder),
             (None, None) => return Err(NotRun::Fault(io::ErrorKind::InvalidData.into())),
         };
+        let helper = helper.ok_or(NotRun::Fault(io::ErrorKind::InvalidData.into()))?;
         Ok(Running {
-            stdout: helper.stdout.take(),
-            stderr: helper.stderr.take(),
-            helper,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            // The one way to wait for a descriptor of any kind that needs no `unsafe`.
+            helper: pipe::Receiver::from_owned_fd_unchecked(helper)?,
             control,
             stdin: kept,
             out: vec![0; READ_BYTES].into(),
@@ -214,7 +226,9 @@ impl Sandbox {
             Said::Started => Ok(()),
             Said::NotStarted(why) => Err(NotRun::NotStarted(why)),
             Said::Unenforced { layer, why } => Err(self.unenforced(layer, why)),
-            Said::Folder | Said::Ended(_) => Err(NotRun::Fault(io::ErrorKind::InvalidData.into())),
+            Said::Here | Said::Folder | Said::Ended(_) => {
+                Err(NotRun::Fault(io::ErrorKind::InvalidData.into()))
+            }
         }
     }
 
@@ -238,9 +252,9 @@ impl Sandbox {
     }
 }
 
-/// Whether programs run as [`SANDBOX_USER`]: root's do, but for the root of a namespace that has nobody
+/// Who programs run as, if not as this user: root's run as [`SANDBOX_USER`], but for the root of a namespace that has nobody
 /// else, who is no more than an ordinary user outside.
-fn becomes_another() -> bool {
+fn another_user() -> Option<u32> {
     let maps = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let mapped = maps.lines().any(|line| {
         let mut numbers = line
@@ -252,29 +266,13 @@ fn becomes_another() -> bool {
             .zip(many)
             .is_some_and(|(first, many)| (first..first + many).contains(&user))
     });
-    rustix::process::geteuid().is_root() && mapped
+    (rustix::process::geteuid().is_root() && mapped).then_some(SANDBOX_USER)
 }
 
-/// The first helper, with the socket as its standard input.
-fn helper(wanted: &Wanted, control: OwnedFd) -> io::Result<Child> {
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg0(match (wanted.tier, wanted.network) {
-        (Tier::Full, Network::Closed) => stage::OUTER,
-        (Tier::Full, Network::Open) => stage::OUTER_OPEN,
-        (Tier::WithoutNamespaces, _) => stage::KEEPER,
-    });
-    command
-        .env_clear()
-        .stdin(Stdio::from(control))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    if becomes_another() {
-        // Its other groups go as well: the standard library sees to that.
-        command.uid(SANDBOX_USER).gid(SANDBOX_USER);
-    }
-    let mut command = tokio::process::Command::from(command);
-    // When we are gone, the socket is closed, and the helper ends with all that it keeps.
-    command.spawn()
+/// What a program prints: our end, and its own.
+fn pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((pipe::Receiver::from_owned_fd(read)?, write))
 }
 
 /// What the program reads, and our end of it.
@@ -282,8 +280,7 @@ fn standard_input(input: &Input) -> io::Result<(OwnedFd, Option<pipe::Sender>)> 
     if let Input::Nothing = input {
         return Ok((std::fs::File::open("/dev/null")?.into(), None));
     }
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&write, true)?;
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let mut sender = pipe::Sender::from_owned_fd(write)?;
     match input.clone() {
         Input::Bytes(bytes) => {

@@ -9,14 +9,15 @@
 //! used is bounded). None of them needs a privilege. Started by root, a program runs as another user.
 //!
 //! Inside, from below: `policy`, `job` (what is said to the helpers), `folder` (files that hostile
-//! programs left), `scratch` (such a folder on disk), `room`, `filter` and `confine` (the layers), `watch`, `stage` (the helpers),
-//! `probe`, `command`, `running`, `launch`, `doctor`, `tool`.
+//! programs left), `scratch` (such a folder on disk), `room`, `filter` and `confine` (the layers), `watch`, `fork_server` and
+//! `stage` (the helpers), `probe`, `command`, `running`, `launch`, `doctor`, `tool`.
 
 mod command;
 mod confine;
 mod doctor;
 mod filter;
 mod folder;
+mod fork_server;
 mod job;
 mod launch;
 #[cfg(feature = "wasm")]

@@ -16,7 +16,7 @@ use rustix::mount::{
     mount_change, mount_remount, move_mount, open_tree, unmount,
 };
 
-use super::confine::Rights;
+use super::confine::{Place, Rights};
 use super::policy::{Network, Wanted};
 
 /// Where a program's own folder is.
@@ -28,6 +28,8 @@ pub(super) struct Room {
     pub(super) work: OwnedFd,
     /// Every process in the box, shown to its keeper alone.
     pub(super) processes: OwnedFd,
+    /// What of this machine is in it.
+    pub(super) places: Vec<Place<OwnedFd>>,
 }
 
 /// Which layer could not be had, and what the kernel said.
@@ -83,7 +85,7 @@ pub(super) fn build(wanted: &Wanted) -> Result<Room, Missing> {
         .filter(|part| part.rights != Rights::Device)
         .map(|part| (part.target.clone(), part.rights))
         .collect();
-    furnish(&root, parts, &own_processes, &work).map_err(of("mounts"))?;
+    furnish(&root, &parts, &own_processes, &work).map_err(of("mounts"))?;
     // `/` over `/`: the old root ends up below the new one, and is then let go.
     rustix::process::pivot_root(".", ".").map_err(of("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(of("pivot_root"))?;
@@ -92,7 +94,12 @@ pub(super) fn build(wanted: &Wanted) -> Result<Room, Missing> {
     mount_remount("/", still, "").map_err(&mounts)?;
     rustix::process::chdir(WORK).map_err(&mounts)?;
     let work = rustix::fs::openat(CWD, WORK, flags, Mode::empty()).map_err(&mounts)?;
-    Ok(Room { work, processes })
+    let parts = parts.into_iter();
+    Ok(Room {
+        work,
+        processes,
+        places: parts.map(|part| Place(part.tree, part.rights)).collect(),
+    })
 }
 
 /// A file system that nobody else has, not mounted anywhere yet.
@@ -188,12 +195,7 @@ fn parts(wanted: &Wanted) -> io::Result<Vec<Part>> {
 }
 
 /// Mounts the root over `/proc`, which every machine has, and fills it. Ends in the new root.
-fn furnish(
-    root: &OwnedFd,
-    parts: Vec<Part>,
-    processes: &OwnedFd,
-    work: &OwnedFd,
-) -> io::Result<()> {
+fn furnish(root: &OwnedFd, parts: &[Part], processes: &OwnedFd, work: &OwnedFd) -> io::Result<()> {
     for name in LINKS {
         if let Ok(target) = std::fs::read_link(Path::new("/").join(name)) {
             rustix::fs::symlinkat(&target, root, name)?;
@@ -211,7 +213,7 @@ fn furnish(
     }
     rustix::fs::mkdirat(root, "proc", Mode::from(0o555))?;
     rustix::fs::mkdirat(root, "work", Mode::from(0o700))?;
-    for part in &parts {
+    for part in parts {
         place(root, &part.tree, &part.target)?;
     }
     let here = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;

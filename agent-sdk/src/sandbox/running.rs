@@ -6,12 +6,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use proto_spec::Digest;
+use rustix::process::{Signal, pidfd_send_signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::process::{Child, ChildStderr, ChildStdout};
 use tokio::time::Instant;
 
 use super::folder::{Entry, Folder, Listing};
@@ -39,10 +39,12 @@ pub enum Output {
 /// A program that runs.
 #[derive(Debug)]
 pub struct Running {
-    pub(super) helper: Child,
+    /// The helper that the box comes from: when it is gone, so is all that was in the box.
+    /// Readable then; nothing is read from it.
+    pub(super) helper: pipe::Receiver,
     pub(super) control: UnixStream,
-    pub(super) stdout: Option<ChildStdout>,
-    pub(super) stderr: Option<ChildStderr>,
+    pub(super) stdout: Option<pipe::Receiver>,
+    pub(super) stderr: Option<pipe::Receiver>,
     pub(super) stdin: Option<pipe::Sender>,
     pub(super) out: Box<[u8]>,
     pub(super) err: Box<[u8]>,
@@ -66,7 +68,7 @@ impl Running {
 
     /// Its standard output and standard error, for whoever bounds what it prints. Once; what it prints is
     /// then counted no more.
-    pub fn streams(&mut self) -> Option<(ChildStdout, ChildStderr)> {
+    pub fn streams(&mut self) -> Option<(pipe::Receiver, pipe::Receiver)> {
         self.stdout.take().zip(self.stderr.take())
     }
 
@@ -78,7 +80,7 @@ impl Running {
                 tokio::select! {
                     read = some(&mut self.stdout, &mut self.out) => Some((read, false)),
                     read = some(&mut self.stderr, &mut self.err) => Some((read, true)),
-                    _ = self.helper.wait(), if !self.kept_no_more => None,
+                    _ = self.helper.readable(), if !self.kept_no_more => None,
                 }
             };
             let (read, is_error) = match tokio::time::timeout_at(self.ends, next).await {
@@ -155,11 +157,12 @@ impl Running {
         let report = report.await.ok().flatten();
         // The helpers are gone when all that was in the box is.
         self.stop();
-        if tokio::time::timeout(GRACE, self.helper.wait())
+        if tokio::time::timeout(GRACE, self.helper.readable())
             .await
             .is_err()
         {
-            self.helper.kill().await?;
+            pidfd_send_signal(&self.helper, Signal::KILL).map_err(io::Error::from)?;
+            self.helper.readable().await?;
         }
         let ended = match report {
             _ if self.cut => Ended::OutputCut,

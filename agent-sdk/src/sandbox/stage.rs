@@ -1,4 +1,5 @@
-//! The helpers: this program, started again under another name, in place of `main`.
+//! The helpers: this program, started again under another name, in place of `main`, and forked for each
+//! program that is to run.
 //!
 //! [`OUTER`] leaves the machine's namespaces and forks the first process of the new ones. That one
 //! builds the room, gives everything up, starts the program, and keeps it within its limits. When it ends, the kernel kills whatever is left. It polls the socket on which it got
@@ -17,12 +18,13 @@ use std::process::{Command, ExitCode, Stdio};
 use fork::{Fork, fork};
 use rustix::io::FdFlags;
 use rustix::process::{
-    DumpableBehavior, Signal, WaitOptions, getgid, getuid, set_child_subreaper,
-    set_dumpable_behavior, set_parent_process_death_signal, setsid,
+    DumpableBehavior, PidfdFlags, Signal, WaitOptions, getgid, getpid, getuid, pidfd_open,
+    set_child_subreaper, set_dumpable_behavior, set_parent_process_death_signal, setsid,
 };
 use rustix::thread::UnshareFlags;
 
-use super::confine::{self, Place, Rights};
+use super::confine::{self, Calls, Place, Rights};
+use super::fork_server;
 use super::job::{self, How, Job, Program, Report, Said};
 use super::policy::{Policy, Wanted};
 use super::probe;
@@ -43,9 +45,9 @@ pub(super) const PROBE: &str = "fem-sandbox:probe";
 pub(super) fn divert() {
     let mut words = std::env::args();
     let ended = match words.next().as_deref() {
-        Some(OUTER) => told(outer(UnshareFlags::NEWNET)),
-        Some(OUTER_OPEN) => told(outer(UnshareFlags::empty())),
-        Some(KEEPER) => told(keeper()),
+        Some(OUTER) => told(forked().and_then(|rules| outer(UnshareFlags::NEWNET, rules))),
+        Some(OUTER_OPEN) => told(forked().and_then(|rules| outer(UnshareFlags::empty(), rules))),
+        Some(KEEPER) => told(forked().and_then(|rules| keeper(&rules.policy))),
         Some(CONFINED) => told(confined()),
         Some(PROBE) => probe::run(&words.next().unwrap_or_default()),
         _ => return,
@@ -98,8 +100,26 @@ fn cut_off() {
     let _ = setsid();
 }
 
-fn outer(network: UnshareFlags) -> Result<(), Stopped> {
+/// What holds for all programs of a sandbox, made ready once.
+struct Rules {
+    policy: Policy,
+    calls: Result<Calls, Missing>,
+}
+
+/// Hears the policy, and forks for each program that is to run; comes back in what was forked.
+fn forked() -> Result<Rules, Stopped> {
     cut_off();
+    let heard = job::hear::<Wanted>(io::stdin()).map_err(|_| Stopped::Alone)?;
+    let (wanted, _) = heard.ok_or(Stopped::Alone)?;
+    let calls = Calls::of(&wanted);
+    let policy = wanted.check().map_err(|_| Stopped::Alone)?;
+    fork_server::serve().map_err(|_| Stopped::Alone)?;
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(of("processes"))?;
+    job::say(io::stdin(), &Said::Here, Some(&own)).map_err(|_| Stopped::Alone)?;
+    Ok(Rules { policy, calls })
+}
+
+fn outer(network: UnshareFlags, rules: Rules) -> Result<(), Stopped> {
     let (user, group) = (getuid().as_raw(), getgid().as_raw());
     unshare(UnshareFlags::NEWUSER).map_err(of("user namespaces"))?;
     let mapped = |file: &str, text: String| {
@@ -116,7 +136,7 @@ fn outer(network: UnshareFlags) -> Result<(), Stopped> {
     unshare(others).map_err(of("namespaces"))?;
     // With a second thread the first unshare would have failed, so nothing is lost in the copy.
     match fork().map_err(of("processes"))? {
-        Fork::Child => inner(),
+        Fork::Child => inner(rules),
         Fork::Parent(_) => {
             rustix::process::wait(WaitOptions::empty()).map_err(of("processes"))?;
             Ok(())
@@ -145,46 +165,33 @@ fn again(name: &str) -> Command {
 /// A job as it came, and what belongs to it.
 struct Work {
     job: Job,
-    policy: Policy,
     stdin: OwnedFd,
     inputs: Vec<(String, Vec<u8>)>,
 }
 
-fn work() -> Result<Work, Stopped> {
+fn work(wanted: &Wanted) -> Result<Work, Stopped> {
     let control = io::stdin();
     let heard = job::hear::<Job>(&control).map_err(|_| Stopped::Alone)?;
     let Some((job, Some(stdin))) = heard else {
         return Err(Stopped::Alone);
     };
-    let policy = job.policy.clone().check();
-    let policy = policy.map_err(|problems| Stopped::NotStarted(problems.join("; ")))?;
     let mut inputs = Vec::new();
     for (path, length) in &job.inputs {
         let room = usize::try_from(*length)
             .ok()
-            .filter(|n| *n as u64 <= job.policy.disk_bytes);
+            .filter(|n| *n as u64 <= wanted.disk_bytes);
         let mut bytes = vec![0; room.ok_or(Stopped::Alone)?];
         job::hear_all(&control, &mut bytes).map_err(|_| Stopped::Alone)?;
         inputs.push((path.clone(), bytes));
     }
-    Ok(Work {
-        job,
-        policy,
-        stdin,
-        inputs,
-    })
+    Ok(Work { job, stdin, inputs })
 }
 
-fn inner() -> Result<(), Stopped> {
+fn inner(Rules { policy, calls }: Rules) -> Result<(), Stopped> {
     // The outer helper has one thread, so its death is the process's.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(of("processes"))?;
-    let Work {
-        job,
-        policy,
-        stdin,
-        inputs,
-    } = work()?;
     let wanted = policy.wanted();
+    let Work { job, stdin, inputs } = work(wanted)?;
     unshare(UnshareFlags::NEWNS).map_err(of("mounts"))?;
     let own = own_program(&job)?;
     let room = room::build(wanted)?;
@@ -194,15 +201,16 @@ fn inner() -> Result<(), Stopped> {
     drop(room.work);
     confine::limits(wanted, u64::from(wanted.processes) + 1)?;
     confine::privileges()?;
-    let mut places = own_places(wanted, Path::new(room::WORK))?;
+    let mut places = room.places;
     places.extend(own);
+    places.push(confine::place(Path::new(room::WORK), Rights::Own)?);
     places.push(confine::place(Path::new("/proc"), Rights::Read)?);
     let watched = room.processes.try_clone().map_err(of("processes"))?;
     places.push(Place(watched, Rights::Read));
     confine::landlock(wanted, places)?;
     // Its own memory is nobody's to read: it is what keeps the program.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(of("processes"))?;
-    confine::calls(wanted)?;
+    calls?.leave()?;
     if let Program::Nothing = job.program {
         let _ = job::say(io::stdin(), &Said::Started, None);
         return finish(Ok(Report {
@@ -226,15 +234,9 @@ fn inner() -> Result<(), Stopped> {
     ))
 }
 
-fn keeper() -> Result<(), Stopped> {
-    cut_off();
-    set_child_subreaper(Some(rustix::process::getpid())).map_err(of("processes"))?;
-    let Work {
-        job,
-        policy,
-        stdin,
-        inputs,
-    } = work()?;
+fn keeper(policy: &Policy) -> Result<(), Stopped> {
+    set_child_subreaper(Some(getpid())).map_err(of("processes"))?;
+    let Work { job, stdin, inputs } = work(policy.wanted())?;
     let folder = job.work.clone().ok_or(Stopped::Alone)?;
     let opened = confine::place(&folder, Rights::Own)?.0;
     put_all(&opened, inputs)?;
@@ -252,7 +254,7 @@ fn keeper() -> Result<(), Stopped> {
         .spawn()
         .map_err(of("processes"))?;
     drop((next, read_job, write_said));
-    serde_json::to_writer(File::from(write_job), &job)
+    serde_json::to_writer(File::from(write_job), &(policy.wanted(), &job))
         .map_err(|why| Missing("processes", why.into()))?;
     if let Ok(said) = serde_json::from_reader::<_, Said>(File::from(read_said)) {
         let _ = job::say(io::stdin(), &said, None);
@@ -260,7 +262,7 @@ fn keeper() -> Result<(), Stopped> {
     }
     // Nothing was said, and its end is closed: it has become the program.
     let report = job::say(io::stdin(), &Said::Started, None)
-        .and_then(|()| watch::keep(program.id(), &policy, &Inside::Descendants, io::stdin()));
+        .and_then(|()| watch::keep(program.id(), policy, &Inside::Descendants, io::stdin()));
     watch::end(program.id());
     finish(report)
 }
@@ -278,8 +280,8 @@ fn confined() -> Result<(), Stopped> {
     let job = inherited(OpenOptions::new().read(true))?;
     let said = inherited(OpenOptions::new().write(true))?;
     close_fds::set_fds_cloexec(3, &[]);
-    let job: Job = serde_json::from_reader(job).map_err(|_| Stopped::Alone)?;
-    if let Err(why) = become_program(&job)
+    let (wanted, job) = serde_json::from_reader(job).map_err(|_| Stopped::Alone)?;
+    if let Err(why) = become_program(&wanted, &job)
         && let Some(why) = why.said()
     {
         let _ = serde_json::to_writer(said, &why);
@@ -287,8 +289,7 @@ fn confined() -> Result<(), Stopped> {
     Err(Stopped::Alone)
 }
 
-fn become_program(job: &Job) -> Result<(), Stopped> {
-    let wanted = &job.policy;
+fn become_program(wanted: &Wanted, job: &Job) -> Result<(), Stopped> {
     let folder = job.work.as_deref().ok_or(Stopped::Alone)?;
     rustix::process::chdir(folder).map_err(of("its folder"))?;
     // It leads a group that nobody leaves, by which the keeper ends it. Should the keeper be killed, so
@@ -303,7 +304,7 @@ fn become_program(job: &Job) -> Result<(), Stopped> {
     confine::limits(wanted, u64::from(wanted.processes) + others)?;
     confine::privileges()?;
     confine::landlock(wanted, places)?;
-    confine::calls(wanted)?;
+    Calls::of(wanted)?.leave()?;
     let why = command.exec();
     Err(Stopped::NotStarted(cannot(&job.program, &command, &why)))
 }

@@ -84,7 +84,7 @@ pub(super) fn keep(
             break How::Deadline;
         }
     };
-    most.cpu_ms = most.cpu_ms.max(inside.usage().unwrap_or_default().cpu_ms);
+    most.cpu_ms = most.cpu_ms.max(inside.cpu_ms().unwrap_or(0));
     Ok(Report {
         how,
         cpu_ms: most.cpu_ms,
@@ -132,22 +132,29 @@ pub(super) fn end(leader: u32) {
 
 impl Inside {
     fn usage(&self) -> Option<Usage> {
-        let (processes, own) = match self {
-            Self::Namespace(processes) => (processes.try_clone().ok()?, 1),
-            Self::Descendants => (open_proc().ok()?, std::process::id()),
-        };
-        let mut usage = Usage {
-            // The processor time of those who are gone.
-            cpu_ms: times(&processes, own, &[15, 16])?,
-            memory_bytes: self.sockets() * SOCKET_BYTES,
-        };
+        let (processes, own) = self.shown()?;
+        let ids = self.ids(&processes, own)?;
         // One that is gone by now uses nothing.
-        for id in self.ids(&processes, own)? {
-            usage.memory_bytes += memory(&processes, id).unwrap_or(0);
-            // Its own, and that of its children that are gone: theirs is in no other process's.
-            usage.cpu_ms += times(&processes, id, &[13, 14, 15, 16]).unwrap_or(0);
+        let memory = ids.iter().filter_map(|id| memory(&processes, *id));
+        Some(Usage {
+            memory_bytes: memory.sum::<u64>() + self.sockets() * SOCKET_BYTES,
+            cpu_ms: cpu(&processes, own, &ids)?,
+        })
+    }
+
+    /// The processor time alone.
+    fn cpu_ms(&self) -> Option<u64> {
+        let (processes, own) = self.shown()?;
+        let ids = self.ids(&processes, own)?;
+        cpu(&processes, own, &ids)
+    }
+
+    /// Where the processes are shown, and which of them is this one.
+    fn shown(&self) -> Option<(OwnedFd, u32)> {
+        match self {
+            Self::Namespace(processes) => Some((processes.try_clone().ok()?, 1)),
+            Self::Descendants => Some((open_proc().ok()?, std::process::id())),
         }
-        Some(usage)
     }
 
     /// The sockets of the box. Without a namespace they cannot be told from those of others.
@@ -250,6 +257,15 @@ fn in_memory(status: &str) -> u64 {
     };
     let parts = ["VmRSS:", "VmPTE:", "VmSwap:", "HugetlbPages:"];
     parts.into_iter().map(kib).sum::<u64>() << 10
+}
+
+/// The processor time of these processes and of all that are gone, in milliseconds.
+fn cpu(processes: &OwnedFd, own: u32, ids: &[u32]) -> Option<u64> {
+    // Its own, and that of its children that are gone: theirs is in no other process's.
+    let alive = ids
+        .iter()
+        .filter_map(|id| times(processes, *id, &[13, 14, 15, 16]));
+    Some(times(processes, own, &[15, 16])? + alive.sum::<u64>())
 }
 
 /// Some of a process's times, as `proc(5)` counts fields from 0.

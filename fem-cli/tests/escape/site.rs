@@ -308,18 +308,24 @@ fn processes(site: &Site) -> Vec<(Pid, String)> {
         .collect()
 }
 
-/// The keeper of the weaker tier whose box this process wants, once it has one.
+/// The keeper of the weaker tier whose box this process wants, once it has one: what the helper that
+/// forks has forked.
 pub(crate) fn keeper_of(fem: &Child) -> Option<Pid> {
-    let children = format!("/proc/{0}/task", fem.id());
-    let threads = fs::read_dir(children).ok()?.filter_map(Result::ok);
-    let children = threads.filter_map(|one| fs::read_to_string(one.path().join("children")).ok());
-    let all: Vec<String> = children.collect();
-    let mut ids = all.iter().flat_map(|text| text.split_whitespace());
-    let keeper = ids.find(|id| {
+    let forking = children(fem.id()).into_iter().find(|id| {
         let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         line.starts_with(b"fem-sandbox:keeper")
     });
-    Pid::from_raw(keeper?.parse().ok()?)
+    let keeper = *children(forking?).first()?;
+    Pid::from_raw(keeper.try_into().ok()?)
+}
+
+fn children(of: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{of}/task"));
+    let threads = threads.into_iter().flatten().filter_map(Result::ok);
+    let lists = threads.filter_map(|one| fs::read_to_string(one.path().join("children")).ok());
+    let all: Vec<String> = lists.collect();
+    let ids = all.iter().flat_map(|text| text.split_whitespace());
+    ids.filter_map(|id| id.parse().ok()).collect()
 }
 
 /// Waits for something, for half a minute at most.

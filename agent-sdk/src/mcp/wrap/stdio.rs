@@ -13,7 +13,6 @@ use proto_spec::limits::ENVELOPE_BYTES;
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader,
 };
-use tokio::process::{ChildStderr, ChildStdout};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
@@ -134,8 +133,8 @@ impl Program {
                 };
                 Ok(Child {
                     stdin: Box::new(stdin),
-                    stdout,
-                    stderr,
+                    stdout: Box::new(stdout),
+                    stderr: Box::new(stderr),
                     life: Life::Boxed(Box::new(running)),
                 })
             }
@@ -161,8 +160,8 @@ impl Program {
                 };
                 Ok(Child {
                     stdin: Box::new(stdin),
-                    stdout,
-                    stderr,
+                    stdout: Box::new(stdout),
+                    stderr: Box::new(stderr),
                     life: Life::Bare(child),
                 })
             }
@@ -172,8 +171,8 @@ impl Program {
 
 struct Child {
     stdin: Box<dyn AsyncWrite + Send + Unpin>,
-    stdout: ChildStdout,
-    stderr: ChildStderr,
+    stdout: Box<dyn AsyncRead + Send + Unpin>,
+    stderr: Box<dyn AsyncRead + Send + Unpin>,
     life: Life,
 }
 
