@@ -22,7 +22,7 @@ pub(super) const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 /// What whoever makes a request wants to be told of it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Wants {
-    /// In whose name it is made.
+    /// In whose name it is made; empty for our own.
     pub(super) owner: String,
     /// Log messages.
     pub(super) logs: bool,
@@ -247,9 +247,12 @@ impl Wants {
 }
 
 impl State {
-    /// The newest request that wants it, if all that wait are of one owner: anybody's may have caused it.
+    /// The newest request that wants it, if all callers' that wait are of one owner: anybody's may have
+    /// caused it.
     fn only(&self, wants: impl Fn(&Wants) -> bool) -> Option<&Arc<Mailbox>> {
-        let mut owners = self.waiting.values().map(|one| &one.wants.owner);
+        let owners = self.waiting.values().map(|one| &one.wants.owner);
+        // Our own requests are nobody's.
+        let mut owners = owners.filter(|owner| !owner.is_empty());
         let first = owners.next()?;
         if owners.any(|owner| owner != first) {
             return None;
@@ -356,6 +359,7 @@ mod tests {
     #[test]
     fn a_log_message_that_could_be_another_callers_goes_to_nobody() {
         let desk = desk();
+        desk.open(Wants::default());
         let (_, ada) = desk.open(wants("ada", true, &[]));
         hear(&desk, LOG);
         let (id, quiet) = desk.open(wants("bob", false, &[]));
