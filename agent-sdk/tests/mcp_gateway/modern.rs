@@ -33,14 +33,15 @@ async fn a_list_shows_exactly_what_the_caller_may_call_in_one_order() {
             .collect::<Vec<_>>()
     };
     let list = place.result("tools/list", json!({})).await;
-    assert_eq!(names(&list), ["calc__add", "fs__read", "globex_calc__add"]);
+    let theirs = "globex_calc__add___hjg6r7qtlt7y";
+    assert_eq!(names(&list), ["calc__add", "fs__read", theirs]);
     assert_eq!(list["cacheScope"], "private");
     assert_eq!(list["resultType"], "complete");
     assert!(list["ttlMs"].is_u64());
     place.fake.tools.lock().unwrap().reverse();
     place.fake.tools.lock().unwrap().pop();
     let list = place.result("tools/list", json!({})).await;
-    assert_eq!(names(&list), ["calc__add", "globex_calc__add"]);
+    assert_eq!(names(&list), ["calc__add", theirs]);
 }
 
 #[tokio::test]
@@ -658,13 +659,15 @@ async fn prompts_of_many_have_public_names_and_go_back_under_their_own() {
         }
     });
     let list = place.result("prompts/list", json!({})).await;
-    assert_eq!(list["prompts"][0]["name"], "a__ask_me");
+    let (ours, theirs) = (
+        "a__ask_me___ngubehjwwdi2",
+        "globex_b__ask_me___y3mb33ekljez",
+    );
+    assert_eq!(list["prompts"][0]["name"], ours);
     assert_eq!(list["prompts"][0]["title"], "ask me");
-    assert_eq!(list["prompts"][1]["name"], "globex_b__ask_me");
-    place
-        .result("prompts/get", json!({"name": "globex_b__ask_me"}))
-        .await;
-    let reference = json!({"ref": {"type": "ref/prompt", "name": "a__ask_me"}, "argument": {}});
+    assert_eq!(list["prompts"][1]["name"], theirs);
+    place.result("prompts/get", json!({"name": theirs})).await;
+    let reference = json!({"ref": {"type": "ref/prompt", "name": ours}, "argument": {}});
     place.result("completion/complete", reference).await;
     let calls = place.fake.calls.lock().unwrap();
     let went: Vec<(String, &str)> = calls

@@ -143,10 +143,13 @@ impl Guest {
                 }
             }
         }
-        let items: Vec<(&AgentId, &str)> = found
+        // Prompts are named as tools are: by their agent's name and their own.
+        let whole: Vec<String> = found
             .iter()
-            .map(|(agent, name, _)| (agent, name.as_str()))
+            .map(|(agent, own, _)| format!("{}.{own}", agent.name()))
             .collect();
+        let agents = found.iter().map(|(agent, ..)| agent);
+        let items: Vec<(&AgentId, &str)> = agents.zip(whole.iter().map(String::as_str)).collect();
         let names = names::public(self.upstream.agent().org(), &items);
         found
             .into_iter()
