@@ -1,12 +1,16 @@
 //! What nobody well-meaning sends: every request is answered in bounded time, and none takes the next one down.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agent_sdk::mcp::gateway::Bounds;
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::Full;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::fake::{Place, answer, modern, native, place, request, served};
+use crate::fake::{Place, Script, answer, bounded, modern, native, place, request, served};
 
 fn all() -> Place {
     let tools = vec![
@@ -95,7 +99,7 @@ proptest! {
                 hostile = hostile.header(*name, value);
             }
             let hostile = hostile.body(Full::new(Bytes::from(body))).unwrap();
-            let patience = std::time::Duration::from_secs(10);
+            let patience = Duration::from_secs(10);
             let heard = tokio::time::timeout(patience, place.send(hostile)).await.unwrap();
             prop_assert!(!heard.status().is_server_error(), "{}", heard.status());
             let next = place.ask("tools/call", json!({"name": "calc__add"})).await;
@@ -156,4 +160,47 @@ async fn a_message_as_deep_or_as_often_named_as_one_likes_is_refused() {
         .one()
         .await;
     assert_eq!(said["error"]["code"], -32602);
+}
+
+/// A list whose every page says that there is another; `entries` are on the page that comes after so many.
+fn endless(entries: impl Fn(usize) -> Value + Send + Sync + 'static) -> Place {
+    let asked = AtomicUsize::new(0);
+    place(vec![request("fs@acme", "resources/list")], move |_| {
+        let page = asked.fetch_add(1, Ordering::Relaxed);
+        let (resources, next) = (entries(page), format!("{page}"));
+        vec![answer(&json!({"resources": resources, "nextCursor": next}))]
+    })
+}
+
+#[tokio::test]
+async fn a_list_ends_with_the_page_that_brings_nothing_new() {
+    for (entries, pages) in [(json!([]), 1), (json!([{"uri": "a"}, {"uri": "b"}]), 2)] {
+        let place = endless(move |_| entries.clone());
+        place.result("resources/list", json!({})).await;
+        assert_eq!(place.fake.calls.lock().unwrap().len(), pages);
+    }
+}
+
+#[tokio::test]
+async fn one_agents_list_has_so_many_bytes_and_no_more() {
+    let long = "x".repeat(300 << 10);
+    let place = endless(move |page| json!([{"uri": page.to_string(), "name": long}]));
+    let list = place.result("resources/list", json!({})).await;
+    assert_eq!(list["resources"].as_array().unwrap().len(), 3);
+    assert_eq!(place.fake.calls.lock().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn an_agent_that_never_ends_its_list_keeps_no_other_from_being_listed() {
+    let bounds = Bounds {
+        lookup: Duration::from_millis(1),
+        ..Bounds::default()
+    };
+    let tools = ["a@acme", "b@acme"].map(|agent| request(agent, "resources/list"));
+    let place = bounded(bounds, tools.into(), |call| match call.to.name().as_str() {
+        "a" => Script::new(),
+        _ => vec![answer(&json!({"resources": [{"uri": "b"}]}))],
+    });
+    let list = place.result("resources/list", json!({})).await;
+    assert_eq!(list["resources"][0]["uri"], "fem:b@acme/b");
 }

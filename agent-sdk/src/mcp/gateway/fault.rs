@@ -29,6 +29,14 @@ pub(super) struct Fault {
     pub(super) lacks: Option<Capability>,
 }
 
+/// Characters of others' words in a line of the log.
+const SHOWN_CHARS_MAX: usize = 256;
+
+/// What others said went wrong, for the log, where it is to be written with `?`: it may hold anything.
+pub(super) fn shown(why: &RpcError) -> String {
+    why.to_string().chars().take(SHOWN_CHARS_MAX).collect()
+}
+
 impl From<RpcError> for Fault {
     fn from(error: RpcError) -> Self {
         let status = match error.code {
@@ -108,5 +116,18 @@ fn refused(failure: &Failure, capability: &Capability) -> Fault {
             ..fault
         },
         _ => fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_said_is_one_short_line_of_the_log() {
+        let said = format!("no\n2026-11-22 INFO all is well{}", "\u{1b}".repeat(10_000));
+        let shown = format!("{:?}", shown(&RpcError::new(1, said)));
+        assert!(shown.is_ascii() && !shown.contains(['\n', '\u{1b}']));
+        assert!(shown.len() < 2_000);
     }
 }

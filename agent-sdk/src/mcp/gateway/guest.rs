@@ -17,7 +17,7 @@ use super::era::{
     CAPABILITIES_KEY, Client, Era, INFO_KEY, LEVEL_KEY, MODERN, SERVER_KEY, TASKS, VERSION_KEY,
     supported,
 };
-use super::fault::{Fault, MISSING_CAPABILITY};
+use super::fault::{Fault, MISSING_CAPABILITY, shown};
 use super::headers;
 use super::lists;
 use super::notes::Notes;
@@ -376,7 +376,7 @@ impl Guest {
         params.put("_meta", &self.meta_of_own(&voice));
         let said = self.ask(tool, params, self.bounds.lookup, &voice).await;
         said.inspect_err(
-            |why| tracing::warn!(%agent, why = %why.error, "its server does not say what it is"),
+            |why| tracing::warn!(%agent, why = ?shown(&why.error), "its server does not say what it is"),
         )
         .ok()
         .and_then(|said| Object::parse(said.get()).ok())

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::answering::Voice;
 use super::catalogue::{Catalogue, Scope};
 use super::era::{LEVEL_KEY, SUBSCRIPTION_KEY};
-use super::fault::Fault;
+use super::fault::{Fault, shown};
 use super::guest::{Asked, Guest, required};
 use super::upstream::{Outgoing, Step};
 use super::uris;
@@ -248,7 +248,7 @@ impl Guest {
                     }
                 }
             }
-            Err(why) => tracing::debug!(agent = %tool.agent, %why, "it does not notify"),
+            Err(why) => tracing::debug!(agent = %tool.agent, why = ?shown(&why), "it does not notify"),
         }
         self.clock.sleep(AGAIN).await;
         tool.agent

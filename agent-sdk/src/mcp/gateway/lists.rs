@@ -1,15 +1,17 @@
 //! Lists over many agents, and the opaque words with which a client asks for their next page.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, stream};
-use proto_spec::AgentId;
 use proto_spec::message::DiscoveredTool;
+use proto_spec::{AgentId, Digest};
 
 use super::answering::Voice;
 use super::catalogue::Catalogue;
-use super::fault::Fault;
+use super::fault::{Fault, shown};
 use super::guest::{Guest, is_no_method, required};
 use super::names;
 use crate::mcp::rpc::{INVALID_PARAMS, Object};
@@ -18,6 +20,11 @@ use crate::mcp::rpc::{INVALID_PARAMS, Object};
 const ASKED_AT_ONCE: usize = 8;
 /// Pages that one agent's list may have.
 const PAGES_MAX: usize = 64;
+/// Bytes of one agent's list, and of what is answered of all agents' lists at once.
+const LIST_BYTES_MAX: usize = 1 << 20;
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Bytes of all agents' prompts together: they have to be known before a name is.
+const PROMPTS_BYTES_MAX: usize = 16 << 20;
 
 /// Behind what a list goes on, as [`page`] told the client.
 ///
@@ -73,12 +80,15 @@ impl Guest {
         asked.sort_by_key(|tool| tool.agent.to_string());
         let asked = asked.iter().copied().filter(behind);
         let mut answers = self.whole_lists(asked, method, member);
-        let (mut entries, mut last) = (Vec::new(), None);
+        let (mut entries, mut bytes, mut last) = (Vec::new(), 0, None);
         while let Some((tool, own)) = answers.next().await {
-            if !entries.is_empty() && entries.len() + own.len() > self.bounds.page {
+            bytes += own.bytes;
+            let is_over =
+                entries.len() + own.entries.len() > self.bounds.page || bytes > ANSWER_BYTES_MAX;
+            if !entries.is_empty() && is_over {
                 return Ok(page(member, &entries, last.as_deref()));
             }
-            entries.extend(own);
+            entries.extend(own.entries);
             last = Some(tool.agent.to_string());
         }
         Ok(page(member, &entries, None))
@@ -95,15 +105,16 @@ impl Guest {
         prompts.sort_by(|a, b| a.public.cmp(&b.public));
         let behind = |prompt: &Prompt| after.as_ref().is_none_or(|after| prompt.public > *after);
         let rest: Vec<Prompt> = prompts.into_iter().filter(behind).collect();
-        let next = rest
-            .get(self.bounds.page)
-            .and_then(|_| rest.get(self.bounds.page - 1));
+        let mut bytes = 0;
+        let fits = |prompt: &&Prompt| {
+            bytes += prompt.said.raw().get().len();
+            bytes <= ANSWER_BYTES_MAX
+        };
+        let fitting = rest.iter().take(self.bounds.page).take_while(fits).count();
+        let shown = fitting.max(1).min(rest.len());
+        let next = rest.get(shown).and_then(|_| rest.get(shown - 1));
         let next = next.map(|last| last.public.clone());
-        let shown: Vec<Object> = rest
-            .into_iter()
-            .take(self.bounds.page)
-            .map(Prompt::shown)
-            .collect();
+        let shown: Vec<Object> = rest.into_iter().take(shown).map(Prompt::shown).collect();
         Ok(page("prompts", &shown, next.as_deref()))
     }
 
@@ -129,8 +140,14 @@ impl Guest {
         let asked = catalogue.answering("prompts/list").take(self.bounds.agents);
         let mut answers = self.whole_lists(asked, "prompts/list", "prompts");
         let mut found: Vec<(AgentId, String, Object)> = Vec::new();
+        let mut bytes = 0;
         while let Some((tool, own)) = answers.next().await {
-            for prompt in own {
+            bytes += own.bytes;
+            if bytes > PROMPTS_BYTES_MAX {
+                tracing::warn!(agent = %tool.agent, "prompts are left out: there are too many");
+                break;
+            }
+            for prompt in own.entries {
                 let name: Option<String> = prompt.read("name");
                 let is_known = |name: &String| {
                     found
@@ -172,7 +189,7 @@ impl Guest {
         asked: impl Iterator<Item = &'a DiscoveredTool>,
         method: &'a str,
         member: &'a str,
-    ) -> impl Stream<Item = (&'a DiscoveredTool, Vec<Object>)> + Send + Unpin {
+    ) -> impl Stream<Item = (&'a DiscoveredTool, Own)> + Send + Unpin {
         let list = |tool: &'a DiscoveredTool| -> BoxFuture<'a, _> {
             Box::pin(async move { (tool, self.whole_list(tool, method, member).await) })
         };
@@ -180,38 +197,66 @@ impl Guest {
         stream::iter(lists).buffered(ASKED_AT_ONCE)
     }
 
-    /// All that one agent lists, within bounds; nothing where it does not answer.
-    async fn whole_list(&self, tool: &DiscoveredTool, method: &str, member: &str) -> Vec<Object> {
+    /// All that one agent lists, within bounds; what it did not say in time, or nothing where it does not
+    /// answer, is left out.
+    async fn whole_list(&self, tool: &DiscoveredTool, method: &str, member: &str) -> Own {
+        let mut own = Own::default();
+        let all = self.collect(tool, method, member, &mut own);
+        let left_out = tokio::select! {
+            read = all => read.err().filter(|why| !is_no_method(why)).map(|why| shown(&why.error)),
+            () = self.clock.sleep(self.bounds.lookup) => Some("it takes too long".into()),
+        };
+        if let Some(why) = left_out {
+            tracing::warn!(agent = %tool.agent, method, ?why, "a list is left out");
+        }
+        own.entries.truncate(self.bounds.page);
+        own
+    }
+
+    /// Reads page after page, as long as one brings something new.
+    async fn collect(
+        &self,
+        tool: &DiscoveredTool,
+        method: &str,
+        member: &str,
+        own: &mut Own,
+    ) -> Result<(), Fault> {
         let voice = Voice::mute();
-        let mut entries: Vec<Object> = Vec::new();
+        let mut seen: HashSet<Digest> = HashSet::new();
         let mut params = Object::default();
         params.put("_meta", &self.meta_of_own(&voice));
         for _ in 0..PAGES_MAX {
-            let asked = self
-                .ask(tool, params.clone(), self.bounds.lookup, &voice)
-                .await;
-            let answer = asked.and_then(|result| self.of_server(tool, method, &result));
-            let mut answer = match answer {
-                Ok(answer) => answer,
-                Err(why) => {
-                    if !is_no_method(&why) {
-                        tracing::warn!(agent = %tool.agent, method, why = %why.error, "a list is left out");
-                    }
-                    break;
+            let asked = self.ask(tool, params.clone(), self.bounds.lookup, &voice);
+            let mut answer = self.of_server(tool, method, &*asked.await?)?;
+            let entries: Vec<Object> = answer.read(member).unwrap_or_default();
+            let before = own.entries.len();
+            for entry in entries {
+                let raw = entry.raw();
+                if own.bytes + raw.get().len() > LIST_BYTES_MAX {
+                    return Err(Fault::busy("bytes in its list"));
                 }
-            };
-            entries.extend(answer.read::<Vec<Object>>(member).unwrap_or_default());
-            let next = answer
-                .take("nextCursor")
-                .filter(|next| next.get() != "null");
-            match next {
-                Some(next) if entries.len() < self.bounds.page => params.set("cursor", next),
+                if seen.insert(Digest::of(raw.get().as_bytes())) {
+                    own.bytes += raw.get().len();
+                    own.entries.push(entry);
+                }
+            }
+            let next = answer.take("nextCursor");
+            match next.filter(|next| next.get() != "null") {
+                Some(next) if (before + 1..self.bounds.page).contains(&own.entries.len()) => {
+                    params.set("cursor", next);
+                }
                 _ => break,
             }
         }
-        entries.truncate(self.bounds.page);
-        entries
+        Ok(())
     }
+}
+
+/// What one agent lists.
+#[derive(Default)]
+struct Own {
+    entries: Vec<Object>,
+    bytes: usize,
 }
 
 /// A prompt of an agent, among those of many.
