@@ -204,3 +204,18 @@ async fn an_agent_that_never_ends_its_list_keeps_no_other_from_being_listed() {
     let list = place.result("resources/list", json!({})).await;
     assert_eq!(list["resources"][0]["uri"], "fem:b@acme/b");
 }
+
+#[tokio::test]
+async fn a_client_that_says_too_much_of_itself_reaches_nobody() {
+    let place = all();
+    for (key, said) in [
+        ("clientInfo", json!({"name": "x".repeat(2 << 10)})),
+        ("clientCapabilities", json!({"x": "x".repeat(2 << 10)})),
+    ] {
+        let meta = json!({format!("io.modelcontextprotocol/{key}"): said});
+        let heard = place.ask("prompts/list", json!({"_meta": meta})).await;
+        let (status, said) = heard.one().await;
+        assert_eq!((status, &said["error"]["code"]), (400, &json!(-32602)));
+    }
+    assert!(place.fake.calls.lock().unwrap().is_empty());
+}

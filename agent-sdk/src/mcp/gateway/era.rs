@@ -25,6 +25,9 @@ pub(super) const SERVER_KEY: &str = "io.modelcontextprotocol/serverInfo";
 /// The extension for tools that go on when their call is answered.
 pub(super) const TASKS: &str = "io.modelcontextprotocol/tasks";
 
+/// Bytes of what a client may say of itself: it goes along with every question to an agent.
+pub(super) const SAID_BYTES_MAX: usize = 2 << 10;
+
 /// The newest revision first.
 pub(super) fn supported() -> Vec<&'static str> {
     std::iter::once(MODERN).chain(LEGACY).collect()
@@ -55,8 +58,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// `-32602` where it does not say in which revision it is, or what the client can do;
-    /// [`UNSUPPORTED_VERSION`].
+    /// `-32602` where it does not say in which revision it is, or what the client can do, or says more of it than
+    /// [`SAID_BYTES_MAX`]; [`UNSUPPORTED_VERSION`].
     pub(super) fn of_request(params: &Object) -> Result<Self, Fault> {
         let missing = |what: &str| {
             let error = RpcError::new(INVALID_PARAMS, format!("`_meta` does not say `{what}`"));
@@ -70,11 +73,27 @@ impl Client {
         let capabilities = meta
             .object(CAPABILITIES_KEY)
             .ok_or_else(|| missing(CAPABILITIES_KEY))?;
-        Ok(Self {
+        let client = Self {
             era: Era::Modern,
             info: meta.get(INFO_KEY).map(ToOwned::to_owned),
             capabilities,
-        })
+        };
+        client.check_size().map_err(Fault::bad_request)?;
+        Ok(client)
+    }
+
+    /// # Errors
+    ///
+    /// `-32602` where it says more of itself than [`SAID_BYTES_MAX`].
+    pub(super) fn check_size(&self) -> Result<(), RpcError> {
+        let info = self.info.as_ref().map_or(0, |info| info.get().len());
+        match info + self.capabilities.raw().get().len() <= SAID_BYTES_MAX {
+            true => Ok(()),
+            false => Err(RpcError::new(
+                INVALID_PARAMS,
+                format!("a client says {SAID_BYTES_MAX} bytes of itself and its capabilities at most"),
+            )),
+        }
     }
 
     /// Whether it can be asked `method`.

@@ -13,10 +13,8 @@ use serde_json::value::RawValue;
 use super::catalogue::Scope;
 use super::era::{Client, Era, LEGACY};
 use super::fault::Fault;
-use crate::mcp::rpc::{INVALID_PARAMS, Object};
+use crate::mcp::rpc::Object;
 
-/// Bytes of what a client may say of itself in a session: the id is in a header of each request.
-const SAID_BYTES_MAX: usize = 2 << 10;
 /// Characters of an id.
 const ID_CHARS_MAX: usize = 4 << 10;
 /// What the key is for: one secret may serve for other things too.
@@ -68,15 +66,11 @@ impl Seal {
         scope: &Scope,
         (now, lasts): (Timestamp, Duration),
     ) -> Result<String, Fault> {
+        // The id is in a header of each request.
+        session.client.check_size()?;
         let Client {
             info, capabilities, ..
         } = &session.client;
-        let said =
-            info.as_ref().map_or(0, |info| info.get().len()) + capabilities.raw().get().len();
-        if said > SAID_BYTES_MAX {
-            let why = format!("`clientInfo` and `capabilities` are {SAID_BYTES_MAX} bytes at most");
-            return Err(Fault::new(INVALID_PARAMS, why));
-        }
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(|_| {
             Fault::new(
@@ -128,7 +122,9 @@ impl Seal {
 
 #[cfg(test)]
 mod tests {
+    use super::super::era::SAID_BYTES_MAX;
     use super::*;
+    use crate::mcp::rpc::INVALID_PARAMS;
 
     const LASTS: Duration = Duration::from_secs(60);
 
