@@ -1,12 +1,18 @@
 //! What nobody well-meaning sends: every request is answered in bounded time, and none takes the next one down.
 
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use agent_sdk::mcp::gateway::Bounds;
+use agent_sdk::mcp::gateway::{Bounds, Upstream};
 use bytes::Bytes;
+use futures_util::stream;
 use http::{Method, Request};
-use http_body_util::Full;
+use http_body_util::{Full, StreamBody};
+use hyper::body::Frame;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -218,4 +224,34 @@ async fn a_client_that_says_too_much_of_itself_reaches_nobody() {
         assert_eq!((status, &said["error"]["code"]), (400, &json!(-32602)));
     }
     assert!(place.fake.calls.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_message_that_is_arriving_has_a_place_before_it_is_there() {
+    let bounds = Bounds {
+        arriving_per_caller: 1,
+        ..Bounds::default()
+    };
+    let place = bounded(bounds, Vec::new(), |_| Script::new());
+    let never = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    let request = place.post(&[], "").map(|_| never);
+    let upstream: Arc<dyn Upstream> = place.fake.clone();
+    let mut arriving = pin!(place.gateway.serve(request, upstream, place.scope.clone()));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(arriving.as_mut().poll(&mut cx).is_pending());
+    let heard = place.ask("tools/list", json!({})).await;
+    assert_eq!(heard.status(), 429);
+}
+
+#[tokio::test]
+async fn an_answer_that_its_client_does_not_read_keeps_its_place() {
+    let bounds = Bounds {
+        requests_per_caller: 1,
+        ..Bounds::default()
+    };
+    let place = bounded(bounds, Vec::new(), |_| Script::new());
+    let unread = place.ask("tools/list", json!({})).await;
+    assert_eq!(place.ask("tools/list", json!({})).await.status(), 429);
+    unread.all().await;
+    assert_eq!(place.ask("tools/list", json!({})).await.status(), 200);
 }

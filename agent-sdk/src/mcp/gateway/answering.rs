@@ -88,14 +88,14 @@ pub(super) struct Answering {
     said: mpsc::Receiver<Message>,
     work: Option<BoxFuture<'static, Option<Outcome>>>,
     answer: Option<Outcome>,
-    _place: Option<Place>,
+    place: Option<Arc<Place>>,
 }
 
 impl Answering {
     /// Has `work` answer, which speaks by the voice that it is given. It has `place` as long as it lasts.
     pub(super) fn new<F>(
         memory: Option<Arc<Memory>>,
-        place: Option<Place>,
+        place: Option<Arc<Place>>,
         work: impl FnOnce(Voice) -> F,
     ) -> Self
     where
@@ -107,8 +107,13 @@ impl Answering {
             said: heard,
             work: Some(Box::pin(work)),
             answer: None,
-            _place: place,
+            place,
         }
+    }
+
+    /// The place that it has, for whoever goes on with its answer.
+    pub(super) fn place(&self) -> Option<Arc<Place>> {
+        self.place.clone()
     }
 
     /// What comes next; none after the answer, and where there is none because the client cancelled.

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use proto_spec::AgentId;
 use proto_spec::limits::ENVELOPE_BYTES;
+use proto_spec::{AgentId, Digest};
 
 use super::fault::Fault;
+use super::upstream::Upstream;
 
 /// What a gateway takes. Beyond a bound a client is refused; what was taken is served to its end.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +17,11 @@ pub struct Bounds {
     pub message_bytes: usize,
     /// How long a message may take to arrive.
     pub arrival: Duration,
-    /// Requests under way, of all callers together.
+    /// Messages that are arriving, of all callers together.
+    pub arriving: usize,
+    /// Messages that are arriving of one caller.
+    pub arriving_per_caller: usize,
+    /// Requests under way, of all callers together; an answer that its client has not read is under way.
     pub requests: usize,
     /// Requests under way of one caller.
     pub requests_per_caller: usize,
@@ -61,6 +66,8 @@ impl Default for Bounds {
         Self {
             message_bytes: ENVELOPE_BYTES,
             arrival: Duration::from_secs(30),
+            arriving: 1_024,
+            arriving_per_caller: 64,
             requests: 4_096,
             requests_per_caller: 128,
             streams: 1_024,
@@ -83,7 +90,8 @@ impl Default for Bounds {
     }
 }
 
-/// Places of one kind: so many in all, so many for each caller.
+/// Places of one kind: so many in all, so many for each caller, and half of these for each of its credentials
+/// where it has several: whoever has one of them leaves some to the others.
 #[derive(Debug)]
 pub(super) struct Places {
     what: &'static str,
@@ -95,7 +103,14 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    by: HashMap<AgentId, usize>,
+    by: HashMap<Holder, usize>,
+}
+
+/// Who has places.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    Caller(AgentId),
+    Credential(Digest),
 }
 
 impl Places {
@@ -108,23 +123,43 @@ impl Places {
         })
     }
 
-    /// A place for `caller`, free again when it is dropped.
+    /// A place for `caller`, which shows this credential, free again when the last who has it drops it.
     ///
     /// # Errors
     ///
-    /// Where all are taken, or all of this caller's.
-    pub(super) fn take(self: &Arc<Self>, caller: &AgentId) -> Result<Place, Fault> {
+    /// Where all are taken, or all of this caller's or of this credential.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        caller: &AgentId,
+        credential: Option<Digest>,
+    ) -> Result<Arc<Place>, Fault> {
+        let shared = credential.map(|one| (Holder::Credential(one), self.each.div_ceil(2)));
+        let own = (Holder::Caller(caller.clone()), self.each);
+        let wanted: Vec<(Holder, usize)> = std::iter::once(own).chain(shared).collect();
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let theirs = taken.by.get(caller).copied().unwrap_or_default();
-        if taken.all >= self.all || theirs >= self.each {
+        let has = |holder| taken.by.get(holder).copied().unwrap_or_default();
+        if taken.all >= self.all || wanted.iter().any(|(holder, most)| has(holder) >= *most) {
             return Err(Fault::busy(self.what));
         }
         taken.all += 1;
-        taken.by.insert(caller.clone(), theirs + 1);
-        Ok(Place {
+        let holders: Vec<Holder> = wanted.into_iter().map(|(holder, _)| holder).collect();
+        for holder in &holders {
+            *taken.by.entry(holder.clone()).or_default() += 1;
+        }
+        drop(taken);
+        Ok(Arc::new(Place {
             of: Arc::clone(self),
-            caller: caller.clone(),
-        })
+            holders,
+        }))
+    }
+
+    /// A place for whoever calls through `upstream`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Places::take`].
+    pub(super) fn take_for(self: &Arc<Self>, upstream: &dyn Upstream) -> Result<Arc<Place>, Fault> {
+        self.take(upstream.agent(), upstream.credential())
     }
 }
 
@@ -132,16 +167,18 @@ impl Places {
 #[derive(Debug)]
 pub(super) struct Place {
     of: Arc<Places>,
-    caller: AgentId,
+    holders: Vec<Holder>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all -= 1;
-        match taken.by.get_mut(&self.caller) {
-            Some(theirs) if *theirs > 1 => *theirs -= 1,
-            _ => drop(taken.by.remove(&self.caller)),
+        for holder in &self.holders {
+            match taken.by.get_mut(holder) {
+                Some(theirs) if *theirs > 1 => *theirs -= 1,
+                _ => drop(taken.by.remove(holder)),
+            }
         }
     }
 }
@@ -154,13 +191,28 @@ mod tests {
     fn one_caller_cannot_take_every_place_and_leaves_what_it_took() {
         let places = Places::new("requests", 3, 2);
         let (ada, bob) = ("ada@acme".parse().unwrap(), "bob@acme".parse().unwrap());
-        let first = places.take(&ada).unwrap();
-        let _second = places.take(&ada).unwrap();
-        assert!(places.take(&ada).is_err());
-        let _third = places.take(&bob).unwrap();
-        assert!(places.take(&bob).is_err());
+        let first = places.take(&ada, None).unwrap();
+        let _second = places.take(&ada, None).unwrap();
+        assert!(places.take(&ada, None).is_err());
+        let _third = places.take(&bob, None).unwrap();
+        assert!(places.take(&bob, None).is_err());
         drop(first);
-        let _again = places.take(&bob).unwrap();
-        assert!(places.take(&ada).is_err());
+        let _again = places.take(&bob, None).unwrap();
+        assert!(places.take(&ada, None).is_err());
+    }
+
+    #[test]
+    fn one_of_a_callers_credentials_leaves_half_of_its_places_to_the_others() {
+        let places = Places::new("requests", 100, 4);
+        let (ada, [one, other]) = (
+            "ada@acme".parse().unwrap(),
+            [Digest([1; 32]), Digest([2; 32])],
+        );
+        let taken = [(); 2].map(|()| places.take(&ada, Some(one)).unwrap());
+        assert!(places.take(&ada, Some(one)).is_err());
+        let _others = [(); 2].map(|()| places.take(&ada, Some(other)).unwrap());
+        assert!(places.take(&ada, None).is_err());
+        drop(taken);
+        assert!(places.take(&ada, Some(one)).is_ok());
     }
 }

@@ -91,7 +91,9 @@ impl Client {
             true => Ok(()),
             false => Err(RpcError::new(
                 INVALID_PARAMS,
-                format!("a client says {SAID_BYTES_MAX} bytes of itself and its capabilities at most"),
+                format!(
+                    "a client says {SAID_BYTES_MAX} bytes of itself and its capabilities at most"
+                ),
             )),
         }
     }

@@ -6,7 +6,9 @@
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::{AbortHandle, Abortable};
@@ -16,10 +18,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, SizeHint};
 
 use super::allowed::permits;
 use super::answering::{Answering, Outcome, Said};
+use super::bounds::Place;
 use super::era::{Client, Era, LEGACY, MODERN, VERSION_KEY};
 use super::fault::Fault;
 use super::guest::{Asked, Guest};
@@ -95,9 +98,12 @@ impl Gateway {
                 "a message is application/json",
             )));
         }
+        let arriving = self.0.arriving.take_for(&*visit.upstream);
+        let arriving = arriving.map_err(|fault| failed(None, &fault, Era::Modern))?;
         let bytes = self.receive(body).await?;
         let message =
             Message::parse(&bytes).map_err(|why| failed(None, &why.into(), Era::Modern))?;
+        drop((bytes, arriving));
         match message {
             Message::Request { id, method, params } => {
                 if !accepts(headers, &[JSON, EVENTS]) {
@@ -185,7 +191,7 @@ impl Gateway {
             "subscriptions/listen" => &self.0.streams,
             _ => &self.0.requests,
         };
-        let place = places.take(visit.upstream.agent())?;
+        let place = places.take_for(&*visit.upstream)?;
         asked.headers = Some(headers.clone());
         let id = asked.id.clone();
         let guest = self.guest(visit, client);
@@ -197,7 +203,7 @@ impl Gateway {
 
     async fn initialize(&self, asked: &Asked, visit: Visit) -> Result<Response<Body>, Fault> {
         let caller = visit.upstream.agent().clone();
-        let _place = self.0.requests.take(&caller)?;
+        let place = self.0.requests.take_for(&*visit.upstream)?;
         let session = initialize::session(&asked.params)?;
         let scope = visit.scope.clone();
         let times = (self.0.clock.now(), self.0.bounds.session);
@@ -211,7 +217,7 @@ impl Gateway {
         let id = HeaderValue::try_from(id);
         let id = id.map_err(|_| Fault::new(INTERNAL_ERROR, "the session has no id"))?;
         response.headers_mut().insert(SESSION_HEADER, id);
-        Ok(response)
+        Ok(held(response, Some(place)))
     }
 
     /// The session that a request says it belongs to, and what is remembered of it.
@@ -246,14 +252,15 @@ impl Gateway {
         session: Session,
         memory: Arc<Memory>,
     ) -> Result<Response<Body>, Fault> {
-        let place = self.0.requests.take(visit.upstream.agent())?;
+        let place = self.0.requests.take_for(&*visit.upstream)?;
+        let its = Some(Arc::clone(&place));
         let id = asked.id.clone();
         let (abort, registration) = AbortHandle::new_pair();
         let running = memory.started(&id, abort)?;
         let guest = self.guest(visit, session.client);
         // On a task of its own: losing the stream is not cancelling. It ends with its call, which has a
         // deadline, and the place that it has bounds how many there are.
-        let answering = Answering::new(Some(memory), None, |voice| {
+        let answering = Answering::new(Some(memory), its, |voice| {
             let work = async move {
                 let answer = guest.answer(&asked, &voice).await;
                 drop((running, place));
@@ -277,7 +284,7 @@ impl Gateway {
             )));
         }
         let (session, memory) = self.session(headers, &visit)?;
-        let place = self.0.streams.take(visit.upstream.agent());
+        let place = self.0.streams.take_for(&*visit.upstream);
         let place = place.map_err(|fault| failed(None, &fault, Era::Legacy))?;
         let guest = self.guest(visit, session.client);
         let answering =
@@ -315,7 +322,7 @@ impl Gateway {
     async fn respond(&self, mut answering: Answering, id: Id, era: Era) -> Response<Body> {
         let patience = self.0.bounds.patience;
         match answering.within(&*self.0.clock, patience).await {
-            Some(Some(Said::Answer(answer))) => answered(id, answer, era),
+            Some(Some(Said::Answer(answer))) => held(answered(id, answer, era), answering.place()),
             Some(Some(first @ Said::Message(_))) => self.stream(Some(first), answering, Some(id)),
             // A cancelled request is not answered; its stream ends.
             Some(None) | None => self.stream(None, answering, Some(id)),
@@ -453,6 +460,42 @@ fn failed(id: Option<Id>, fault: &Fault, era: Era) -> Box<Response<Body>> {
         }
     }
     Box::new(response)
+}
+
+/// An answer that is under way until its body is read or given up.
+fn held(response: Response<Body>, place: Option<Arc<Place>>) -> Response<Body> {
+    response.map(|body| {
+        Held {
+            body,
+            _place: place,
+        }
+        .boxed_unsync()
+    })
+}
+
+struct Held {
+    body: Body,
+    _place: Option<Arc<Place>>,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn json(status: StatusCode, message: &Message) -> Response<Body> {

@@ -248,7 +248,9 @@ impl Guest {
                     }
                 }
             }
-            Err(why) => tracing::debug!(agent = %tool.agent, why = ?shown(&why), "it does not notify"),
+            Err(why) => {
+                tracing::debug!(agent = %tool.agent, why = ?shown(&why), "it does not notify")
+            }
         }
         self.clock.sleep(AGAIN).await;
         tool.agent

@@ -209,7 +209,7 @@ impl Conversation<'_> {
             true => &self.gateway.0.streams,
             false => &self.gateway.0.requests,
         };
-        let place = places.take(self.upstream.agent())?;
+        let place = places.take_for(&*self.upstream)?;
         let guest = self.guest(client);
         let id = asked.id.clone();
         let answering = Answering::new(None, Some(place), |voice| async move {
@@ -237,7 +237,7 @@ impl Conversation<'_> {
     }
 
     fn begin_legacy(&mut self, asked: Asked, client: Client) -> Result<(), Fault> {
-        let place = self.gateway.0.requests.take(self.upstream.agent())?;
+        let place = self.gateway.0.requests.take_for(&*self.upstream)?;
         let (abort, registration) = AbortHandle::new_pair();
         let running: Running = self.memory.started(&asked.id, abort)?;
         let guest = self.guest(client);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use proto_spec::message::DiscoveredTool;
-use proto_spec::{AgentId, Capability, Code};
+use proto_spec::{AgentId, Capability, Code, Digest};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
@@ -16,6 +16,11 @@ use crate::mcp::rpc::RpcError;
 pub trait Upstream: Send + Sync + 'static {
     /// In whose name.
     fn agent(&self) -> &AgentId;
+
+    /// Which of its agent's credentials it shows, where one can have several.
+    fn credential(&self) -> Option<Digest> {
+        None
+    }
 
     /// All tools that it may call now, sorted by tool and agent; with `only`, those of that agent.
     fn tools<'a>(
