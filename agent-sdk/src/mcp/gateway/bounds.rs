@@ -32,6 +32,8 @@ pub struct Bounds {
     /// Legacy sessions of which something is remembered here. Beyond it those are forgotten first that were
     /// not used for longest: what they subscribed to and their log level, never the session.
     pub sessions: usize,
+    /// The same of one caller, of whose sessions one is forgotten beyond it.
+    pub sessions_per_caller: usize,
     /// How long a legacy session lasts, after which a client begins anew.
     pub session: Duration,
     /// Resources that one client may be subscribed to.
@@ -73,6 +75,7 @@ impl Default for Bounds {
             streams: 1_024,
             streams_per_caller: 32,
             sessions: 4_096,
+            sessions_per_caller: 256,
             session: Duration::from_secs(86_400),
             subscriptions: 256,
             call: Duration::from_secs(600),

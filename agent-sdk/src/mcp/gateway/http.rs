@@ -229,11 +229,9 @@ impl Gateway {
         };
         let now = self.0.clock.now();
         let open = |id| {
-            let session = self
-                .0
-                .seal
-                .open(id, visit.upstream.agent(), &visit.scope, now)?;
-            let memory = self.0.memories.of(id, now);
+            let caller = visit.upstream.agent();
+            let (session, until) = self.0.seal.open(id, caller, &visit.scope, now)?;
+            let memory = self.0.memories.of(id, caller, until, now);
             (!memory.has_ended()).then_some((session, memory))
         };
         let unknown = || {
@@ -287,11 +285,13 @@ impl Gateway {
         let place = self.0.streams.take_for(&*visit.upstream);
         let place = place.map_err(|fault| failed(None, &fault, Era::Legacy))?;
         let guest = self.guest(visit, session.client);
+        let left = memory.left(self.0.clock.now());
         let answering =
             Answering::new(Some(Arc::clone(&memory)), Some(place), |voice| async move {
                 tokio::select! {
                     _ = guest.hear_all(&voice, memory.watched()) => None,
                     () = memory.over() => None,
+                    () = guest.clock.sleep(left) => None,
                 }
             });
         Ok(self.stream(None, answering, None))

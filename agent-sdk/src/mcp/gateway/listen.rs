@@ -15,6 +15,7 @@ use super::catalogue::{Catalogue, Scope};
 use super::era::{LEVEL_KEY, SUBSCRIPTION_KEY};
 use super::fault::{Fault, shown};
 use super::guest::{Asked, Guest, required};
+use super::memory;
 use super::upstream::{Outgoing, Step};
 use super::uris;
 use crate::mcp::rpc::{Id, Object};
@@ -138,7 +139,8 @@ impl Guest {
     /// `subscriptions/listen`: never answered but with why it ended.
     pub(super) async fn listen(&self, asked: &Asked, voice: &Voice) -> Result<Object, Fault> {
         let mut wanted = Wanted::of(&required(&asked.params, "notifications")?);
-        if wanted.uris.len() > self.bounds.subscriptions {
+        let bytes = memory::bytes_of(&wanted.uris);
+        if wanted.uris.len() > self.bounds.subscriptions || bytes > memory::WATCHED_BYTES_MAX {
             return Err(Fault::busy("subscriptions"));
         }
         let catalogue = self.catalogue().await?;

@@ -6,9 +6,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::AbortHandle;
-use proto_spec::Timestamp;
+use proto_spec::{AgentId, Timestamp};
 use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 
@@ -32,6 +33,14 @@ const LEVELS: [&str; 8] = [
     "emergency",
 ];
 
+/// Bytes of the URIs that one client is subscribed to, in all.
+pub(super) const WATCHED_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of URIs.
+pub(super) fn bytes_of(uris: &BTreeSet<String>) -> usize {
+    uris.iter().map(String::len).sum()
+}
+
 /// One session's.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -41,6 +50,8 @@ pub(super) struct Memory {
     running: Mutex<HashMap<Id, AbortHandle>>,
     next: AtomicU64,
     used: AtomicU64,
+    /// When the session is over.
+    until: Timestamp,
     ended: watch::Sender<bool>,
 }
 
@@ -50,7 +61,8 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Memory {
     /// Questions are numbered from `now` on, so that an answer to one from before a restart answers none.
-    pub(super) fn new(now: Timestamp) -> Arc<Self> {
+    /// The session lasts `until` then.
+    pub(super) fn new(now: Timestamp, until: Timestamp) -> Arc<Self> {
         Arc::new(Self {
             level: Mutex::new(LEVEL_DEFAULT),
             watched: watch::Sender::default(),
@@ -58,6 +70,7 @@ impl Memory {
             running: Mutex::default(),
             next: AtomicU64::new(now.as_ms().saturating_mul(1_000)),
             used: AtomicU64::new(now.as_ms()),
+            until,
             ended: watch::Sender::default(),
         })
     }
@@ -82,11 +95,13 @@ impl Memory {
 
     /// # Errors
     ///
-    /// Where there are `most` already.
+    /// Where there are `most` already, or more of [`WATCHED_BYTES_MAX`] than it needs.
     pub(super) fn watch(&self, uri: String, most: usize) -> Result<(), Fault> {
         let mut is_full = false;
         self.watched.send_if_modified(|watched| {
-            is_full = watched.len() >= most && !watched.contains(&uri);
+            let bytes = bytes_of(watched) + uri.len();
+            is_full =
+                (watched.len() >= most || bytes > WATCHED_BYTES_MAX) && !watched.contains(&uri);
             !is_full && watched.insert(uri)
         });
         match is_full {
@@ -185,6 +200,11 @@ impl Memory {
         }
     }
 
+    /// How long the session lasts from `now` on.
+    pub(super) fn left(&self, now: Timestamp) -> Duration {
+        Duration::from_millis(self.until.as_ms().saturating_sub(now.as_ms()))
+    }
+
     pub(super) fn touch(&self, now: Timestamp) {
         self.used.store(now.as_ms(), Ordering::Relaxed);
     }
@@ -222,36 +242,64 @@ impl Drop for Forget {
 #[derive(Debug)]
 pub(super) struct Memories {
     most: usize,
-    all: Mutex<HashMap<String, Arc<Memory>>>,
+    each: usize,
+    all: Mutex<HashMap<String, Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    caller: AgentId,
+    memory: Arc<Memory>,
 }
 
 impl Memories {
-    pub(super) fn new(most: usize) -> Self {
+    /// Of so many sessions in all, and so many of one caller.
+    pub(super) fn new(most: usize, each: usize) -> Self {
         Self {
             most,
+            each,
             all: Mutex::default(),
         }
     }
 
-    /// What is remembered of the session with this id, nothing at first.
-    pub(super) fn of(&self, id: &str, now: Timestamp) -> Arc<Memory> {
+    /// What is remembered of the session with this id, which `caller` has `until` then; nothing at first.
+    pub(super) fn of(
+        &self,
+        id: &str,
+        caller: &AgentId,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Arc<Memory> {
         let mut all = held(&self.all);
-        if let Some(memory) = all.get(id) {
-            memory.touch(now);
-            return Arc::clone(memory);
+        if let Some(kept) = all.get(id) {
+            kept.memory.touch(now);
+            return Arc::clone(&kept.memory);
         }
-        if all.len() >= self.most {
-            let idle = all.iter().min_by_key(|(_, memory)| {
-                // One that somebody uses goes last.
-                (Arc::strong_count(memory) > 1, memory.used())
-            });
-            if let Some(id) = idle.map(|(id, _)| id.clone()) {
-                all.remove(&id);
-            }
+        all.retain(|_, kept| now < kept.memory.until);
+        let theirs = |kept: &Kept| kept.caller == *caller;
+        if all.values().filter(|kept| theirs(kept)).count() >= self.each {
+            forget_one(&mut all, theirs);
+        } else if all.len() >= self.most {
+            forget_one(&mut all, |_| true);
         }
-        let memory = Memory::new(now);
-        all.insert(id.to_owned(), Arc::clone(&memory));
+        let memory = Memory::new(now, until);
+        let kept = Kept {
+            caller: caller.clone(),
+            memory: Arc::clone(&memory),
+        };
+        all.insert(id.to_owned(), kept);
         memory
+    }
+}
+
+/// Forgets the one of these that was not used for longest; one that somebody uses goes last.
+fn forget_one(all: &mut HashMap<String, Kept>, among: impl Fn(&Kept) -> bool) {
+    let idle = all
+        .iter()
+        .filter(|(_, kept)| among(kept))
+        .min_by_key(|(_, kept)| (Arc::strong_count(&kept.memory) > 1, kept.memory.used()));
+    if let Some(id) = idle.map(|(id, _)| id.clone()) {
+        all.remove(&id);
     }
 }
 
@@ -259,24 +307,49 @@ impl Memories {
 mod tests {
     use super::*;
 
+    const LASTS: u64 = 1_000;
+
     fn at(ms: u64) -> Timestamp {
         Timestamp::from_ms(ms)
     }
 
+    fn of(memories: &Memories, id: &str, caller: &str, now: u64) -> Arc<Memory> {
+        memories.of(id, &caller.parse().unwrap(), at(now + LASTS), at(now))
+    }
+
     #[test]
     fn beyond_the_bound_the_session_that_was_used_longest_ago_is_forgotten() {
-        let memories = Memories::new(2);
+        let memories = Memories::new(2, 2);
         for (id, now) in [("a", 1), ("b", 2), ("a", 3)] {
-            memories.of(id, at(now)).set_level("error");
+            of(&memories, id, "ada@acme", now).set_level("error");
         }
-        memories.of("c", at(4));
-        assert_eq!(memories.of("a", at(5)).level(), "error");
-        assert_eq!(memories.of("b", at(6)).level(), LEVEL_DEFAULT);
+        of(&memories, "c", "ada@acme", 4);
+        assert_eq!(of(&memories, "a", "ada@acme", 5).level(), "error");
+        assert_eq!(of(&memories, "b", "ada@acme", 6).level(), LEVEL_DEFAULT);
+    }
+
+    #[test]
+    fn a_caller_with_many_sessions_has_its_own_forgotten() {
+        let memories = Memories::new(4, 2);
+        of(&memories, "bobs", "bob@acme", 1).set_level("error");
+        for at in 2..10 {
+            of(&memories, &at.to_string(), "ada@acme", at);
+        }
+        assert_eq!(of(&memories, "bobs", "bob@acme", 10).level(), "error");
+        assert_eq!(held(&memories.all).len(), 3);
+    }
+
+    #[test]
+    fn a_session_that_is_over_is_forgotten() {
+        let memories = Memories::new(4, 4);
+        of(&memories, "a", "ada@acme", 1);
+        of(&memories, "b", "ada@acme", 1 + LASTS);
+        assert_eq!(held(&memories.all).len(), 1);
     }
 
     #[tokio::test]
     async fn a_question_is_answered_once_and_a_dropped_one_leaves_nothing() {
-        let memory = Memory::new(at(1));
+        let memory = Memory::new(at(1), at(2));
         let (id, waiting) = memory.question(1).unwrap();
         assert!(memory.question(1).is_err());
         memory.answered(&Id::number(7), Ok(RawValue::NULL.to_owned()));
@@ -289,11 +362,21 @@ mod tests {
 
     #[test]
     fn subscriptions_are_bounded_and_one_more_of_the_same_is_none() {
-        let memory = Memory::new(at(1));
+        let memory = Memory::new(at(1), at(2));
         assert!(memory.watch("a".into(), 1).is_ok());
         assert!(memory.watch("a".into(), 1).is_ok());
         assert!(memory.watch("b".into(), 1).is_err());
         memory.unwatch("a");
         assert!(memory.watch("b".into(), 1).is_ok());
+    }
+
+    #[test]
+    fn subscriptions_have_so_many_bytes_in_all() {
+        let memory = Memory::new(at(1), at(2));
+        let half = |name: &str| name.repeat(WATCHED_BYTES_MAX / 2);
+        assert!(memory.watch(half("a"), 9).is_ok());
+        assert!(memory.watch(half("b"), 9).is_ok());
+        assert!(memory.watch("c".into(), 9).is_err());
+        assert!(memory.watch(half("a"), 9).is_ok());
     }
 }

@@ -73,7 +73,7 @@ impl Gateway {
             arriving: Places::new("messages", bounds.arriving, bounds.arriving_per_caller),
             requests: Places::new("requests", bounds.requests, bounds.requests_per_caller),
             streams: Places::new("streams", bounds.streams, bounds.streams_per_caller),
-            memories: Memories::new(bounds.sessions),
+            memories: Memories::new(bounds.sessions, bounds.sessions_per_caller),
             bounds,
         }))
     }

@@ -92,14 +92,14 @@ impl Seal {
         Ok(format!("{state}.{}", BASE64.encode(tag)))
     }
 
-    /// The session with this id, if it is one of `caller` at this place and not over.
+    /// The session with this id, and when it is over, if it is one of `caller` at this place.
     pub(super) fn open(
         &self,
         id: &str,
         caller: &AgentId,
         scope: &Scope,
         now: Timestamp,
-    ) -> Option<Session> {
+    ) -> Option<(Session, Timestamp)> {
         if id.len() > ID_CHARS_MAX {
             return None;
         }
@@ -109,14 +109,15 @@ impl Seal {
         let state: State = serde_json::from_slice(&BASE64.decode(state).ok()?).ok()?;
         let is_theirs = state.caller == *caller && state.only.as_ref() == scope.only();
         let is_spoken = LEGACY.contains(&state.version.as_str());
-        (is_theirs && is_spoken && now < state.until).then_some(Session {
+        let session = Session {
             version: state.version,
             client: Client {
                 era: Era::Legacy,
                 info: state.info,
                 capabilities: state.capabilities,
             },
-        })
+        };
+        (is_theirs && is_spoken && now < state.until).then_some((session, state.until))
     }
 }
 
@@ -168,7 +169,8 @@ mod tests {
             "{id}"
         );
         let opened = Seal::new(&[1; 32]).open(&id, &ada(), &Scope::All, now(59_999));
-        let opened = opened.unwrap();
+        let (opened, until) = opened.unwrap();
+        assert_eq!(until, now(60_000));
         assert_eq!(opened.version, "2025-11-25");
         assert!(opened.client.capabilities.has("roots"));
         assert_eq!(opened.client.info.unwrap().get(), r#"{"name":"c"}"#);

@@ -42,11 +42,12 @@ impl Gateway {
         scope: Scope,
     ) -> io::Result<()> {
         let (said, lines) = mpsc::channel(WAITING_MAX);
+        let now = self.0.clock.now();
         let conversation = Conversation {
             gateway: self,
             upstream,
             scope,
-            memory: Memory::new(self.0.clock.now()),
+            memory: Memory::new(now, now.later(self.0.bounds.session)),
             session: None,
             is_listening: false,
             under_way: FuturesUnordered::new(),
