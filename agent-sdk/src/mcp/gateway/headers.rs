@@ -4,8 +4,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::HeaderMap;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Number, Value};
 
 use super::era::VERSION_KEY;
 use super::fault::{Fault, HEADER_MISMATCH};
@@ -19,6 +19,8 @@ const NAME_HEADER: &str = "mcp-name";
 const PARAM_PREFIX: &str = "mcp-param-";
 /// How deep a schema is searched for such parameters, and how many there may be.
 const SEARCHED_MAX: (usize, usize) = (8, 64);
+/// Below it two numbers with few digits are two doubles.
+const DOUBLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 fn mismatch(why: String) -> Fault {
     Fault::new(HEADER_MISMATCH, why)
@@ -116,10 +118,12 @@ pub(super) fn check_params(
     let Some(schema) = schema.filter(|schema| schema.get().contains("x-mcp-header")) else {
         return Ok(());
     };
-    let schema: Value = serde_json::from_str(schema.get()).unwrap_or_default();
-    let arguments = arguments.and_then(|raw| serde_json::from_str(raw.get()).ok());
+    let unreadable = |_| mismatch("the arguments cannot be compared with headers".into());
+    let schema: Value = serde_json::from_str(schema.get()).map_err(unreadable)?;
+    let arguments = arguments.map_or("null", RawValue::get);
+    let arguments: Value = serde_json::from_str(arguments).map_err(unreadable)?;
     let mut wanted = Vec::new();
-    search(&schema, &arguments.unwrap_or_default(), 0, &mut wanted);
+    search(&schema, &arguments, 0, &mut wanted)?;
     for (name, argument) in wanted {
         let header = format!("{PARAM_PREFIX}{}", name.to_ascii_lowercase());
         let said = value(headers, &header)?;
@@ -128,7 +132,7 @@ pub(super) fn check_params(
             (None, Value::Null) => true,
             (Some(said), Value::String(text)) => said == text,
             (Some(said), Value::Bool(bool)) => *said == bool.to_string(),
-            (Some(said), Value::Number(number)) => said.parse().ok() == number.as_f64(),
+            (Some(said), Value::Number(number)) => is_same_number(said, number),
             _ => false,
         };
         if !is_same {
@@ -140,23 +144,47 @@ pub(super) fn check_params(
     Ok(())
 }
 
+/// Whether a header says this number. Whole ones are compared digit by digit, for not all of them are a double;
+/// what is none and too large for one is compared with nothing.
+fn is_same_number(said: &str, number: &Number) -> bool {
+    if !number.is_f64() {
+        let whole = said
+            .split_once('.')
+            .filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|b| b == b'0'));
+        return whole.map_or(said, |(whole, _)| whole) == number.to_string();
+    }
+    let is_exact = |number: &f64| number.abs() < DOUBLE_MAX;
+    let number = number.as_f64().filter(is_exact);
+    number.is_some() && said.parse().ok() == number
+}
+
 /// Each parameter below `schema` that wants to be in a header, with its argument.
-fn search(schema: &Value, arguments: &Value, depth: usize, wanted: &mut Vec<(String, Value)>) {
+///
+/// # Errors
+///
+/// [`HEADER_MISMATCH`] where there are more or deeper ones than are compared.
+fn search(
+    schema: &Value,
+    arguments: &Value,
+    depth: usize,
+    wanted: &mut Vec<(String, Value)>,
+) -> Result<(), Fault> {
     let (depth_max, wanted_max) = SEARCHED_MAX;
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
-        return;
+        return Ok(());
     };
     for (name, schema) in properties {
         let argument = arguments.get(name).cloned().unwrap_or_default();
-        if let Some(Value::String(header)) = schema.get("x-mcp-header")
-            && wanted.len() < wanted_max
-        {
+        if let Some(Value::String(header)) = schema.get("x-mcp-header") {
+            if depth > depth_max || wanted.len() == wanted_max {
+                let why = "the tool wants more parameters in headers than are compared";
+                return Err(mismatch(why.into()));
+            }
             wanted.push((header.clone(), argument.clone()));
         }
-        if depth < depth_max {
-            search(schema, &argument, depth + 1, wanted);
-        }
+        search(schema, &argument, depth + 1, wanted)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -258,6 +286,45 @@ mod tests {
             let arguments = to_raw_value(&arguments).unwrap();
             let checked = check_params(&headers(&said), Some(&schema), Some(&arguments));
             assert_eq!(checked.is_ok(), is_same, "{said:?} {arguments}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_one_as_doubles_are_two() {
+        let schema = r#"{"properties": {"n": {"x-mcp-header": "N"}}}"#;
+        let schema = RawValue::from_string(schema.into()).unwrap();
+        for (said, argument, is_same) in [
+            ("9007199254740993", "9007199254740993", true),
+            ("9007199254740992", "9007199254740993", false),
+            ("18446744073709551615", "18446744073709551615", true),
+            ("-7", "-7", true),
+            ("7.0", "7", true),
+            ("7.01", "7", false),
+            ("0.5", "0.5", true),
+            ("36893488147419103232", "36893488147419103233", false),
+            ("36893488147419103232", "36893488147419103232", false),
+            ("0", "1e999", false),
+        ] {
+            let arguments = RawValue::from_string(format!(r#"{{"n": {argument}}}"#)).unwrap();
+            let said = headers(&[("mcp-param-n", said)]);
+            let checked = check_params(&said, Some(&schema), Some(&arguments));
+            assert_eq!(checked.is_ok(), is_same, "{said:?} {argument}");
+        }
+    }
+
+    #[test]
+    fn what_wants_more_headers_than_are_compared_is_refused() {
+        let leaf = json!({"x-mcp-header": "N"});
+        let many: Vec<(String, Value)> = (0..=SEARCHED_MAX.1)
+            .map(|n| (n.to_string(), leaf.clone()))
+            .collect();
+        let many =
+            json!({"properties": {"a": {"properties": Value::Object(many.into_iter().collect())}}});
+        let deep =
+            (0..=SEARCHED_MAX.0 + 1).fold(leaf, |inner, _| json!({"properties": {"a": inner}}));
+        for schema in [many, deep] {
+            let schema = to_raw_value(&schema).unwrap();
+            assert!(check_params(&headers(&[]), Some(&schema), None).is_err());
         }
     }
 }
