@@ -211,7 +211,7 @@ async fn a_session_that_was_ended_is_not_known_any_more() {
 async fn a_question_comes_in_mid_call_and_its_answer_goes_on_with_the_call() {
     let place = fs(|call| {
         let mcp: Value = serde_json::from_str(call.mcp.as_ref().unwrap().get()).unwrap();
-        let ask = |method: &str| json!({"method": method, "params": {"p": method}});
+        let ask = |method: &str| json!({"method": method, "params": {"message": "may I?"}});
         match (mcp["requestState"].as_str(), &mcp["inputResponses"]) {
             (None, Value::Null) => vec![
                 note(
@@ -249,7 +249,8 @@ async fn a_question_comes_in_mid_call_and_its_answer_goes_on_with_the_call() {
         assert_eq!(send(&place, &id, &body.to_string()).await.status(), 202);
     };
     let (first, second) = (heard.event().await.unwrap(), heard.event().await.unwrap());
-    assert_eq!(first["params"], json!({"p": "elicitation/create"}));
+    assert_eq!(first["params"], json!({"message": "fs@acme asks: may I?"}));
+    assert_eq!(second["params"], json!({"message": "may I?"}));
     reply(&second, json!({"roots": []})).await;
     reply(&first, json!({"action": "accept"})).await;
     let third = heard.event().await.unwrap();

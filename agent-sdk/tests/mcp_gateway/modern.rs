@@ -541,18 +541,22 @@ async fn closing_the_stream_cancels_the_call() {
 async fn a_question_is_the_result_of_a_modern_call_as_the_server_put_it() {
     let asked = json!({
         "resultType": "input_required", "requestState": "s\u{e9}",
-        "inputRequests": {"b": {"method": "elicitation/create", "params": {}}, "a": {}},
+        "inputRequests": {
+            "b": {"method": "elicitation/create", "params": {"message": "bob@acme: may I?"}}, "a": {},
+        },
     });
+    let tools = || vec![served("fs@acme", "fs.read", "read")];
     let told = asked.clone();
-    let place = place(vec![served("fs@acme", "fs.read", "read")], move |_| {
-        texts(&told)
-    });
-    assert_eq!(
-        place
-            .result("tools/call", json!({"name": "fs__read"}))
-            .await,
-        asked
-    );
+    let one = place(tools(), move |_| texts(&told)).of("fs@acme");
+    let result = one.result("tools/call", json!({"name": "read"})).await;
+    assert_eq!(result, asked);
+    // Among many agents it says who asks, whatever the server says.
+    let told = asked.clone();
+    let many = place(tools(), move |_| texts(&told));
+    let result = many.result("tools/call", json!({"name": "fs__read"})).await;
+    let mut expected = asked;
+    expected["inputRequests"]["b"]["params"]["message"] = json!("fs@acme asks: bob@acme: may I?");
+    assert_eq!(result, expected);
 }
 
 #[tokio::test]

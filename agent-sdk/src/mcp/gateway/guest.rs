@@ -236,6 +236,7 @@ impl Guest {
             let Some(mut questions) = questions else {
                 return Ok(answer);
             };
+            self.say_who_asks(&errand.tool.agent, &mut questions);
             let answers = self.put(&questions, voice).await?;
             errand.rest.put("inputResponses", &answers);
             match questions.take("requestState") {
@@ -341,10 +342,31 @@ impl Guest {
                 format!("{} answered with no object", tool.agent),
             )
         })?;
-        if !self.is_one() && !is_question(&result) {
-            uris::name_owner(&tool.agent, method, &mut result);
+        match is_question(&result) {
+            true => self.say_who_asks(&tool.agent, &mut result),
+            false if !self.is_one() => uris::name_owner(&tool.agent, method, &mut result),
+            false => {}
         }
         Ok(result)
+    }
+
+    /// Among many agents, has what people are asked begin with who asks it: one could ask in another's name.
+    fn say_who_asks(&self, agent: &AgentId, questions: &mut Object) {
+        let Some(mut requests) = questions.object("inputRequests").filter(|_| !self.is_one())
+        else {
+            return;
+        };
+        for (key, request) in questions.object("inputRequests").unwrap_or_default().iter() {
+            let mut request = Object::parse(request.get()).unwrap_or_default();
+            let mut params = request.object("params").unwrap_or_default();
+            if request.read::<String>("method").as_deref() == Some("elicitation/create") {
+                let message: String = params.read("message").unwrap_or_default();
+                params.put("message", &format!("{agent} asks: {message}"));
+                request.put("params", &params);
+                requests.set(key, request.raw());
+            }
+        }
+        questions.put("inputRequests", &requests);
     }
 
     /// What this place is: one agent's server as it says itself, or all that can be done here.
