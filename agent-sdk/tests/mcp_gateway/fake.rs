@@ -47,6 +47,8 @@ type Acts = Box<dyn Fn(&Outgoing) -> Script + Send + Sync>;
 pub(crate) struct Fake {
     me: AgentId,
     pub(crate) tools: Mutex<Vec<DiscoveredTool>>,
+    /// How often somebody looked at all tools.
+    pub(crate) looks: AtomicUsize,
     acts: Acts,
     pub(crate) calls: Mutex<Vec<Outgoing>>,
     /// Calls that were given up before their answer.
@@ -71,6 +73,7 @@ impl Upstream for Fake {
         &'a self,
         only: Option<&'a AgentId>,
     ) -> BoxFuture<'a, Result<Vec<DiscoveredTool>, RpcError>> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         let tools = self.tools.lock().unwrap().clone();
         let wanted = tools
             .into_iter()
@@ -188,7 +191,11 @@ pub(crate) fn place(
     tools: Vec<DiscoveredTool>,
     acts: impl Fn(&Outgoing) -> Script + Send + Sync + 'static,
 ) -> Place {
-    bounded(Bounds::default(), tools, acts)
+    let bounds = Bounds {
+        settle: Duration::ZERO,
+        ..Bounds::default()
+    };
+    bounded(bounds, tools, acts)
 }
 
 pub(crate) fn bounded(
@@ -199,6 +206,7 @@ pub(crate) fn bounded(
     let fake = Fake {
         me: "ada@acme".parse().unwrap(),
         tools: Mutex::new(tools),
+        looks: AtomicUsize::new(0),
         acts: Box::new(acts),
         calls: Mutex::default(),
         cancelled: Arc::default(),

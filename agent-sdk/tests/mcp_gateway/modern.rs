@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use agent_sdk::mcp::gateway::Bounds;
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 
 use crate::fake::{
@@ -46,7 +48,7 @@ async fn a_list_shows_exactly_what_the_caller_may_call_in_one_order() {
 
 #[tokio::test]
 async fn a_list_of_many_comes_in_pages_whose_cursors_say_nothing() {
-    let bounds = agent_sdk::mcp::gateway::Bounds {
+    let bounds = Bounds {
         page: 2,
         ..Default::default()
     };
@@ -726,6 +728,33 @@ async fn a_listener_hears_at_once_that_it_is_heard_and_then_only_what_it_wants()
 }
 
 #[tokio::test]
+async fn whoever_listens_looks_at_changes_when_they_settled() {
+    // A second is for ever here: nobody looks at what changes within one.
+    let place = crate::fake::bounded(Bounds::default(), Vec::new(), |_| Vec::new());
+    let wanted = json!({"notifications": {"toolsListChanged": true}});
+    let mut heard = place.ask("subscriptions/listen", wanted).await;
+    heard.event().await.unwrap();
+    for n in 0..10 {
+        place.fake.comes(native("fs@acme", &format!("fs.t{n}")));
+        assert!(heard.event().now_or_never().is_none());
+    }
+    assert_eq!(place.fake.looks.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn all_streams_end_when_the_gateway_does() {
+    let place = place(Vec::new(), |_| Vec::new());
+    let wanted = || place.ask("subscriptions/listen", json!({"notifications": {}}));
+    let mut before = wanted().await;
+    before.event().await.unwrap();
+    place.gateway.end_streams();
+    assert!(before.event().await.is_none());
+    let mut after = wanted().await;
+    after.event().await.unwrap();
+    assert!(after.event().await.is_none());
+}
+
+#[tokio::test]
 async fn tasks_are_of_one_agent_and_a_client_of_many_is_not_offered_them() {
     let tools = || {
         vec![
@@ -764,7 +793,7 @@ async fn tasks_are_of_one_agent_and_a_client_of_many_is_not_offered_them() {
 
 #[tokio::test]
 async fn bounds_are_refused_in_so_many_words() {
-    let bounds = agent_sdk::mcp::gateway::Bounds {
+    let bounds = Bounds {
         message_bytes: 1_000,
         streams_per_caller: 1,
         ..Default::default()

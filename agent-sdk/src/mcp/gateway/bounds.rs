@@ -53,6 +53,8 @@ pub struct Bounds {
     /// Agents whose prompts, resources and notifications come together at `/mcp`; the first in the order of
     /// their names.
     pub agents: usize,
+    /// Between a change and the look at what it is, for whoever listens.
+    pub settle: Duration,
     /// How long one call to an agent listens for its notifications, before another one does.
     pub listen: Duration,
     /// How long requests may finish whose client closed its side of a pair of streams.
@@ -85,6 +87,7 @@ impl Default for Bounds {
             rounds: 16,
             page: 1_000,
             agents: 64,
+            settle: Duration::from_secs(1),
             listen: Duration::from_secs(3_600),
             drain: Duration::from_secs(5),
             keep_alive: Duration::from_secs(15),

@@ -19,6 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, SizeHint};
+use tokio::sync::watch;
 
 use super::allowed::permits;
 use super::answering::{Answering, Outcome, Said};
@@ -335,18 +336,24 @@ impl Gateway {
             answering: Answering,
             id: Option<Id>,
             clock: Arc<dyn crate::Clock>,
+            is_over: watch::Receiver<bool>,
         }
         let state = State {
             first,
             answering,
             id,
             clock: Arc::clone(&self.0.clock),
+            is_over: self.0.is_over.subscribe(),
         };
         let keep_alive = self.0.bounds.keep_alive;
         let events = stream::unfold(state, move |mut state| async move {
             let said = match state.first.take() {
                 Some(first) => Some(Some(first)),
-                None => state.answering.within(&*state.clock, keep_alive).await,
+                None => tokio::select! {
+                    biased;
+                    _ = state.is_over.wait_for(|is_over| *is_over) => return None,
+                    said = state.answering.within(&*state.clock, keep_alive) => said,
+                },
             };
             let event = match said {
                 None => COMMENT.to_owned(),

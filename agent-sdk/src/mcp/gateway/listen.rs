@@ -27,8 +27,6 @@ const RESOURCES: &str = "notifications/resources/list_changed";
 const UPDATED: &str = "notifications/resources/updated";
 const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 
-/// Between two looks at what changed: changes come in swarms.
-const PAUSE: Duration = Duration::from_millis(200);
 /// Before an agent is listened to again.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -203,11 +201,13 @@ impl Guest {
                     }
                     agents.clear();
                     heard.clear();
+                    continue;
                 }
                 // Nobody says when a right to look expires.
                 () = self.clock.sleep(self.bounds.listen) => {}
             }
-            self.clock.sleep(PAUSE).await;
+            // Changes come in swarms, and each look is a whole list.
+            self.clock.sleep(self.bounds.settle).await;
             changes.mark_unchanged();
             catalogue = self.catalogue().await?;
             let fingerprint = catalogue.fingerprint();

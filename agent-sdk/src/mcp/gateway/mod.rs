@@ -41,6 +41,8 @@ pub use http::Body;
 pub use through_agent::ThroughAgent;
 pub use upstream::{Failure, Ongoing, Outgoing, Shared, Step, Upstream};
 
+use tokio::sync::watch;
+
 use crate::Clock;
 use bounds::Places;
 use memory::Memories;
@@ -59,6 +61,7 @@ struct Inner {
     requests: Arc<Places>,
     streams: Arc<Places>,
     memories: Memories,
+    is_over: watch::Sender<bool>,
 }
 
 impl Gateway {
@@ -75,7 +78,13 @@ impl Gateway {
             streams: Places::new("streams", bounds.streams, bounds.streams_per_caller),
             memories: Memories::new(bounds.sessions, bounds.sessions_per_caller),
             bounds,
+            is_over: watch::Sender::default(),
         }))
+    }
+
+    /// Ends all streams over HTTP, now and from now on: whoever serves them stops.
+    pub fn end_streams(&self) {
+        self.0.is_over.send_replace(true);
     }
 }
 
