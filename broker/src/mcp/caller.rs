@@ -26,6 +26,7 @@ use proto_spec::{
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
+use super::steps::{Steps, Waiting, steps};
 use super::{Seen, check};
 use crate::inside::{Inside, delivered};
 use crate::locks::lock;
@@ -33,9 +34,6 @@ use crate::pipeline::{Core, Door, Step as Handled};
 use crate::state::outbox::Queued;
 use crate::state::registry::grant_id;
 use crate::state::sessions::Session;
-
-/// Steps of one call that wait for whoever looks at them; progress beyond is dropped, an answer never.
-const STEPS_MAX: usize = 256;
 
 /// Lists of tools that one agent's session remembers, and for how long.
 const FOUND: NonZeroUsize = NonZeroUsize::new(16).unwrap();
@@ -48,7 +46,7 @@ pub(super) struct Kept {
     key: SigningKey,
     speaker: Speaker,
     session: Inside,
-    calls: Mutex<HashMap<Digest, mpsc::Sender<Step>>>,
+    calls: Mutex<HashMap<Digest, Steps>>,
     changes: watch::Receiver<()>,
     found: Mutex<LruCache<(Digest, Option<AgentId>), Found>>,
 }
@@ -144,12 +142,8 @@ impl Kept {
         };
         let is_last = matches!(step, Step::Answer(_));
         let mut calls = lock(&self.calls);
-        let Some(waiting) = calls.get(&id) else {
-            return;
-        };
-        // One place is always left for the answer.
-        if is_last || waiting.capacity() > 1 {
-            let _ = waiting.try_send(step);
+        if let Some(steps) = calls.get(&id) {
+            steps.put(step, bytes_max);
         }
         if is_last {
             calls.remove(&id);
@@ -260,7 +254,7 @@ impl Bearer {
             .kept
             .say(Kind::ToolCall, &to, None, call.deadline, &body)
             .map_err(|why| told(&why))?;
-        let (steps, waiting) = mpsc::channel(STEPS_MAX);
+        let (steps, waiting) = steps();
         lock(&self.kept.calls).insert(said.id, steps.clone());
         let mut made = Made {
             bearer: self.clone(),
@@ -277,8 +271,7 @@ impl Bearer {
                 let bytes_max = answer.envelope.len();
                 let refused = Envelope::parse(answer.envelope, bytes_max)
                     .map_or_else(|why| failure(&why), |envelope| refused(&envelope));
-                // It is the first step, and there is room.
-                let _ = steps.try_send(Step::Answer(Err(refused)));
+                steps.put(Step::Answer(Err(refused)), 0);
                 made.is_over = true;
             }
         }
@@ -350,6 +343,10 @@ impl Upstream for Bearer {
         &self.agent
     }
 
+    fn credential(&self) -> Option<Digest> {
+        Some(grant_id(&self.token))
+    }
+
     fn tools<'a>(
         &'a self,
         only: Option<&'a AgentId>,
@@ -371,7 +368,7 @@ struct Made {
     bearer: Bearer,
     to: Audience,
     id: Digest,
-    waiting: mpsc::Receiver<Step>,
+    waiting: Waiting,
     is_over: bool,
 }
 
@@ -386,7 +383,7 @@ impl Ongoing for Made {
                     is_tools: false,
                 }))
             };
-            let step = self.waiting.recv().await.unwrap_or_else(lost);
+            let step = self.waiting.next().await.unwrap_or_else(lost);
             self.is_over |= matches!(step, Step::Answer(_));
             step
         }

@@ -5,6 +5,7 @@
 
 mod caller;
 mod door;
+mod steps;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
