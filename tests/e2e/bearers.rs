@@ -254,6 +254,45 @@ async fn a_revoked_agent_that_is_kept_again_has_another_key_and_old_tokens_stay_
     assert_eq!(names(&lab, &token).await, Vec::<String>::new());
 }
 
+/// Whether a bearer token opens anything.
+async fn is_good(lab: &Lab, token: &str) -> bool {
+    let reply = ask(lab, request("/mcp", Some(token), "tools/list", json!({}))).await;
+    reply.status() == 200
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bearer_token_stays_dead_whatever_key_its_agent_had_when_it_was_revoked() {
+    let mut lab = lab().await;
+    let revoke = async |lab: &Lab| {
+        let body = json!({"name": "desk"});
+        let revoked = lab.ask(&lab.admin, Kind::AdminAgentRevoke, &body).await;
+        revoked.unwrap();
+    };
+    // Its agent is revoked while `/mcp` is closed.
+    keep(&lab, "desk", &["fs.*"]).await;
+    let (_, token) = issue(&lab, "desk", &["fs.*"]).await;
+    assert!(is_good(&lab, &token).await);
+    let text = std::fs::read_to_string(lab.file()).unwrap();
+    let (closed, _) = text.split_once("[mcp]").unwrap();
+    std::fs::write(lab.file(), closed).unwrap();
+    lab = lab.restart().await.unwrap();
+    revoke(&lab).await;
+    let lines = format!("[mcp]\nresource = \"{RESOURCE}\"\nbearer_ok = [\"fs.*\"]");
+    lab = lab.reconfigured(&lines).await.unwrap();
+    keep(&lab, "desk", &["fs.*"]).await;
+    assert!(!is_good(&lab, &token).await);
+    // Its agent has a key of its own when it is revoked.
+    let (_, token) = issue(&lab, "desk", &["fs.*"]).await;
+    assert!(is_good(&lab, &token).await);
+    let own = Actor::new("desk", 9).unwrap();
+    lab.register(&own).await.unwrap();
+    lab.approve(&own, &["fs.*"]).await.unwrap();
+    assert!(!is_good(&lab, &token).await);
+    revoke(&lab).await;
+    keep(&lab, "desk", &["fs.*"]).await;
+    assert!(!is_good(&lab, &token).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_with_a_key_of_its_own_is_not_kept_and_gets_no_bearer_token() {
     let lab = lab().await;

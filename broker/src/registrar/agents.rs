@@ -13,6 +13,7 @@ use super::showing::{pending, record_of};
 use super::tokens::{reissue_terms, sealed};
 use super::{APPROVAL_LIFETIME, Decision, Desk, Origin, answer, bound, change, check_count};
 use crate::change::{Change, Reissued, default_prefixes};
+use crate::state::State;
 use crate::state::registry::{Agent, grant_id};
 
 impl Desk {
@@ -282,6 +283,8 @@ impl Desk {
         }
         let expires = body.expires.unwrap_or_else(|| at.later(APPROVAL_LIFETIME));
         let grant = self.mint_record(&body.name, body.key, &body.capabilities, at, expires)?;
+        let is_rekeyed = known.is_some() && !is_agents;
+        let tokens = is_rekeyed.then(|| self.without_key(&body.name, by));
         let name = body.name.clone();
         let endpoints = self.config.compat.endpoints.clone();
         let approved = Change::Approved {
@@ -296,13 +299,17 @@ impl Desk {
             by: by.first.clone(),
             at,
         };
-        Ok(change(approved, move |state| Ack::Agent {
+        let report = move |state: &State| Ack::Agent {
             agent: state
                 .registry
                 .agent(&name)
                 .map(|agent| record_of(state, &endpoints, &agent)),
             pending: pending(state, &endpoints, Some(&name), at),
-        }))
+        };
+        Ok(Decision::Change(
+            std::iter::once(approved).chain(tokens.flatten()).collect(),
+            Box::new(move |state| Some(report(state))),
+        ))
     }
 
     /// Another agent on record than `name` that is called where this one says that it is: whoever may call the

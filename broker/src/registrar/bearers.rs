@@ -13,7 +13,6 @@ use super::{Decision, Desk, change};
 use crate::change::Change;
 use crate::config::Mcp;
 use crate::kept::KeptKeys;
-use crate::state::registry::Agent;
 
 impl Desk {
     /// Approves an agent under a key of ours. It offers no tools: nothing of it is ever attached.
@@ -103,12 +102,6 @@ impl Desk {
         };
         let token = Some(encode_text(&sealed));
         Ok(change(issued, move |_| Ack::Issued { id, token, expires }))
-    }
-
-    /// Whether bearer tokens stand for an agent.
-    pub(super) fn is_kept(&self, agent: &Agent) -> bool {
-        let find = |keys: &KeptKeys| keys.find(&agent.name, &agent.key.key());
-        self.kept.as_deref().and_then(find).is_some()
     }
 
     fn bearers(&self) -> Result<(&KeptKeys, &Mcp), Refusal> {

@@ -207,20 +207,30 @@ impl Desk {
             by: by.first.clone(),
             at: self.clock.now(),
         };
-        let mut changes = vec![revoked];
-        // They hang on no key, and would be good again if the name were kept again.
-        if !ids.is_empty() && self.is_kept(&agent) {
-            changes.push(Change::Revoked {
-                ids,
-                reason: None,
-                by: by.first.clone(),
-                at: self.clock.now(),
-            });
-        }
+        let tokens = self.without_key(&agent.name, by);
         Ok(Decision::Change(
-            changes,
+            std::iter::once(revoked).chain(tokens).collect(),
             Box::new(|_| Some(Ack::Revoked(struck))),
         ))
+    }
+
+    /// The end of all tokens that were handed out for an agent, for when its key goes: bearer tokens hang on no
+    /// key, and would be good again when the broker keeps one for that name again.
+    pub(super) fn without_key(&self, name: &Name, by: &By) -> Option<Change> {
+        let at = self.clock.now();
+        let issued = self.state.registry.issued_to(name);
+        let ids = issued.iter().filter(|record| {
+            record.text.is_none()
+                && record.expires > at
+                && !self.state.revocations.is_revoked(&record.id)
+        });
+        let ids: Vec<Digest> = ids.map(|record| record.id).collect();
+        (!ids.is_empty()).then(|| Change::Revoked {
+            ids,
+            reason: None,
+            by: by.first.clone(),
+            at,
+        })
     }
 
     /// The kill switch: the agent, what it issued as an admin, whoever came in through that, and the
