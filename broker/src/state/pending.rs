@@ -70,7 +70,8 @@ impl Pending {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Busy`] when too many wait.
+    /// [`Refusal::Conflict`] where one that asks for something else waits under this key: what an admin looks at
+    /// does not change before it is approved. [`Refusal::Busy`] when too many wait.
     pub fn ask(
         &self,
         name: &Name,
@@ -85,6 +86,12 @@ impl Pending {
         inner
             .waiting
             .retain(|_, one| at <= one.at.later(self.lifetime));
+        if let (Some(before), Some((_, told))) = (inner.waiting.get(&slot), inner.asked.get(&slot))
+            && !(asks_the_same(before, request) && told.as_ref() == older)
+        {
+            let why = "another request waits under this key, until it is decided or expires";
+            return Err(Refusal::Conflict(why.into()));
+        }
         if inner.waiting.len() >= self.max && !inner.waiting.contains_key(&slot) {
             return Err(Refusal::Busy("the list of pending requests"));
         }
@@ -202,5 +209,42 @@ impl Pending {
             }
             _ => {}
         }
+    }
+}
+
+fn asks_the_same(waiting: &PendingRecord, request: &RegisterAgent) -> bool {
+    waiting.capabilities == request.capabilities
+        && waiting.prefixes == request.prefixes
+        && waiting.note == request.note
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_spec::SigningKey;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_an_admin_looks_at_is_not_exchanged_until_it_expires() {
+        let pending = Pending::new(&Limits::default());
+        let name: Name = "coder".parse().unwrap();
+        let key = SigningKey::from_seed(&[1; 32]).public();
+        let ask = |capabilities: &[&str], endpoint: &str, at: Timestamp| {
+            let request = json!({"pubkey": key, "capabilities": capabilities});
+            let request: RegisterAgent = serde_json::from_value(request).unwrap();
+            let older: Older =
+                serde_json::from_value(json!({"endpoint": endpoint, "tools": []})).unwrap();
+            pending.ask(&name, &request, Some(&older), 1, "here", at)
+        };
+        let (now, lifetime) = (Timestamp::from_ms(1_800_000_000_000), pending.lifetime);
+        ask(&["fs.*"], "http://a/", now).unwrap();
+        ask(&["fs.*"], "http://a/", now).unwrap();
+        for (capabilities, endpoint) in [("fs.*", "http://b/"), ("git.*", "http://a/")] {
+            let refused = ask(&[capabilities], endpoint, now);
+            assert!(matches!(refused, Err(Refusal::Conflict(_))));
+        }
+        let after = now.later(lifetime).later(Duration::from_millis(1));
+        ask(&["git.*"], "http://b/", after).unwrap();
     }
 }
