@@ -109,6 +109,8 @@ TOOLS = [
     tool("change"),
     tool("gone"),
     tool("cut"),
+    tool("later"),
+    tool("cut_again"),
     tool("touch"),
     tool("dotted.name/with odd\u001b"),
     tool("long_" + "x" * 300),
@@ -122,6 +124,7 @@ if "schemas" in HOSTILE:
     TOOLS += [
         tool("bomb_deep", {"a": deep}),
         tool("bomb_large", {"a": {"description": "x" * 100000}}),
+        tool("bomb_header", {"a": {"type": "string", "x-mcp-header": "a b"}}),
         tool("bomb_remote", {"a": {"$ref": "https://example.invalid/schema"}}),
         {"name": "bomb_array", "inputSchema": {"type": "array"}},
         {"name": "bomb_none"},
@@ -371,6 +374,11 @@ class Http(BaseHTTPRequestHandler):
             return self.end_with(405)
         if self.is_known("GET"):
             self.stream()
+            last = self.headers.get("Last-Event-ID", "")
+            if last.startswith("later-"):
+                return answer(int(last[6:]), text("later"))
+            if last.startswith("cut_again-"):
+                return
             STREAMS.append(self.wfile)
             time.sleep(3600)
 
@@ -407,8 +415,10 @@ class Http(BaseHTTPRequestHandler):
         if params.get("name") == "gone":
             SESSIONS.clear()
             return self.end_with(404)
-        if params.get("name") == "cut":
+        if params.get("name") in ("cut", "later", "cut_again"):
             self.stream()
+            if params["name"] != "cut":
+                self.wfile.write(b"id: %s-%d\nretry: 300\ndata:\n\ndata: {half" % (params["name"].encode(), message["id"]))
             return
         if message["method"] == "prompts/get":
             body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": {"messages": [], "plain": True}})

@@ -60,7 +60,7 @@ impl Schema {
     /// # Errors
     ///
     /// Why it cannot be held against anything: too large, too deep, too much work, no object, no schema, or it
-    /// refers to what is elsewhere.
+    /// refers to what is elsewhere; or marks arguments for headers that cannot say them.
     pub(super) fn read(raw: &RawValue) -> Result<Self, String> {
         let text = raw.get();
         if text.len() > SCHEMA_BYTES_MAX {
@@ -91,7 +91,7 @@ impl Schema {
             .build(&value)
             .map_err(|why| format!("its schema is none: {}", cut(&why)))?;
         let mut labelled = Vec::new();
-        label(&value, "", &mut labelled);
+        label(&value, "", &mut labelled)?;
         Ok(Self {
             validator,
             effort,
@@ -170,24 +170,46 @@ pub(super) struct Problem {
     pub(super) message: String,
 }
 
-/// The properties that have an `x-mcp-header`, which is a name as headers have them.
-fn label(schema: &Value, pointer: &str, labelled: &mut Vec<(String, String)>) {
+/// The properties that have an `x-mcp-header`: a name that a header can have and no other property has, of a text,
+/// an integer or a truth value. MCP has its clients over HTTP leave out a tool of which that is not so.
+///
+/// # Errors
+///
+/// Where one is not so, or there are too many.
+fn label(
+    schema: &Value,
+    pointer: &str,
+    labelled: &mut Vec<(String, String)>,
+) -> Result<(), String> {
     let properties = schema.get("properties").and_then(Value::as_object);
     for (name, inner) in properties.into_iter().flatten() {
         let escaped = name.replace('~', "~0").replace('/', "~1");
         let pointer = format!("{pointer}/{escaped}");
-        let is_name = |text: &&str| {
-            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-            !text.is_empty() && text.len() <= LABEL_CHARS_MAX && text.bytes().all(plain)
-        };
-        let header = inner.get("x-mcp-header").and_then(Value::as_str);
-        if let Some(header) = header.filter(is_name)
-            && labelled.len() < LABELS_MAX
-        {
+        if let Some(header) = inner.get("x-mcp-header") {
+            let kind = inner.get("type").and_then(Value::as_str);
+            let header = header_name(header)
+                .filter(|_| matches!(kind, Some("string" | "integer" | "boolean")))
+                .filter(|header| {
+                    labelled
+                        .iter()
+                        .all(|(_, one)| !one.eq_ignore_ascii_case(header))
+                })
+                .ok_or_else(|| format!("no header can say its argument {}", cut(&pointer)))?;
+            if labelled.len() == LABELS_MAX {
+                return Err(format!("headers say {LABELS_MAX} of its arguments at most"));
+            }
             labelled.push((pointer.clone(), header.to_owned()));
         }
-        label(inner, &pointer, labelled);
+        label(inner, &pointer, labelled)?;
     }
+    Ok(())
+}
+
+/// What can be the rest of a header's name: RFC 9110, a token.
+fn header_name(name: &Value) -> Option<&str> {
+    let is_of_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    name.as_str()
+        .filter(|name| (1..=LABEL_CHARS_MAX).contains(&name.len()) && name.bytes().all(is_of_token))
 }
 
 /// How much work a schema can make.
@@ -507,14 +529,53 @@ mod tests {
     #[test]
     fn the_way_is_told_of_the_arguments_that_the_schema_marks() {
         let schema = read(
-            r#"{"type":"object","properties":{"a/b":{"x-mcp-header":"Region"},"o":{"properties":{"n":{"x-mcp-header":"N"}}},"bad":{"x-mcp-header":"a b"}}}"#,
+            r#"{"type":"object","properties":{"a/b":{"type":"string","x-mcp-header":"Region"},"o":{"properties":{"n":{"type":"integer","x-mcp-header":"N"}}},"b":{"type":"boolean","x-mcp-header":"B"}}}"#,
         )
         .unwrap();
-        let arguments = raw(r#"{"a/b":"eu","o":{"n":7},"bad":1}"#);
+        let arguments = raw(r#"{"a/b":"eu","o":{"n":7},"b":null}"#);
         let labels = schema.labels(Some(&arguments));
         let told: Vec<_> = labels.iter().map(|one| (&*one.name, &*one.value)).collect();
         assert_eq!(told, [("Region", "eu"), ("N", "7")]);
         assert!(schema.labels(Some(&raw(r#"{"a/b":["eu"]}"#))).is_empty());
+    }
+
+    #[test]
+    fn a_schema_that_marks_arguments_for_headers_that_cannot_say_them_is_refused() {
+        let marked = |kind: &str, header: &str| {
+            format!(
+                r#"{{"type":"object","properties":{{"a":{{"type":"{kind}","x-mcp-header":{header}}}}}}}"#
+            )
+        };
+        assert!(read(&marked("string", r#""Region-1""#)).is_ok());
+        let long = format!(r#""{}""#, "x".repeat(LABEL_CHARS_MAX + 1));
+        for header in [
+            r#""""#,
+            r#""a b""#,
+            r#""a:b""#,
+            r#""é""#,
+            r#""a\tb""#,
+            "7",
+            "null",
+            &long,
+        ] {
+            assert!(
+                refused(&marked("string", header)).contains("header"),
+                "{header}"
+            );
+        }
+        for kind in ["object", "array", "null", "number"] {
+            assert!(
+                refused(&marked(kind, r#""A""#)).contains("header"),
+                "{kind}"
+            );
+        }
+        let twice = r#"{"type":"object","properties":{"a":{"type":"string","x-mcp-header":"Re"},"o":{"properties":{"b":{"type":"string","x-mcp-header":"rE"}}}}}"#;
+        assert!(refused(twice).contains("/o/b"));
+        let many: Vec<String> = (0..=LABELS_MAX)
+            .map(|n| format!(r#""p{n}":{{"type":"string","x-mcp-header":"P{n}"}}"#))
+            .collect();
+        let many = format!(r#"{{"type":"object","properties":{{{}}}}}"#, many.join(","));
+        assert!(refused(&many).contains("at most"));
     }
 
     #[test]
