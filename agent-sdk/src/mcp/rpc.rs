@@ -22,6 +22,9 @@ pub const INVALID_PARAMS: i64 = -32_602;
 /// It went wrong on this side.
 pub const INTERNAL_ERROR: i64 = -32_603;
 
+/// The revision of MCP is none that is spoken there.
+pub const UNSUPPORTED_VERSION: i64 = -32_022;
+
 /// A JSON object: its members in the order in which they came, their values as they were sent.
 #[derive(Debug, Clone, Default)]
 pub struct Object(Vec<(String, Box<RawValue>)>);

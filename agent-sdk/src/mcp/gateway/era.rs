@@ -2,8 +2,8 @@
 
 use serde_json::value::RawValue;
 
-use super::fault::{Fault, UNSUPPORTED_VERSION};
-use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
+use super::fault::Fault;
+use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError, UNSUPPORTED_VERSION};
 
 /// The revision in which every request stands for itself.
 pub(super) const MODERN: &str = "2026-07-28";

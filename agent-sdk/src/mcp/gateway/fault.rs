@@ -8,6 +8,7 @@ use super::upstream::{Failure, REFUSED};
 use crate::mcp::MCP_ERROR;
 use crate::mcp::rpc::{
     INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR, RpcError,
+    UNSUPPORTED_VERSION,
 };
 use crate::tool::INVALID_ARGUMENTS;
 
@@ -15,8 +16,6 @@ use crate::tool::INVALID_ARGUMENTS;
 pub(super) const HEADER_MISMATCH: i64 = -32_020;
 /// The client did not declare what it would be asked.
 pub(super) const MISSING_CAPABILITY: i64 = -32_021;
-/// No revision that is spoken here.
-pub(super) const UNSUPPORTED_VERSION: i64 = -32_022;
 
 /// An error as it goes to the client.
 #[derive(Debug, Clone)]

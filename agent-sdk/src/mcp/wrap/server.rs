@@ -8,10 +8,10 @@ use tokio::sync::{Mutex, broadcast};
 
 use super::connection::{Connection, Unanswered};
 use super::desk::{Desk, News};
-use super::http::Site;
+use super::site::Site;
 use super::stdio::Program;
 use super::{MODERN, client_info};
-use crate::mcp::rpc::Object;
+use crate::mcp::rpc::{Object, RpcError, UNSUPPORTED_VERSION};
 
 /// The newest revision whose connections begin with `initialize`.
 const LEGACY: &str = "2025-11-25";
@@ -151,8 +151,24 @@ impl Server {
     }
 }
 
-/// Asks what a server of 2026-07-28 can.
+/// Asks what a server of 2026-07-28 can. Where it refuses the revision, and then names it among those that it
+/// speaks, it is taken at its word once.
 async fn discover(connection: &Connection, patience: Duration) -> Result<Object, String> {
+    let asked = || connection.ask("server/discover", discovery(), patience);
+    let answer = match asked().await {
+        Err(Unanswered::Refused(why)) if names_ours(&why) => asked().await,
+        answer => answer,
+    };
+    let answer = answer.map_err(|why| why.to_string())?;
+    let discovered = Object::parse(answer.get()).map_err(|why| why.to_string())?;
+    let versions: Vec<String> = discovered.read("supportedVersions").unwrap_or_default();
+    match versions.iter().any(|version| version == MODERN) {
+        true => Ok(discovered),
+        false => Err(format!("it speaks {versions:?}")),
+    }
+}
+
+fn discovery() -> Object {
     let mut meta = Object::default();
     meta.put("io.modelcontextprotocol/protocolVersion", MODERN);
     meta.set("io.modelcontextprotocol/clientInfo", client_info());
@@ -162,14 +178,18 @@ async fn discover(connection: &Connection, patience: Duration) -> Result<Object,
     );
     let mut params = Object::default();
     params.put("_meta", &meta);
-    let answer = connection.ask("server/discover", params, patience).await;
-    let answer = answer.map_err(|why| why.to_string())?;
-    let discovered = Object::parse(answer.get()).map_err(|why| why.to_string())?;
-    let versions: Vec<String> = discovered.read("supportedVersions").unwrap_or_default();
-    match versions.iter().any(|version| version == MODERN) {
-        true => Ok(discovered),
-        false => Err(format!("it speaks {versions:?}")),
-    }
+    params
+}
+
+/// Whether a refusal of the revision names it among those that are spoken.
+fn names_ours(why: &RpcError) -> bool {
+    let data = why
+        .data
+        .as_ref()
+        .filter(|_| why.code == UNSUPPORTED_VERSION);
+    let data = data.and_then(|raw| Object::parse(raw.get()).ok());
+    let supported: Option<Vec<String>> = data.and_then(|data| data.read("supported"));
+    supported.is_some_and(|all| all.iter().any(|version| version == MODERN))
 }
 
 /// The older greeting.
