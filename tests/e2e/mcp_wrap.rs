@@ -618,6 +618,7 @@ async fn tools_that_cannot_be_offered_are_left_out_with_the_reason() {
         ["\"a.b\"", "\"a_b\""],
         ["bomb_array", "object"],
         ["bomb_deep", "deep"],
+        ["bomb_header", "header"],
         ["bomb_large", "bytes"],
         ["bomb_none", "schema"],
         ["bomb_pattern", "schema is none"],
@@ -873,6 +874,28 @@ async fn a_legacy_server_reached_by_http_asks_has_sessions_and_tells_of_changes(
         .await
         .unwrap();
     assert_eq!(text(&again), "a new session");
+}
+
+#[tokio::test]
+async fn a_legacy_servers_stream_that_breaks_off_goes_on_where_the_server_says() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let server = Listening::start("legacy");
+    let wrap = site.reach(&server);
+    let began = std::time::Instant::now();
+    let later = call(&ada, "fs.later", json!({})).await.unwrap();
+    assert_eq!(text(&later), "later");
+    let left_alone = began.elapsed();
+    assert!(left_alone >= Duration::from_millis(300), "{left_alone:?}");
+    assert_eq!(
+        code(call(&ada, "fs.cut_again", json!({})).await),
+        "SERVER_LOST"
+    );
+    drop(wrap);
+    // The revision without sessions has nothing that goes on.
+    let server = Listening::start("modern");
+    let _wrap = site.reach(&server);
+    assert_eq!(code(call(&ada, "fs.later", json!({})).await), "SERVER_LOST");
 }
 
 #[test]

@@ -14,9 +14,14 @@
 //!
 //! A server's error is a tool error with the code [`MCP_ERROR`], whose data is the JSON-RPC error object.
 
+mod address;
 pub mod gateway;
 pub mod rpc;
+mod way;
 pub mod wrap;
+
+pub use self::address::Address;
+pub use self::way::Roots;
 
 /// Parameters of a request other than `tools/call` that are not among the arguments of the call that it is:
 /// they say how it is asked, and not for what.

@@ -102,6 +102,11 @@ impl Desk {
         (id, mailbox)
     }
 
+    /// Whether somebody waits for it.
+    pub(super) fn waits_for(&self, id: u64) -> bool {
+        self.state().waiting.contains_key(&id)
+    }
+
     /// Nobody waits for it any more. Whether somebody did.
     pub(super) fn close(&self, id: u64) -> bool {
         self.state().waiting.remove(&id).is_some()

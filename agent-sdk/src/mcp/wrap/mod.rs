@@ -22,6 +22,7 @@ mod pool;
 mod relay;
 mod schema;
 mod server;
+mod site;
 mod sse;
 mod stdio;
 
@@ -35,7 +36,6 @@ use tokio::sync::broadcast::error::RecvError;
 
 use self::connection::Exchange;
 use self::desk::{NEWS_MAX, Wants};
-pub use self::http::Site;
 use self::mailbox::{Next, Outcome, Said};
 use self::offer::Catalogue;
 use self::parked::{PARKED_FOR, Parked};
@@ -43,6 +43,7 @@ use self::pool::{Key, Lease, NoServer, Pool};
 use self::relay::{Talk, every_capability};
 pub use self::server::Source;
 use self::server::{Era, Server};
+pub use self::site::Site;
 pub use self::stdio::Program;
 use crate::agent::Offered;
 use crate::mcp::rpc::Object;

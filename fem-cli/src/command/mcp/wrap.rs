@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agent_sdk::mcp::Address;
 use agent_sdk::mcp::wrap::{Options, Program, Site, Source, Wrapped};
 use agent_sdk::sandbox::{Files, Network, NotRun, Sandbox, Tier, Wanted};
 use agent_sdk::{Agent, RegisterOptions, Registration};
@@ -195,7 +196,8 @@ fn site(args: &Wrap, url: &str) -> Outcome<Site> {
         let all: Result<Vec<_>, _> = all.collect();
         all.map_err(|why| wrong(&why))
     });
-    Site::new(url, headers?, roots.transpose()?).map_err(Failure::usage)
+    let address: Address = url.parse().map_err(Failure::usage)?;
+    Site::new(address, headers?, &roots.transpose()?).map_err(Failure::usage)
 }
 
 /// `NAME=@FILE` or `NAME=env:VAR`.
