@@ -6,6 +6,7 @@ mod clients;
 mod direct;
 mod front;
 mod hostile;
+mod outbound;
 mod servers;
 
 /// What the toolbox has; where it has not, says what is left out and why, and ends the test.

@@ -14,6 +14,8 @@ use crate::mcp::toolbox::Npm;
 
 /// The longest that all scenarios of a revision take together.
 const SUITE_MAX: Duration = Duration::from_secs(300);
+/// The longest that a client takes with one scenario: all are played at once.
+const CLIENT_MAX: Duration = Duration::from_secs(240);
 /// A folder's name ends with when it was made: `-2026-11-22T15-58-16-307Z`.
 const STAMP_CHARS: usize = 25;
 
@@ -137,13 +139,9 @@ pub async fn client_conformance(
     command: &str,
     requirements: Requirements,
 ) -> Result<Report> {
-    judge(
-        npm,
-        Side::Client,
-        &["client", "--command", command],
-        requirements,
-    )
-    .await
+    let patience = CLIENT_MAX.as_millis().to_string();
+    let arguments = ["client", "--command", command, "--timeout", &patience];
+    judge(npm, Side::Client, &arguments, requirements).await
 }
 
 async fn judge(
