@@ -28,7 +28,7 @@ const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 /// The DER header of the OCTET STRING inside PKCS#8 that holds the seed.
 const SEED_HEADER: [u8; 2] = [0x04, 0x20];
 /// No key file is longer; a larger file is something else.
-const FILE_BYTES_MAX: u64 = 16 << 10;
+pub(crate) const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
 
 /// An Ed25519 key. Wiped from memory when dropped; it has no `Clone` and its `Debug` shows the public
 /// half only.
@@ -61,7 +61,7 @@ impl Key {
     /// Ed25519 key.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let pem = read_private(path)?;
+        let pem = read_private(path, KEY_FILE_BYTES_MAX)?;
         Self::from_pem(&pem, None).map_err(|why| Error::file(path, why))
     }
 
@@ -72,7 +72,7 @@ impl Key {
     /// [`Error::File`] as for [`Key::load`], and where the passphrase is not the one.
     pub fn load_encrypted(path: impl AsRef<Path>, passphrase: &Passphrase) -> Result<Self> {
         let path = path.as_ref();
-        let pem = read_private(path)?;
+        let pem = read_private(path, KEY_FILE_BYTES_MAX)?;
         Self::from_pem(&pem, Some(passphrase)).map_err(|why| Error::file(path, why))
     }
 
@@ -223,7 +223,7 @@ impl Passphrase {
     ///
     /// [`Error::File`] where others can read or write the file.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_private(path)?;
+        let text = read_private(path, KEY_FILE_BYTES_MAX)?;
         let line = text.strip_suffix('\n').unwrap_or(&text);
         Ok(Self::new(
             line.strip_suffix('\r').unwrap_or(line).to_owned(),
@@ -237,9 +237,9 @@ impl fmt::Debug for Passphrase {
     }
 }
 
-/// Reads a file that holds a secret. The mode is looked up on the opened file, so what is checked is
+/// Reads a file of at most `most` bytes that holds a secret. The mode is looked up on the opened file, so what is checked is
 /// what is read.
-fn read_private(path: &Path) -> Result<Zeroizing<String>> {
+pub(crate) fn read_private(path: &Path, most: u64) -> Result<Zeroizing<String>> {
     let cannot = |why: std::io::Error| Error::file(path, format!("cannot be read: {why}"));
     let file = File::open(path).map_err(cannot)?;
     let metadata = file.metadata().map_err(cannot)?;
@@ -253,13 +253,11 @@ fn read_private(path: &Path) -> Result<Zeroizing<String>> {
             ),
         ));
     }
-    if metadata.len() > FILE_BYTES_MAX {
-        return Err(Error::file(path, "too long for a key"));
+    if metadata.len() > most {
+        return Err(Error::file(path, "too long for a secret"));
     }
-    let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize));
-    file.take(FILE_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(cannot)?;
+    let mut text = Zeroizing::new(String::with_capacity(most as usize));
+    file.take(most).read_to_string(&mut text).map_err(cannot)?;
     Ok(text)
 }
 

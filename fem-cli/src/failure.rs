@@ -20,7 +20,7 @@ pub(crate) enum Exit {
     NotFound = 4,
     /// The broker cannot be reached, or nobody who serves the tool is attached.
     Unreachable = 5,
-    /// An admin, or a second admin, has to decide first.
+    /// An admin, a second admin, or whoever logs in has to decide first.
     Pending = 6,
     /// The call arrived, and the tool itself answered with an error.
     ToolFailed = 7,
@@ -40,7 +40,7 @@ Exit codes:
   3  refused by the broker or the provider; nothing was changed
   4  what was named does not exist
   5  the broker cannot be reached, or nobody who serves the tool is attached
-  6  pending: an admin, or a second admin, has to decide first
+  6  pending: an admin, a second admin, or whoever logs in has to decide first
   7  the tool itself answered with an error
   8  no answer: it may or may not have happened
   9  refused for now: the same command may succeed later";

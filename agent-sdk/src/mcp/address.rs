@@ -6,15 +6,21 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use http::Uri;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of an address.
 const ADDRESS_BYTES_MAX: usize = 2 << 10;
 
 /// `https://…`, or `http://…` on this machine; without secrets and fragments.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Address {
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Address(Arc<Parsed>);
+
+#[derive(PartialEq, Eq)]
+struct Parsed {
     text: String,
     uri: Uri,
     /// Where it is on this machine, if it is plain.
@@ -33,39 +39,42 @@ impl Address {
     /// As it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     /// What a request's line names: path and query.
     pub(crate) fn target(&self) -> &str {
-        self.uri.path_and_query().map_or("/", |path| path.as_str())
+        self.0
+            .uri
+            .path_and_query()
+            .map_or("/", |path| path.as_str())
     }
 
     /// The path alone.
     pub(crate) fn path(&self) -> &str {
-        self.uri.path()
+        self.0.uri.path()
     }
 
     /// Host and port as written.
     pub(crate) fn authority(&self) -> &str {
-        self.uri.authority().map_or("", |it| it.as_str())
+        self.0.uri.authority().map_or("", |it| it.as_str())
     }
 
     /// Where it is on this machine, if it is plain.
     pub(crate) fn here(&self) -> Option<IpAddr> {
-        self.here
+        self.0.here
     }
 
     /// Whom it reaches.
     pub(crate) fn origin(&self) -> Origin {
-        let (scheme, port) = match self.here {
+        let (scheme, port) = match self.0.here {
             Some(_) => ("http", 80),
             None => ("https", 443),
         };
         Origin {
             scheme,
-            host: self.uri.host().unwrap_or_default().to_ascii_lowercase(),
-            port: self.uri.port_u16().unwrap_or(port),
+            host: self.0.uri.host().unwrap_or_default().to_ascii_lowercase(),
+            port: self.0.uri.port_u16().unwrap_or(port),
         }
     }
 
@@ -118,11 +127,24 @@ impl FromStr for Address {
             },
             _ => return bad("begins with neither https:// nor http://"),
         };
-        Ok(Self {
+        Ok(Self(Arc::new(Parsed {
             text: text.to_owned(),
             uri,
             here,
-        })
+        })))
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.0.text.clone()
     }
 }
 
@@ -135,13 +157,13 @@ fn loopback(host: &str) -> Option<IpAddr> {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0.text)
     }
 }
 
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0.text)
     }
 }
 

@@ -1,5 +1,5 @@
 //! The Model Context Protocol on both sides of a broker: a server of it becomes an agent (`wrap`), and a
-//! client of it calls agents' tools (`gateway`).
+//! client of it calls agents' tools (`gateway`). Where a server demands an authorisation, `login` gets and shows it.
 //!
 //! Between the two, MCP travels as FEM calls, in the manner of its revision 2026-07-28 whichever the ends
 //! speak: every request stands for itself. A call's `arguments` are what conditions on arguments look at, its
@@ -16,12 +16,16 @@
 
 mod address;
 pub mod gateway;
+pub mod login;
 pub mod rpc;
 mod way;
 pub mod wrap;
 
 pub use self::address::Address;
-pub use self::way::Roots;
+pub use self::way::{Roots, roots};
+
+/// The revision of MCP in whose manner calls travel.
+const MODERN: &str = "2026-07-28";
 
 /// Parameters of a request other than `tools/call` that are not among the arguments of the call that it is:
 /// they say how it is asked, and not for what.

@@ -1,6 +1,7 @@
 //! The way to an HTTP server: TLS 1.3, or plain to this machine. Nothing is followed to anywhere else.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use http_body_util::Full;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use tokio::net::TcpStream;
 
 use super::address::Address;
@@ -94,6 +96,22 @@ where
         }
     });
     Ok(sender)
+}
+
+/// Whom a file (PEM) says to believe; this system's authorities where there is no file.
+///
+/// # Errors
+///
+/// Where it cannot be read, or holds no certificate.
+pub fn roots(file: Option<&Path>) -> Result<Roots, String> {
+    let Some(file) = file else { return Ok(None) };
+    let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", file.display());
+    let all = CertificateDer::pem_file_iter(file).map_err(|why| wrong(&why))?;
+    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(|why| wrong(&why))?;
+    match all.is_empty() {
+        true => Err(wrong(&"holds no certificate")),
+        false => Ok(Some(all)),
+    }
 }
 
 fn system_roots() -> Result<Vec<CertificateDer<'static>>, String> {

@@ -98,6 +98,7 @@ impl Connection {
                         return answer.map_err(Unanswered::Refused);
                     }
                     Next::Over(Outcome::Lost(why)) => return Err(Unanswered::Lost(why)),
+                    Next::Over(Outcome::Barred(why)) => return Err(Unanswered::Barred(why)),
                 }
             }
         };
@@ -155,6 +156,9 @@ pub(super) enum Unanswered {
     /// It is gone.
     #[error("{0}")]
     Lost(String),
+    /// Somebody has to log in first: what to do.
+    #[error("{0}")]
+    Barred(String),
 }
 
 /// A request that was made. Dropping it before its outcome cancels it.

@@ -157,6 +157,13 @@ impl Desk {
         }
     }
 
+    /// No answer to this request will come before somebody logs in.
+    pub(super) fn bar(&self, id: u64, why: &str) {
+        if let Some(waiting) = self.state().waiting.remove(&id) {
+            waiting.mailbox.end(Outcome::Barred(why.to_owned()));
+        }
+    }
+
     /// Nothing comes any more, for those who wait and for those who will.
     pub(super) fn lost(&self, why: &str) {
         let mut state = self.state();

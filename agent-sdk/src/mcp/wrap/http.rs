@@ -23,13 +23,13 @@ use proto_spec::limits::ENVELOPE_BYTES;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::MODERN;
 use super::connection::{Connection, Label, Wire, cancelled};
 use super::desk::Desk;
 use super::hear::{Heard, hear};
-use super::site::Site;
+use super::site::{Site, Unsent};
 use super::sse::Events;
 use crate::link::backoff::Backoff;
+use crate::mcp::MODERN;
 use crate::mcp::rpc::{INTERNAL_ERROR, Message, Object, RpcError};
 
 /// Bytes of one message.
@@ -190,8 +190,10 @@ impl Line {
         }
         let line = Arc::clone(self);
         let task = tokio::spawn(async move {
-            if let Err(why) = line.request(id, &message, &labels).await {
-                line.desk.abandon(id, &why);
+            match line.request(id, &message, &labels).await {
+                Ok(()) => {}
+                Err(Unsent::LoginNeeded(why)) => line.desk.bar(id, &why),
+                Err(Unsent::Lost(why)) => line.desk.abandon(id, &why),
             }
             line.under_way().requests.remove(&id);
         });
@@ -236,7 +238,7 @@ impl Line {
         id: u64,
         message: &Message,
         labels: &[Label],
-    ) -> Result<(), String> {
+    ) -> Result<(), Unsent> {
         let mut request = self.site.request(Method::POST, message.line())?;
         self.dress(&mut request, message, labels)?;
         let (response, sender) = self.site.send(request).await?;
@@ -252,7 +254,8 @@ impl Line {
             self.greeting().session = response.headers().get(SESSION).cloned();
         }
         if kind.starts_with(EVENTS) && status.is_success() {
-            return self.hear_to_the_answer(response.into_body(), id).await;
+            let heard = self.hear_to_the_answer(response.into_body(), id);
+            return Ok(heard.await?);
         }
         let most = if status.is_success() {
             MESSAGE_BYTES_MAX
@@ -278,7 +281,9 @@ impl Line {
                             outcome: Err(why), ..
                         },
                     ) => self.desk.spoilt(id, why),
-                    (false, _) => return Err("the server answered another request".into()),
+                    (false, _) => {
+                        return Err("the server answered another request".to_owned().into());
+                    }
                 }
                 Ok(())
             }
@@ -286,7 +291,7 @@ impl Line {
                 self.desk.spoilt(id, why);
                 Ok(())
             }
-            _ => self.refused(id, status, &body),
+            _ => Ok(self.refused(id, status, &body)?),
         }
     }
 
@@ -363,7 +368,7 @@ impl Line {
         }
         let (response, _sender) = match self.site.send(request).await {
             Ok(answered) => answered,
-            Err(why) => return Ok(Went::Unreachable(why)),
+            Err(why) => return Ok(Went::Unreachable(why.to_string())),
         };
         drop(open);
         if !response.status().is_success() {
@@ -417,7 +422,8 @@ impl Line {
         let mut request = self.site.request(Method::POST, message.line())?;
         self.dress(&mut request, &message, &[])?;
         let sent = async {
-            let (response, sender) = self.site.send(request).await?;
+            let sent = self.site.send(request).await;
+            let (response, sender) = sent.map_err(|why| why.to_string())?;
             let status = response.status();
             let body = Limited::new(response.into_body(), 1 << 20).collect().await;
             if body.is_ok() {
@@ -464,7 +470,8 @@ impl Line {
         let mut request = self.site.request(Method::DELETE, String::new())?;
         self.name(&mut request);
         request.headers_mut().insert(SESSION, session);
-        self.site.send(request).await.map(drop)
+        let sent = self.site.send(request).await;
+        sent.map(drop).map_err(|why| why.to_string())
     }
 
     /// Says in headers what a message is.

@@ -48,6 +48,8 @@ pub(super) enum Outcome {
     Answered(Result<Box<RawValue>, RpcError>),
     /// There will be none: why.
     Lost(String),
+    /// There will be none before somebody logs in: what to do.
+    Barred(String),
 }
 
 /// What comes next.

@@ -39,13 +39,16 @@ use self::desk::{NEWS_MAX, Wants};
 use self::mailbox::{Next, Outcome, Said};
 use self::offer::Catalogue;
 use self::parked::{PARKED_FOR, Parked};
-use self::pool::{Key, Lease, NoServer, Pool};
+pub use self::pool::NoServer;
+use self::pool::{Key, Lease, Pool};
 use self::relay::{Talk, every_capability};
 pub use self::server::Source;
+pub(crate) use self::server::discovery_message;
 use self::server::{Era, Server};
 pub use self::site::Site;
 pub use self::stdio::Program;
 use crate::agent::Offered;
+use crate::mcp::MODERN;
 use crate::mcp::rpc::Object;
 use crate::tool::Tool;
 
@@ -53,11 +56,11 @@ use crate::tool::Tool;
 pub const SERVER_BUSY: &str = "SERVER_BUSY";
 /// The code of a call that the server did not answer before it was gone: it may or may not have acted.
 pub const SERVER_LOST: &str = "SERVER_LOST";
+/// The code of a call that the server refuses until whoever runs this has logged in there.
+pub const SERVER_LOGIN_NEEDED: &str = "SERVER_LOGIN_NEEDED";
 /// The code of a call that the server did not answer in time. It was told that nobody waits.
 pub const SERVER_SILENT: &str = "SERVER_SILENT";
 
-/// The revision of MCP in whose manner calls travel.
-const MODERN: &str = "2026-07-28";
 /// How long the server may take to answer a question of our own.
 const ASK_PATIENCE: Duration = Duration::from_secs(30);
 /// What a server offers is read again so often at most.
@@ -112,7 +115,7 @@ impl Wrapped {
     /// # Errors
     ///
     /// Why it cannot be spoken to.
-    pub async fn open(name: Name, source: Source, options: &Options) -> Result<Self, String> {
+    pub async fn open(name: Name, source: Source, options: &Options) -> Result<Self, NoServer> {
         let first = broadcast::Sender::new(NEWS_MAX);
         let server = Server::meet(&source, &every_capability(), &first).await?;
         let catalogue = Catalogue::read(&server).await?;
@@ -198,14 +201,13 @@ impl Wrapped {
         }
     }
 
-    async fn look_again(&self) -> Result<(), String> {
+    async fn look_again(&self) -> Result<(), NoServer> {
         let looking = Arc::clone(&self.looking());
         let lease = match looking.server.connection.is_over() {
             false => looking,
             true => {
                 let key = looking_key(self.inner.pool.era());
-                let taken = self.inner.pool.take(&key, false).await;
-                let lease = Arc::new(taken.map_err(|why: NoServer| why.to_string())?);
+                let lease = Arc::new(self.inner.pool.take(&key, false).await?);
                 *self.looking() = Arc::clone(&lease);
                 lease
             }

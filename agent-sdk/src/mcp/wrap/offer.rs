@@ -12,6 +12,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::Inner;
+use super::connection::Unanswered;
+use super::pool::NoServer;
 use super::relay::{Target, relay};
 use super::schema::Schema;
 use super::server::Server;
@@ -82,7 +84,7 @@ impl Catalogue {
     /// # Errors
     ///
     /// Why its list of tools could not be read.
-    pub(super) async fn read(server: &Server) -> Result<Self, String> {
+    pub(super) async fn read(server: &Server) -> Result<Self, NoServer> {
         let capabilities = server.capabilities();
         let mut catalogue = Self {
             methods: methods(&capabilities),
@@ -267,7 +269,7 @@ fn methods(capabilities: &Object) -> Vec<&'static str> {
 }
 
 /// All pages of a server's tools.
-async fn drain(server: &Server) -> Result<Vec<Object>, String> {
+async fn drain(server: &Server) -> Result<Vec<Object>, NoServer> {
     let mut tools: Vec<Object> = Vec::new();
     let mut bytes = 0;
     let mut cursor: Option<Box<RawValue>> = None;
@@ -280,32 +282,34 @@ async fn drain(server: &Server) -> Result<Vec<Object>, String> {
         let listed = page.get("tools").ok_or("its list of tools is none")?;
         bytes += listed.get().len();
         if bytes > LISTED_BYTES_MAX {
-            return Err(format!(
-                "its list of tools has more than {LISTED_BYTES_MAX} bytes"
-            ));
+            let why = format!("its list of tools has more than {LISTED_BYTES_MAX} bytes");
+            return Err(why.into());
         }
         let listed: Vec<Object> = serde_json::from_str(listed.get())
             .map_err(|why| format!("its list of tools: {why}"))?;
         tools.extend(listed);
         if tools.len() > LISTED_MAX {
-            return Err(format!("it lists more than {LISTED_MAX} tools"));
+            return Err(format!("it lists more than {LISTED_MAX} tools").into());
         }
         cursor = page.get("nextCursor").map(ToOwned::to_owned);
         if cursor.as_ref().is_none_or(|cursor| cursor.get() == "null") {
             return Ok(tools);
         }
     }
-    Err(format!("its list of tools has more than {PAGES_MAX} pages"))
+    Err(format!("its list of tools has more than {PAGES_MAX} pages").into())
 }
 
 impl Server {
-    async fn list(&self, method: &str, mut params: Object) -> Result<Object, String> {
+    async fn list(&self, method: &str, mut params: Object) -> Result<Object, NoServer> {
         if self.era == super::server::Era::Modern {
             params.put("_meta", &own_meta());
         }
         let answer = self.connection.ask(method, params, ASK_PATIENCE).await;
-        let answer = answer.map_err(|why| format!("{method}: {why}"))?;
-        Object::parse(answer.get()).map_err(|why| format!("{method}: {why}"))
+        let answer = answer.map_err(|why| match why {
+            Unanswered::Barred(_) => NoServer::from(why),
+            other => format!("{method}: {other}").into(),
+        })?;
+        Object::parse(answer.get()).map_err(|why| format!("{method}: {why}").into())
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{OnceCell, broadcast};
 use tokio::time::Instant;
 
+use super::connection::Unanswered;
 use super::desk::{NEWS_MAX, News};
 use super::server::{Era, Server, Source};
 use crate::link::backoff::Backoff;
@@ -30,7 +31,7 @@ pub(super) struct Key {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoServer {
+pub enum NoServer {
     /// All are in use.
     #[error("all {0} connections to the server are in use")]
     Busy(usize),
@@ -42,6 +43,30 @@ pub(super) enum NoServer {
     /// It does not start, or does not speak.
     #[error("the server cannot be spoken to: {0}")]
     Silent(String),
+    /// Somebody has to log in first: what to do.
+    #[error("{0}")]
+    LoginNeeded(String),
+}
+
+impl From<String> for NoServer {
+    fn from(why: String) -> Self {
+        Self::Silent(why)
+    }
+}
+
+impl From<&str> for NoServer {
+    fn from(why: &str) -> Self {
+        Self::Silent(why.into())
+    }
+}
+
+impl From<Unanswered> for NoServer {
+    fn from(why: Unanswered) -> Self {
+        match why {
+            Unanswered::Barred(why) => Self::LoginNeeded(why),
+            other => Self::Silent(other.to_string()),
+        }
+    }
 }
 
 /// Connections to one server.
@@ -135,8 +160,7 @@ impl Pool {
             pool: Arc::clone(self),
             id,
         };
-        let started = cell.get_or_try_init(|| self.start(key)).await;
-        let server = Arc::clone(started.map_err(NoServer::Silent)?);
+        let server = Arc::clone(cell.get_or_try_init(|| self.start(key)).await?);
         Ok(Lease { place, server })
     }
 
@@ -197,7 +221,7 @@ impl Pool {
         Ok((id, cell))
     }
 
-    async fn start(&self, key: &Key) -> Result<Arc<Server>, String> {
+    async fn start(&self, key: &Key) -> Result<Arc<Server>, NoServer> {
         let not_before = self.pace().not_before;
         if let Some(not_before) = not_before {
             tokio::time::sleep_until(not_before).await;

@@ -19,7 +19,9 @@ use super::parked::Whose;
 use super::pool::{Key, Lease, NoServer};
 use super::schema::Schema;
 use super::server::Era;
-use super::{Inner, MODERN, SERVER_BUSY, SERVER_LOST, SERVER_SILENT, client_info};
+use super::{
+    Inner, MODERN, SERVER_BUSY, SERVER_LOGIN_NEEDED, SERVER_LOST, SERVER_SILENT, client_info,
+};
 use crate::incoming::{Call, Progress};
 use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
 use crate::mcp::{BESIDE, MCP_ERROR};
@@ -381,6 +383,7 @@ impl Inner {
                 answer.map_err(|error| mcp_error(&error))
             }
             Outcome::Lost(why) => Err(ToolError::new(SERVER_LOST, why)),
+            Outcome::Barred(why) => Err(ToolError::new(SERVER_LOGIN_NEEDED, why)),
         }
     }
 }
@@ -447,6 +450,7 @@ pub(super) fn no_server(why: &NoServer) -> ToolError {
     let code = match why {
         NoServer::Busy(_) | NoServer::Share(_) => SERVER_BUSY,
         NoServer::Silent(_) => SERVER_LOST,
+        NoServer::LoginNeeded(_) => SERVER_LOGIN_NEEDED,
     };
     ToolError::new(code, why.to_string())
 }

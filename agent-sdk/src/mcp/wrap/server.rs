@@ -8,10 +8,11 @@ use tokio::sync::{Mutex, broadcast};
 
 use super::connection::{Connection, Unanswered};
 use super::desk::{Desk, News};
+use super::pool::NoServer;
 use super::site::Site;
 use super::stdio::Program;
 use super::{MODERN, client_info};
-use crate::mcp::rpc::{Object, RpcError, UNSUPPORTED_VERSION};
+use crate::mcp::rpc::{Id, Message, Object, RpcError, UNSUPPORTED_VERSION};
 
 /// The newest revision whose connections begin with `initialize`.
 const LEGACY: &str = "2025-11-25";
@@ -79,14 +80,19 @@ impl Server {
         source: &Source,
         capabilities: &RawValue,
         news: &broadcast::Sender<News>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, NoServer> {
         let connection = source.connect(news).await?;
         match discover(&connection, PROBE_PATIENCE).await {
             Ok(discovered) => Ok(Self::modern(connection, discovered)),
+            Err(why @ NoServer::LoginNeeded(_)) => Err(why),
             Err(why) => {
                 tracing::debug!(%why, "no server of 2026-07-28: asking in the older way");
                 connection.end().await;
-                Self::greet(source, Era::Legacy, capabilities, news).await
+                let greeted = Self::greet(source, Era::Legacy, capabilities, news).await;
+                greeted.map_err(|older| match older {
+                    NoServer::Silent(older) => format!("{older}; and before: {why}").into(),
+                    other => other,
+                })
             }
         }
     }
@@ -101,7 +107,7 @@ impl Server {
         era: Era,
         capabilities: &RawValue,
         news: &broadcast::Sender<News>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, NoServer> {
         let connection = source.connect(news).await?;
         let greeted = match era {
             Era::Modern => discover(&connection, GREETING_PATIENCE)
@@ -153,19 +159,28 @@ impl Server {
 
 /// Asks what a server of 2026-07-28 can. Where it refuses the revision, and then names it among those that it
 /// speaks, it is taken at its word once.
-async fn discover(connection: &Connection, patience: Duration) -> Result<Object, String> {
+async fn discover(connection: &Connection, patience: Duration) -> Result<Object, NoServer> {
     let asked = || connection.ask("server/discover", discovery(), patience);
     let answer = match asked().await {
         Err(Unanswered::Refused(why)) if names_ours(&why) => asked().await,
         answer => answer,
     };
-    let answer = answer.map_err(|why| why.to_string())?;
-    let discovered = Object::parse(answer.get()).map_err(|why| why.to_string())?;
+    let discovered = Object::parse(answer?.get()).map_err(|why| why.to_string())?;
     let versions: Vec<String> = discovered.read("supportedVersions").unwrap_or_default();
     match versions.iter().any(|version| version == MODERN) {
         true => Ok(discovered),
-        false => Err(format!("it speaks {versions:?}")),
+        false => Err(format!("it speaks {versions:?}").into()),
     }
+}
+
+/// The question by which a server is known, as one message.
+pub(crate) fn discovery_message() -> String {
+    let message = Message::Request {
+        id: Id::number(1),
+        method: "server/discover".into(),
+        params: discovery(),
+    };
+    message.line()
 }
 
 fn discovery() -> Object {
@@ -193,19 +208,21 @@ fn names_ours(why: &RpcError) -> bool {
 }
 
 /// The older greeting.
-async fn initialize(connection: Connection, capabilities: &RawValue) -> Result<Server, String> {
+async fn initialize(connection: Connection, capabilities: &RawValue) -> Result<Server, NoServer> {
     let mut params = Object::default();
     params.put("protocolVersion", LEGACY);
     params.set("capabilities", capabilities.to_owned());
     params.set("clientInfo", client_info());
     let answer = connection.ask("initialize", params, GREETING_PATIENCE);
     let answer = answer.await.map_err(|why| match why {
-        Unanswered::Refused(error) => format!("it refuses to be greeted: {error}"),
-        other => other.to_string(),
+        Unanswered::Refused(error) => format!("it refuses to be greeted: {error}").into(),
+        other => NoServer::from(other),
     })?;
     let mut result = Object::parse(answer.get()).map_err(|why| why.to_string())?;
     if result.object("capabilities").is_none() {
-        return Err("its answer to `initialize` names no capabilities".into());
+        return Err("its answer to `initialize` names no capabilities"
+            .to_owned()
+            .into());
     }
     connection.notify("notifications/initialized").await;
     Ok(Server {

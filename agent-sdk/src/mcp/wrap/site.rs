@@ -4,14 +4,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use zeroize::Zeroizing;
 
 use crate::mcp::address::Address;
+use crate::mcp::login::{Challenge, Keeper, NoToken, Secret, Verdict};
 use crate::mcp::way::{Roots, Sender, Way};
 
+/// How often a request is made, each time with another authorisation.
+const SHOWN_MAX: usize = 3;
 /// Connections that wait to be used again, and how long.
 const IDLE_MAX: usize = 16;
 const IDLE_FOR: Duration = Duration::from_secs(10);
@@ -27,25 +31,67 @@ struct Inner {
     authority: HeaderValue,
     way: Way,
     headers: Vec<(HeaderName, HeaderValue)>,
+    keeper: Option<Keeper>,
     idle: Mutex<Vec<(Instant, Sender)>>,
 }
 
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unsent {
+    /// Somebody has to log in first: what to do.
+    #[error("{0}")]
+    LoginNeeded(String),
+    /// It was lost on the way: why.
+    #[error("{0}")]
+    Lost(String),
+}
+
+impl From<String> for Unsent {
+    fn from(why: String) -> Self {
+        Self::Lost(why)
+    }
+}
+
+impl From<NoToken> for Unsent {
+    fn from(why: NoToken) -> Self {
+        match why {
+            NoToken::LoginNeeded(why) => Self::LoginNeeded(why),
+            NoToken::Failed(why) => Self::Lost(format!("no authorisation: {why}")),
+        }
+    }
+}
+
 impl Site {
-    /// A server at `address`, believed by `roots`. `headers` are said with every request, and never shown.
+    /// A server at `address`, believed by `roots`. `headers` are said with every request, and never shown; so is what
+    /// `keeper` keeps for it.
     ///
     /// # Errors
     ///
-    /// Why it cannot be reached so: no roots, a host that no header can name.
+    /// Why it cannot be reached so: no roots, a host that no header can name, an authorisation that is another
+    /// server's or stands in the headers too.
     pub fn new(
         address: Address,
         headers: Vec<(HeaderName, HeaderValue)>,
+        keeper: Option<Keeper>,
         roots: &Roots,
     ) -> Result<Self, String> {
+        if let Some(keeper) = &keeper {
+            if keeper.server() != &address {
+                return Err(format!(
+                    "an authorisation for {} is not for {address}",
+                    keeper.server()
+                ));
+            }
+            if headers.iter().any(|(name, _)| name == AUTHORIZATION) {
+                return Err("one authorisation at once: a kept one, or a header".into());
+            }
+        }
         let authority = HeaderValue::from_str(address.authority());
         let inner = Inner {
             authority: authority.map_err(|why| why.to_string())?,
             way: Way::to(&address, roots)?,
             headers,
+            keeper,
             idle: Mutex::default(),
             address,
         };
@@ -72,8 +118,59 @@ impl Site {
         Ok(request)
     }
 
-    /// Sends a request over a connection that is idle, or a new one.
+    /// Sends a request, and what is kept for the server with it; again where the server wants another authorisation
+    /// and there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsent`].
     pub(super) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Sender), Unsent> {
+        let Some(keeper) = &self.inner.keeper else {
+            let (response, sender) = self.carry(request).await?;
+            return match self.wants_login(&response) {
+                Some(why) => Err(Unsent::LoginNeeded(why)),
+                None => Ok((response, sender)),
+            };
+        };
+        let mut token = keeper.token().await?;
+        let mut times = 0;
+        loop {
+            let mut shown = request.clone();
+            shown.headers_mut().insert(AUTHORIZATION, bearer(&token)?);
+            let (response, sender) = self.carry(shown).await?;
+            times += 1;
+            let Some(challenge) = challenge(&response).filter(|_| times < SHOWN_MAX) else {
+                return Ok((response, sender));
+            };
+            match keeper.refused(Some(&token), challenge).await {
+                Verdict::Again(other) => token = other,
+                Verdict::Stands => return Ok((response, sender)),
+                Verdict::No(why) => return Err(why.into()),
+            }
+        }
+    }
+
+    /// What to do where the server wants an authorisation and nothing was shown.
+    fn wants_login(&self, response: &Response<Incoming>) -> Option<String> {
+        let Inner {
+            address, headers, ..
+        } = &*self.inner;
+        let shows = headers.iter().any(|(name, _)| name == AUTHORIZATION);
+        let wants = response.status() == StatusCode::UNAUTHORIZED && !shows;
+        let names = || Challenge::of(response.headers()).is_some();
+        (wants && names()).then(|| {
+            format!(
+                "{address} wants an authorisation: fem-cli mcp login --url {address} --auth FILE, \
+                 and then show it with --auth FILE"
+            )
+        })
+    }
+
+    /// Sends a request over a connection that is idle, or a new one.
+    async fn carry(
         &self,
         mut request: Request<Full<Bytes>>,
     ) -> Result<(Response<Incoming>, Sender), String> {
@@ -114,6 +211,23 @@ impl Site {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a server wants that was shown a token: another, or one for more.
+fn challenge(response: &Response<Incoming>) -> Option<Challenge> {
+    let said = Challenge::of(response.headers());
+    match response.status() {
+        StatusCode::UNAUTHORIZED => Some(said.unwrap_or_default()),
+        StatusCode::FORBIDDEN => said.filter(Challenge::wants_more),
+        _ => None,
+    }
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue, String> {
+    let text = Zeroizing::new(format!("Bearer {}", token.reveal()));
+    let mut value = HeaderValue::from_str(&text).map_err(|why| why.to_string())?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl std::fmt::Debug for Site {

@@ -1,6 +1,7 @@
 //! `mcp`: tools that speak the Model Context Protocol, on both sides of the broker.
 
 mod bearer;
+mod login;
 mod serve;
 mod wrap;
 
@@ -20,6 +21,7 @@ pub(crate) struct Mcp {
 #[derive(Debug, clap::Subcommand)]
 enum Act {
     Wrap(wrap::Wrap),
+    Login(login::Login),
     Serve(serve::Serve),
     Keep(bearer::Keep),
     Token(bearer::Token),
@@ -28,6 +30,7 @@ enum Act {
 pub(crate) async fn run(args: Mcp, chosen: &Chosen, output: Output) -> Outcome {
     match args.act {
         Act::Wrap(args) => wrap::run(args, chosen, output).await,
+        Act::Login(args) => login::run(args, output).await,
         Act::Serve(args) => serve::run(&args, chosen).await,
         Act::Keep(args) => bearer::keep(args, chosen, output).await,
         Act::Token(args) => bearer::token(args, chosen, output).await,

@@ -2,21 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_sdk::mcp::Address;
-use agent_sdk::mcp::wrap::{Options, Program, Site, Source, Wrapped};
+use agent_sdk::mcp::login::Keeper;
+use agent_sdk::mcp::wrap::{NoServer, Options, Program, Site, Source, Wrapped};
+use agent_sdk::mcp::{Address, roots};
 use agent_sdk::sandbox::{Files, Network, NotRun, Sandbox, Tier, Wanted};
 use agent_sdk::{Agent, RegisterOptions, Registration};
 use http::{HeaderName, HeaderValue};
 use proto_spec::Name;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::command::agent::register::{Own, pending};
 use crate::connect::Chosen;
-use crate::failure::{Failure, Outcome};
-use crate::files::{self, absolute};
+use crate::failure::{Exit, Failure, Outcome};
+use crate::files::{self, absolute, quoted};
 use crate::output::{Output, note};
 use crate::token_file;
 
@@ -41,6 +40,7 @@ Tool read_file becomes NAME.read_file, and so is the capability that calling it 
 Examples:
   fem-cli mcp wrap --name fs --write /srv/reports -- mcp-server-filesystem /srv/reports
   fem-cli mcp wrap --name time --run /opt/venv -- /opt/venv/bin/mcp-server-time
+  fem-cli mcp wrap --name web --url https://mcp.example/mcp --auth web.auth
   fem-cli mcp wrap --name web --url https://mcp.example/mcp --header Authorization=@token.txt")]
 pub(super) struct Wrap {
     /// As which agent [default: the context's]
@@ -84,10 +84,13 @@ pub(super) struct Wrap {
     command: Vec<String>,
     /// A server that is reached by HTTP, instead of a program; TLS 1.3, or plain to this machine
     #[arg(long, conflicts_with_all = ["command", "read", "run", "write", "net", "env", "set", "without_namespaces", "without_box"])]
-    url: Option<String>,
+    url: Option<Address>,
     /// What every request says, from a file or a variable of yours: secrets have no place here; may be repeated
     #[arg(long, value_name = "NAME=@FILE|NAME=env:VAR", requires = "url")]
     header: Vec<String>,
+    /// An authorisation that `mcp login` keeps, shown with every request and renewed
+    #[arg(long, value_name = "FILE", requires = "url")]
+    auth: Option<PathBuf>,
     /// Whom to believe who the server is (PEM) [default: this system's certificate authorities]
     #[arg(long, value_name = "FILE", requires = "url")]
     ca: Option<PathBuf>,
@@ -95,17 +98,20 @@ pub(super) struct Wrap {
 
 pub(super) async fn run(args: Wrap, chosen: &Chosen, output: Output) -> Outcome {
     broker::telemetry::start(false);
-    let (agent, name) = agent(&args, chosen).await?;
     let source = match &args.url {
         Some(url) => Source::Site(site(&args, url)?),
         None => Source::Program(program(&args).await?),
     };
+    let (agent, name) = agent(&args, chosen).await?;
     let options = Options {
         shared: args.shared,
         connections: args.children.into(),
     };
     let opened = Wrapped::open(name, source, &options).await;
-    let wrapped = opened.map_err(Failure::fault)?;
+    let wrapped = opened.map_err(|why| match why {
+        NoServer::LoginNeeded(_) => Failure::new(Exit::Pending, why.to_string()),
+        other => Failure::fault(other.to_string()),
+    })?;
     let served = serve(&args, &agent, &wrapped, output).await;
     wrapped.end().await;
     served
@@ -187,17 +193,16 @@ async fn program(args: &Wrap) -> Outcome<Program> {
 }
 
 /// The server at a URL.
-fn site(args: &Wrap, url: &str) -> Outcome<Site> {
+fn site(args: &Wrap, url: &Address) -> Outcome<Site> {
     let headers: Outcome<Vec<_>> = args.header.iter().map(|text| header(text)).collect();
-    let roots = args.ca.as_deref().map(|path| {
-        let wrong =
-            |why: &dyn std::fmt::Display| Failure::fault(format!("{}: {why}", path.display()));
-        let all = CertificateDer::pem_file_iter(path).map_err(|why| wrong(&why))?;
-        let all: Result<Vec<_>, _> = all.collect();
-        all.map_err(|why| wrong(&why))
-    });
-    let address: Address = url.parse().map_err(Failure::usage)?;
-    Site::new(address, headers?, &roots.transpose()?).map_err(Failure::usage)
+    let keeper = args.auth.as_deref().map(|file| Keeper::open(file, url));
+    let keeper = keeper.transpose().map_err(|why| {
+        let (file, url) = (args.auth.clone().unwrap_or_default(), url.to_string());
+        let (file, url) = (quoted(&file), quoted(url.as_ref()));
+        Failure::fault(why).next(format!("fem-cli mcp login --url {url} --auth {file}"))
+    })?;
+    let roots = roots(args.ca.as_deref()).map_err(Failure::fault)?;
+    Site::new(url.clone(), headers?, keeper, &roots).map_err(Failure::usage)
 }
 
 /// `NAME=@FILE` or `NAME=env:VAR`.
