@@ -83,6 +83,8 @@ pub struct Report {
     pub unscored: Tally,
     /// What failed of either.
     pub failing: Vec<Failing>,
+    /// What was found wanting, and is no failure: scenario and check.
+    pub warned: Vec<String>,
     /// Checks that passed, over all scenarios.
     pub checks: usize,
 }
@@ -251,6 +253,11 @@ fn report(required: &[String], found: &BTreeMap<String, Vec<Check>>) -> Report {
     for scenario in required.iter().filter(|name| !found.contains_key(*name)) {
         count(scenario, true, vec!["was not run".to_owned()]);
     }
+    for (scenario, checks) in found {
+        let warned = checks.iter().filter(|check| check.status == "WARNING");
+        let warned = warned.map(|check| format!("{scenario}: {}", check.id));
+        report.warned.extend(warned);
+    }
     let passed = |check: &&Check| check.status == "SUCCESS";
     report.checks = found.values().flatten().filter(passed).count();
     report
@@ -282,6 +289,7 @@ mod tests {
         assert_eq!(report.scored, Tally::new(1, 2));
         assert_eq!(report.unscored, Tally::new(0, 1));
         assert_eq!(report.failed(), ["tasks", "caching"]);
+        assert_eq!(report.warned, ["ping: b"]);
         assert_eq!(report.checks, 1);
     }
 }

@@ -26,6 +26,17 @@ pub(crate) async fn open(address: &str) -> Result<()> {
 
 /// Where a page leads, if it does.
 async fn visit(address: &str) -> Result<Option<String>> {
+    let page = get(address).await?;
+    let (head, _) = page.split_once("\r\n\r\n").context("no page")?;
+    let location = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("location").then_some(value)
+    });
+    Ok(location.map(str::to_owned))
+}
+
+/// What is at an address, as it came.
+pub(crate) async fn get(address: &str) -> Result<String> {
     let rest = address.strip_prefix("http://").context("not plain")?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let mut stream = TcpStream::connect(authority).await?;
@@ -33,11 +44,5 @@ async fn visit(address: &str) -> Result<Option<String>> {
     stream.write_all(ask.as_bytes()).await?;
     let mut page = Vec::new();
     stream.take(PAGE_BYTES_MAX).read_to_end(&mut page).await?;
-    let page = String::from_utf8_lossy(&page);
-    let (head, _) = page.split_once("\r\n\r\n").context("no page")?;
-    let location = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(": ")?;
-        name.eq_ignore_ascii_case("location").then_some(value)
-    });
-    Ok(location.map(str::to_owned))
+    Ok(String::from_utf8_lossy(&page).into_owned())
 }

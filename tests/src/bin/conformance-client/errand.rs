@@ -1,16 +1,24 @@
 //! What a scenario wants done, and with which papers: all that the suite says in the environment.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use agent_sdk::DiscoveredTool;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use crate::browser;
 use crate::caller::{Caller, Fill, example};
 use crate::wrapped::Wrapped;
 
+/// Where whoever runs the client describes it, by the suite's word.
+const DOCUMENT: &str = "https://conformance-test.local/client-metadata.json";
+
 /// A scenario, as the suite names it.
 pub(crate) struct Errand {
+    scenario: String,
     /// What whoever sets the client up would know: keys, secrets, calls to make.
     context: Value,
 }
@@ -19,18 +27,46 @@ impl Errand {
     pub(crate) fn of_process() -> Result<Self> {
         let context = std::env::var("MCP_CONFORMANCE_CONTEXT").unwrap_or_else(|_| "{}".into());
         Ok(Self {
+            scenario: std::env::var("MCP_CONFORMANCE_SCENARIO").context("no scenario")?,
             context: serde_json::from_str(&context)?,
         })
     }
 
-    /// How to log in to the server at `url`, beside where it is. Secrets are put into files.
-    pub(crate) async fn login(
-        &self,
-        _ground: &Path,
-        _url: &str,
-        _name: &str,
-    ) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    /// How to log in to the server at `url`, beside where it is. Secrets are put into files of `ground`.
+    pub(crate) async fn login(&self, ground: &Path, url: &str, name: &str) -> Result<Vec<String>> {
+        let said = |name: &str| self.context[name].as_str();
+        let mut login = Vec::new();
+        let mut file = |option: &str, ending: &str, secret: &str| -> Result<()> {
+            let path = ground.join(format!("{name}.{ending}"));
+            let mut file = OpenOptions::new();
+            let mut file = file.write(true).create_new(true).mode(0o600).open(&path)?;
+            file.write_all(secret.as_bytes())?;
+            let at = if option == "--client-key" { "" } else { "@" };
+            login.extend([option.to_owned(), format!("{at}{}", path.display())]);
+            Ok(())
+        };
+        match (
+            said("client_secret"),
+            said("private_key_pem"),
+            said("valid_jwt"),
+        ) {
+            (Some(secret), _, _) => file("--client-secret", "secret", secret)?,
+            (_, Some(key), _) => file("--client-key", "client.pem", key)?,
+            (_, _, Some(token)) => file("--assertion", "jwt", token)?,
+            _ => return Ok(vec!["--client-metadata".into(), DOCUMENT.into()]),
+        }
+        if let Some(id) = said("client_id") {
+            login.extend(["--client-id".into(), id.into()]);
+        }
+        if self.scenario.contains("client-credentials") {
+            login.push("--unattended".into());
+        }
+        let issuer = match said("issuer") {
+            Some(issuer) => issuer.to_owned(),
+            None => issuer(url).await?,
+        };
+        login.extend(["--issuer".into(), issuer]);
+        Ok(login)
     }
 
     /// Does what the scenario looks at: calls every tool, reads every resource and prompt, unless it says which.
@@ -85,6 +121,16 @@ impl Errand {
         }
         Ok(())
     }
+}
+
+/// Who authorises at a server: whoever is given a secret for it is told that too, and the suite does not always say.
+async fn issuer(url: &str) -> Result<String> {
+    let place = url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp");
+    let page = browser::get(&place).await?;
+    let (_, document) = page.split_once("\r\n\r\n").context("no document")?;
+    let document: Value = serde_json::from_str(document)?;
+    let issuer = document["authorization_servers"][0].as_str();
+    Ok(issuer.context("nobody authorises")?.to_owned())
 }
 
 /// Arguments that are given: to a schema that does not name it, `null` is a value like any other, and does not fit.
