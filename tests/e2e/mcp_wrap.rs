@@ -781,6 +781,27 @@ async fn the_box_hides_what_was_not_opened_and_without_one_it_says_so() {
     );
 }
 
+#[test]
+fn what_cannot_be_opened_to_a_server_is_named_with_what_to_do() {
+    let site = Site::new();
+    for (options, server, expected) in [
+        ("--read /srv/none", "ls", "cannot open /srv/none"),
+        ("--read /tmp/none", "ls", "/tmp of its own"),
+        ("", "no-such-server", "no program \"no-such-server\""),
+        ("", "no-such-server", "--run (for programs)"),
+    ] {
+        let mut command = fem_cli(site.acme.folder()).unwrap();
+        command.args(["mcp", "wrap", "--context", "fs.toml"]);
+        command
+            .args(options.split_whitespace())
+            .args(["--", server]);
+        let ended = command.output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success() && said.contains(expected), "{said}");
+        assert!(!said.contains("--without-namespaces"), "{said}");
+    }
+}
+
 /// The fixture as a server that is reached by HTTP, and its port.
 struct Listening {
     child: Child,

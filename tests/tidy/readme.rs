@@ -1,10 +1,12 @@
 //! The README's steps, run as they are written, in an empty directory.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use tests::binaries::{path, root};
+use tests::mcp::toolbox;
 
 /// The README.
 pub(crate) fn text() -> String {
@@ -39,7 +41,7 @@ fn shell(script: &str, folder: &Path) -> Command {
         .current_dir(folder)
         .env("PATH", search)
         .env("HOME", folder)
-        .env("XDG_CONFIG_HOME", folder.join("config"))
+        .env_remove("XDG_CONFIG_HOME")
         .env_remove("FEM_CONTEXT");
     shell
 }
@@ -75,24 +77,57 @@ fn background(script: &str, folder: &Path, word: &str) -> Background {
     background
 }
 
-/// Waits until the tool is offered: the README's reader sees the provider's terminal.
-fn wait_for_tool(folder: &Path) {
-    let offered =
-        "fem-cli agent show hello --json --context acme/admin.toml | grep -q '\"sessions\": *1'";
-    for _ in 0..200 {
-        if shell(offered, folder).status().unwrap().success() {
-            return;
-        }
-        std::thread::yield_now();
-    }
-    panic!("hello did not attach");
+/// The tool is offered: the README's reader sees the provider's terminal.
+const OFFERED: &str =
+    "fem-cli agent show hello --json --context acme/admin.toml | grep -q '\"sessions\": *1'";
+/// The server's agent waits for the admin, as its terminal says.
+const WAITS: &str = "fem-cli agent list --context acme/admin.toml | grep -q '^fs '";
+
+fn wait_until(holds: &str, folder: &Path) {
+    let holds = || shell(holds, folder).status().unwrap().success();
+    assert!(
+        (0..200).any(|_| holds()),
+        "what the README starts does not get there"
+    );
 }
 
-#[test]
-fn the_readmes_steps_work_as_written() {
-    let folder = tempfile::tempdir().unwrap();
-    // The README listens on 7443; in a test the port is whatever is free.
-    let blocks = blocks(&text());
+/// The heading of what takes other people's programs.
+const MCP: &str = "## Bring your MCP servers";
+
+/// Puts what the README installs where it installs it, as far as it is here already.
+///
+/// # Errors
+///
+/// What is missing.
+async fn install(folder: &Path) -> Result<(), String> {
+    let (npm, python) = (toolbox::npm().await?, toolbox::python().await?);
+    let is_seen = |place: &&str| Path::new(place).exists();
+    if !["/usr/bin/node", "/usr/local/bin/node"].iter().any(is_seen) {
+        return Err("no Node.js is where the box sees it".into());
+    }
+    symlink(npm.folder(), folder.join("mcp")).unwrap();
+    symlink(python.folder(), folder.join("client")).unwrap();
+    Ok(())
+}
+
+/// The README without the part under this heading.
+fn without(text: &str, heading: &str) -> String {
+    let (before, part) = text.split_once(heading).unwrap();
+    let (_, after) = part.split_once("\n## ").unwrap();
+    format!("{before}\n## {after}")
+}
+
+#[tokio::test]
+async fn the_readmes_steps_work_as_written() {
+    // The box has a /tmp of its own, and is another user than root.
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut text = text();
+    if let Err(why) = install(folder.path()).await {
+        eprintln!("left out: the README's MCP servers and clients, because {why}");
+        text = without(&text, MCP);
+    }
+    let blocks = blocks(&text);
     let mut kept = Vec::new();
     assert!(
         blocks
@@ -112,7 +147,17 @@ fn the_readmes_steps_work_as_written() {
             "broker" | "coder" => kept.push(background(script, folder.path(), "ready")),
             "provider" => {
                 kept.push(background(script, folder.path(), ""));
-                wait_for_tool(folder.path());
+                wait_until(OFFERED, folder.path());
+            }
+            "wrap" => {
+                kept.push(background(script, folder.path(), ""));
+                wait_until(WAITS, folder.path());
+            }
+            // It is there: see `install`.
+            "install" => {}
+            "fails" => {
+                let output = shell(script, folder.path()).output().unwrap();
+                assert!(!output.status.success(), "{script}");
             }
             "pending" => {
                 for line in script.lines() {
@@ -211,6 +256,45 @@ fn the_readme_runs_code_that_nobody_vouches_for() {
     ] {
         assert!(scripts.contains(&format!("fem-cli {act}")), "{act}");
     }
+}
+
+#[test]
+fn the_readme_brings_in_mcp_servers_and_both_kinds_of_clients() {
+    let text = text();
+    let (_, part) = text.split_once(MCP).unwrap();
+    for act in ["wrap", "serve", "keep", "token"] {
+        assert!(
+            part.contains(&format!("mcp {act}")) || part.contains(&format!("\"mcp\", \"{act}\"")),
+            "{act}"
+        );
+    }
+}
+
+#[test]
+fn the_readme_installs_what_the_tests_do() {
+    let locked = |file: &str| std::fs::read_to_string(root().join("tests/mcp").join(file)).unwrap();
+    let (npm, python) = (locked("package.json"), locked("python.in"));
+    let installs = blocks(&text())
+        .into_iter()
+        .filter(|(kind, _)| kind == "install");
+    let mut found = 0;
+    for (_, script) in installs {
+        for word in script.split_whitespace() {
+            if let Some((name, version)) =
+                word.rsplit_once('@').filter(|(name, _)| !name.is_empty())
+            {
+                assert!(
+                    npm.contains(&format!("\"{name}\": \"{version}\"")),
+                    "{word}"
+                );
+                found += 1;
+            } else if word.contains("==") {
+                assert!(python.lines().any(|line| line == word), "{word}");
+                found += 1;
+            }
+        }
+    }
+    assert_eq!(found, 2);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use seccompiler::BpfProgram;
 
 use super::filter;
 use super::policy::{Network, Wanted};
-use super::room::{Missing, of};
+use super::room::{FILES, Missing, of};
 
 /// The Landlock version with everything that we rely on: files, TCP, and both scopes.
 const LANDLOCK: ABI = ABI::V6;
@@ -165,7 +165,7 @@ pub(super) fn place(path: &Path, rights: Rights) -> Result<Place<std::os::fd::Ow
     let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());
     let opened = opened.map_err(|why| {
         Missing(
-            "files of the policy",
+            FILES,
             io::Error::other(format!("{}: {why}", path.display())),
         )
     })?;

@@ -207,8 +207,10 @@ fn no_place(kind: &str, path: &Path) -> Option<String> {
     let Some(Component::Normal(first)) = names.first() else {
         return Some(format!("{kind}: the whole machine is too much"));
     };
-    let own = OWN_PLACES.iter().any(|own| first.to_str() == Some(own));
-    own.then(|| format!("{kind}: {shown:?} is the box's own"))
+    let own = OWN_PLACES.iter().find(|own| first.to_str() == Some(own))?;
+    Some(format!(
+        "{kind}: {shown:?} cannot be opened: the box has a /{own} of its own"
+    ))
 }
 
 /// A policy whose every value was checked.

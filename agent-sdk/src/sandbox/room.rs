@@ -32,6 +32,9 @@ pub(super) struct Room {
     pub(super) places: Vec<Place<OwnedFd>>,
 }
 
+/// Not a layer, but what the policy names.
+pub(super) const FILES: &str = "files of the policy";
+
 /// Which layer could not be had, and what the kernel said.
 pub(super) struct Missing(pub(super) &'static str, pub(super) io::Error);
 
@@ -64,7 +67,7 @@ pub(super) fn build(wanted: &Wanted) -> Result<Room, Missing> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .map_err(&mounts)?;
-    let parts = parts(wanted).map_err(of("files of the policy"))?;
+    let parts = parts(wanted).map_err(of(FILES))?;
     let hidden = [("subset", "pid"), ("hidepid", "invisible")];
     let own_processes = filesystem("proc", &hidden, MountAttrFlags::MOUNT_ATTR_RDONLY)
         .map_err(of("a /proc of its own"))?;

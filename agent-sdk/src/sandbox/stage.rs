@@ -28,7 +28,7 @@ use super::fork_server;
 use super::job::{self, How, Job, Program, Report, Said};
 use super::policy::{Policy, Wanted};
 use super::probe;
-use super::room::{self, Missing, of};
+use super::room::{self, FILES, Missing, of};
 use super::watch::{self, Inside};
 
 /// Leaves the namespaces.
@@ -74,6 +74,9 @@ impl Stopped {
         match self {
             Self::Alone => None,
             Self::NotStarted(why) => Some(Said::NotStarted(why)),
+            Self::Missing(Missing(FILES, why)) => Some(Said::NotStarted(format!(
+                "the box's user cannot open {why}"
+            ))),
             Self::Missing(Missing(layer, why)) => Some(Said::Unenforced {
                 layer: layer.into(),
                 why: why.to_string(),

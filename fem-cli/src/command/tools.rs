@@ -37,12 +37,25 @@ pub(crate) async fn run(args: Tools, chosen: &Chosen, output: Output) -> Outcome
                 tool.name.as_str(),
                 &found.agent.to_string(),
                 &origin(agent.id().org(), &found.via),
-                tool.description.as_deref().unwrap_or_default(),
+                &beginning(tool.description.as_deref().unwrap_or_default()),
                 &only_if(found),
             ]);
         }
         table
     })
+}
+
+/// Characters of a description in the table; `--json` has all of it.
+const SHOWN_CHARS_MAX: usize = 80;
+
+/// How a description begins: some are pages long, written for models.
+fn beginning(description: &str) -> String {
+    let line = description.lines().next().unwrap_or_default();
+    match line.char_indices().nth(SHOWN_CHARS_MAX) {
+        None if line.len() == description.len() => line.to_owned(),
+        None => format!("{line} …"),
+        Some((end, _)) => format!("{}…", &line[..end]),
+    }
 }
 
 /// What a call has to satisfy.
@@ -61,5 +74,23 @@ fn origin(own: &Org, via: &[Org]) -> String {
     match via {
         [] => own.to_string(),
         some => some.iter().map(Org::as_str).collect::<Vec<_>>().join(" > "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_is_shown_as_far_as_a_table_has_room() {
+        for (text, shown) in [
+            ("", String::new()),
+            ("Greets", "Greets".into()),
+            ("Greets\n\nNot by night.", "Greets …".into()),
+            (&"é".repeat(80), "é".repeat(80)),
+            (&"é".repeat(81), "é".repeat(80) + "…"),
+        ] {
+            assert_eq!(beginning(text), shown);
+        }
     }
 }

@@ -63,6 +63,12 @@ impl Npm {
         Ok(command)
     }
 
+    /// Where `node_modules` is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// A file of `node_modules`.
     #[must_use]
     pub fn file(&self, file: &str) -> PathBuf {
@@ -95,6 +101,12 @@ impl Python {
         let mut command = self.run("python");
         command.arg(locks().join(name));
         command
+    }
+
+    /// The virtual environment that they are in.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.folder.join("venv")
     }
 
     /// The path of a program of the packages.

@@ -70,7 +70,7 @@ pub(super) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outc
     let request = request(&args)?;
     let mut answer = agent.register(request.clone()).await?;
     if args.wait && matches!(answer, Registration::Pending) {
-        note(&pending(&id, &key));
+        note(&pending(&id, &key, CALLER));
         note("Waiting for an admin; end with Ctrl-C, nothing is lost.");
         answer = wait(&agent, request, args.timeout).await?;
     }
@@ -94,7 +94,7 @@ pub(super) async fn run(args: Register, chosen: &Chosen, output: Output) -> Outc
             output.give(&value, || {
                 format!(
                     "{}\nThen see what was decided: run this again, or\n  fem-cli --context {} tools",
-                    pending(&id, &key),
+                    pending(&id, &key, CALLER),
                     quoted(&context_file),
                 )
             })?;
@@ -188,13 +188,17 @@ fn request(args: &Register) -> Outcome<RegisterOptions> {
     })
 }
 
-pub(crate) fn pending(id: &AgentId, key: &PublicKey) -> String {
+/// What an admin adds who approves an agent that is to call others.
+const CALLER: &str = " --capability PATTERN";
+
+/// What to tell whom; `more` is what else the admin decides.
+pub(crate) fn pending(id: &AgentId, key: &PublicKey, more: &str) -> String {
     let name = id.name();
     let fingerprint = key.fingerprint();
     format!(
         "{id} is pending: an admin has to approve its key.\n  fingerprint  {fingerprint}\n\
          Tell an admin the fingerprint, over a channel that you both trust. The admin runs:\n  \
-         fem-cli agent approve {name} --fingerprint {fingerprint} --capability PATTERN"
+         fem-cli agent approve {name} --fingerprint {fingerprint}{more}"
     )
 }
 

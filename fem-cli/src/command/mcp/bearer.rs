@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use proto_spec::capability::{Claims, decode_text};
 use proto_spec::message::{Ack, BearerIssue, BearerKeep};
 use proto_spec::{Kind, Name, Pattern};
 use serde_json::json;
@@ -109,11 +110,12 @@ pub(crate) fn token_given(ack: Ack, body: &BearerIssue, out: &Path, output: Outp
     let token = token
         .ok_or_else(|| Failure::fault("the broker issued the token but did not hand it out"))?;
     token_file::write(out, &token)?;
-    let value = json!({"id": id, "expires": time::show(expires), "file": out});
+    let url = resource(&token).unwrap_or_else(|| "the broker's /mcp".into());
+    let value = json!({"id": id, "expires": time::show(expires), "file": out, "url": url});
     output.give(&value, || {
         format!(
             "Wrote {file}: lets its bearer do {what} as {name}, until {until}.\nid  {id}\n\
-             Use it: set the header `Authorization: Bearer …` with what is in {file}, for the broker's /mcp\n\
+             Use it: at {url}, with what is in {file} in the header `Authorization: Bearer …`\n\
              Take it back: fem-cli token revoke {id}",
             file = quoted(out),
             what = join(&body.capabilities),
@@ -121,4 +123,10 @@ pub(crate) fn token_given(ack: Ack, body: &BearerIssue, out: &Path, output: Outp
             until = time::show_from(expires, time::now()),
         )
     })
+}
+
+/// The one URL where a bearer token is good, as its broker wrote it there.
+fn resource(token: &str) -> Option<String> {
+    let claims = Claims::read(&decode_text(token).ok()?).ok()?;
+    claims.audience().map(str::to_owned)
 }

@@ -28,17 +28,22 @@ const DESCRIPTORS: u32 = 1_024;
 /// Where programs of the box are found by name.
 const BOX_PATH: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 
+/// What a server that does not start in the box most often misses.
+const NOT_OPEN: &str = "in the box it sees /usr and what --read, --write and --run (for programs) open, \
+    and starts in an empty folder: paths among its arguments are written in full. What it said itself stands above";
+
 /// Serves an MCP server's tools as those of an agent, until it is stopped
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The server runs in a box: it sees /usr and an empty folder, reaches no network, and
-gets no variable of yours. What it needs is opened by name.
+gets no variable of yours. What it needs is opened by name: its program too, where it
+lies elsewhere. Paths among its own arguments are written in full.
 The agent's key and context are NAME.pem and NAME.toml, made where they are absent;
 an admin approves the key, or an enrolment token did already.
 Tool read_file becomes NAME.read_file, and so is the capability that calling it takes.
 
 Examples:
-  fem-cli mcp wrap --name fs --write /srv/reports -- mcp-server-filesystem /srv/reports
+  fem-cli mcp wrap --name fs --read /srv/reports -- mcp-server-filesystem /srv/reports
   fem-cli mcp wrap --name time --run /opt/venv -- /opt/venv/bin/mcp-server-time
   fem-cli mcp wrap --name web --url https://mcp.example/mcp --auth web.auth
   fem-cli mcp wrap --name web --url https://mcp.example/mcp --header Authorization=@token.txt")]
@@ -110,6 +115,7 @@ pub(super) async fn run(args: Wrap, chosen: &Chosen, output: Output) -> Outcome 
     let opened = Wrapped::open(name, source, &options).await;
     let wrapped = opened.map_err(|why| match why {
         NoServer::LoginNeeded(_) => Failure::new(Exit::Pending, why.to_string()),
+        other if args.is_boxed() => Failure::fault(other.to_string()).next(NOT_OPEN),
         other => Failure::fault(other.to_string()),
     })?;
     let served = serve(&args, &agent, &wrapped, output).await;
@@ -165,7 +171,8 @@ async fn agent(args: &Wrap, chosen: &Chosen) -> Outcome<(Agent, Name)> {
     }
     let own = Own::of(&name, None, None, chosen)?;
     if let Registration::Pending = own.agent.register(options.clone()).await? {
-        note(&pending(&own.id, &own.key));
+        // What serves needs no capability.
+        note(&pending(&own.id, &own.key, ""));
         note("Waiting for an admin; end with Ctrl-C, nothing is lost.");
         own.agent.register_and_wait(options).await?;
     }
@@ -186,8 +193,9 @@ async fn program(args: &Wrap) -> Outcome<Program> {
         .await
         .map_err(|why| match why {
             NotRun::Invalid(_) => Failure::usage(why.to_string()),
-            other => Failure::fault(other.to_string())
+            NotRun::Unenforced { .. } => Failure::fault(why.to_string())
                 .next("--without-namespaces asks for a weaker box, --without-box for none"),
+            other => Failure::fault(other.to_string()),
         })?;
     Ok(Program::boxed(words, env, sandbox))
 }
@@ -294,6 +302,10 @@ impl Wrap {
             wanted.tier = Tier::WithoutNamespaces;
         }
         wanted.check().map_err(refused)
+    }
+
+    fn is_boxed(&self) -> bool {
+        self.url.is_none() && !self.without_box
     }
 
     /// How it is boxed, in a few words.
