@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use tests::by_hand::{ByHand, fem, fem_cli};
+use tests::mcp::shelf::Shelf;
 
 const FIXTURE: &str = include_str!("mcp/server.py");
 
@@ -944,18 +945,13 @@ fn a_url_that_would_send_secrets_over_an_open_line_is_refused() {
 
 #[tokio::test]
 async fn what_is_opened_of_the_box_is_open_and_nothing_else() {
-    use std::os::unix::fs::PermissionsExt;
     let site = Site::new();
     let ada = site.agent("ada");
-    // The box has a /tmp of its own.
-    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
-    let (read, write) = (outside.path().join("read"), outside.path().join("write"));
+    let outside = Shelf::new().unwrap();
+    let [read, write] = ["read", "write"].map(|name| outside.room(name).unwrap());
     for folder in [&read, &write] {
-        std::fs::create_dir(folder).unwrap();
-        std::fs::set_permissions(folder, PermissionsExt::from_mode(0o777)).unwrap();
         std::fs::write(folder.join("there"), "there").unwrap();
     }
-    std::fs::set_permissions(outside.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let tried = async |what: &str| {
         let paths = json!({"read": read, "write": write});
         let tried = call(&ada, "fs.reach", json!({"what": what, "paths": paths})).await;

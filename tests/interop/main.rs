@@ -6,6 +6,7 @@ mod clients;
 mod direct;
 mod front;
 mod hostile;
+mod house;
 mod outbound;
 mod servers;
 

@@ -1,11 +1,11 @@
 //! The README's steps, run as they are written, in an empty directory.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use tests::binaries::{path, root};
+use tests::mcp::shelf::Shelf;
 use tests::mcp::toolbox;
 
 /// The README.
@@ -99,14 +99,14 @@ const MCP: &str = "## Bring your MCP servers";
 /// # Errors
 ///
 /// What is missing.
-async fn install(folder: &Path) -> Result<(), String> {
+async fn install(shelf: &Shelf) -> Result<(), String> {
     let (npm, python) = (toolbox::npm().await?, toolbox::python().await?);
     let is_seen = |place: &&str| Path::new(place).exists();
     if !["/usr/bin/node", "/usr/local/bin/node"].iter().any(is_seen) {
         return Err("no Node.js is where the box sees it".into());
     }
-    symlink(npm.folder(), folder.join("mcp")).unwrap();
-    symlink(python.folder(), folder.join("client")).unwrap();
+    shelf.npm("mcp", npm).unwrap();
+    shelf.python("client", python).unwrap();
     Ok(())
 }
 
@@ -119,11 +119,10 @@ fn without(text: &str, heading: &str) -> String {
 
 #[tokio::test]
 async fn the_readmes_steps_work_as_written() {
-    // The box has a /tmp of its own, and is another user than root.
-    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let shelf = Shelf::new().unwrap();
+    let folder = shelf.folder();
     let mut text = text();
-    if let Err(why) = install(folder.path()).await {
+    if let Err(why) = install(&shelf).await {
         eprintln!("left out: the README's MCP servers and clients, because {why}");
         text = without(&text, MCP);
     }
@@ -144,59 +143,53 @@ async fn the_readmes_steps_work_as_written() {
         .filter(|(_, script)| !script.contains("cargo "))
     {
         match kind.as_str() {
-            "broker" | "coder" => kept.push(background(script, folder.path(), "ready")),
+            "broker" | "coder" => kept.push(background(script, folder, "ready")),
             "provider" => {
-                kept.push(background(script, folder.path(), ""));
-                wait_until(OFFERED, folder.path());
+                kept.push(background(script, folder, ""));
+                wait_until(OFFERED, folder);
             }
             "wrap" => {
-                kept.push(background(script, folder.path(), ""));
-                wait_until(WAITS, folder.path());
+                kept.push(background(script, folder, ""));
+                wait_until(WAITS, folder);
             }
             // It is there: see `install`.
             "install" => {}
             "fails" => {
-                let output = shell(script, folder.path()).output().unwrap();
+                let output = shell(script, folder).output().unwrap();
                 assert!(!output.status.success(), "{script}");
             }
             "pending" => {
                 for line in script.lines() {
-                    let status = shell(line, folder.path()).output().unwrap().status;
+                    let status = shell(line, folder).output().unwrap().status;
                     assert_eq!(status.code(), Some(6), "{line}");
                 }
             }
             // The reader types slower than two brokers find each other.
             "soon" => {
                 for line in script.lines() {
-                    let works = || {
-                        shell(line, folder.path())
-                            .output()
-                            .unwrap()
-                            .status
-                            .success()
-                    };
+                    let works = || shell(line, folder).output().unwrap().status.success();
                     assert!((0..500).any(|_| works()), "{line}");
                 }
             }
             "stopped" => {
                 for line in script.lines() {
-                    let status = shell(line, folder.path()).output().unwrap().status;
+                    let status = shell(line, folder).output().unwrap().status;
                     assert_eq!(status.code(), Some(7), "{line}");
                 }
             }
             "gone" => {
                 // Refused by the tool's owner, or not found any more, whichever comes first.
-                let status = shell(script, folder.path()).output().unwrap().status;
+                let status = shell(script, folder).output().unwrap().status;
                 assert!(matches!(status.code(), Some(3 | 5)), "{script}: {status}");
             }
             "refused" => {
-                let output = shell(script, folder.path()).output().unwrap();
+                let output = shell(script, folder).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert_eq!(output.status.code(), Some(3), "{script}\n{said}");
                 assert!(said.contains("DENIED"), "{said}");
             }
             _ => {
-                let output = shell(script, folder.path()).output().unwrap();
+                let output = shell(script, folder).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert!(
                     output.status.success(),

@@ -2,14 +2,15 @@
 //!
 //! Nothing of it is linked: [`toolbox`] installs it by the locks in `tests/mcp`, [`servers`] and
 //! [`clients`] run it as processes, [`suite`] reads what the conformance suite found. [`front`] stands
-//! between those who speak plain HTTP and those who speak TLS with a token; [`stateless`] asks by hand;
-//! [`ground`] is where clients of ours are put to the test.
+//! between those who speak plain HTTP and those who speak TLS with a token; a [`shelf`] is seen in the box;
+//! [`stateless`] asks by hand; [`ground`] is where clients of ours are put to the test.
 
 pub mod clients;
 pub mod front;
 pub mod ground;
 pub mod process;
 pub mod servers;
+pub mod shelf;
 pub mod stateless;
 pub mod suite;
 pub mod toolbox;

@@ -173,7 +173,10 @@ impl OfPyPi {
                     .args(["--local-timezone", "UTC"]),
             ),
             Self::Git => words(python.run("mcp-server-git").args(["--repository", &folder])),
-            Self::Fetch => words(python.run("mcp-server-fetch").arg("--ignore-robots-txt")),
+            Self::Fetch => {
+                let own = ["--ignore-robots-txt", "--allow-private-ips"];
+                words(python.run("mcp-server-fetch").args(own))
+            }
         }
     }
 }

@@ -69,6 +69,16 @@ impl Npm {
         &self.folder
     }
 
+    /// The same packages where they are known by another name.
+    pub(crate) fn seen_at(&self, folder: &Path) -> Self {
+        let node = match self.node.strip_prefix(&self.folder) {
+            Ok(bundled) => folder.join(bundled),
+            Err(_) => self.node.clone(),
+        };
+        let folder = folder.to_owned();
+        Self { folder, node }
+    }
+
     /// A file of `node_modules`.
     #[must_use]
     pub fn file(&self, file: &str) -> PathBuf {
@@ -85,6 +95,7 @@ impl Npm {
 /// A Python with packages of its own.
 #[derive(Debug)]
 pub struct Python {
+    /// The virtual environment that they are in.
     folder: PathBuf,
 }
 
@@ -92,27 +103,51 @@ impl Python {
     /// A command that runs a program of the packages.
     #[must_use]
     pub fn run(&self, program: &str) -> Command {
-        Command::new(self.program(program))
+        // Its first line names the interpreter by a path that is not the same everywhere.
+        let mut command = Command::new(self.program("python"));
+        command.arg(self.program(program));
+        command
     }
 
     /// A command that runs a script of `tests/mcp`.
     #[must_use]
     pub fn script(&self, name: &str) -> Command {
-        let mut command = self.run("python");
+        let mut command = Command::new(self.program("python"));
         command.arg(locks().join(name));
         command
     }
 
+    /// The folder with the interpreter that it was made of, and what that needs.
+    ///
+    /// # Errors
+    ///
+    /// When it does not say.
+    pub fn base(&self) -> Result<PathBuf> {
+        let written = fs::read_to_string(self.folder.join("pyvenv.cfg"))?;
+        let mut lines = written.lines();
+        let home = lines.find_map(|line| line.strip_prefix("home = "));
+        let programs = home.context("no `home` in pyvenv.cfg")?;
+        let base = Path::new(programs).parent();
+        Ok(base.context("it lies nowhere")?.to_owned())
+    }
+
     /// The virtual environment that they are in.
     #[must_use]
-    pub fn folder(&self) -> PathBuf {
-        self.folder.join("venv")
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The same packages where they are known by another name.
+    #[must_use]
+    pub(crate) fn seen_at(&self, folder: &Path) -> Self {
+        let folder = folder.to_owned();
+        Self { folder }
     }
 
     /// The path of a program of the packages.
     #[must_use]
     pub fn program(&self, program: &str) -> PathBuf {
-        self.folder.join("venv/bin").join(program)
+        self.folder.join("bin").join(program)
     }
 }
 
@@ -178,15 +213,19 @@ async fn install_npm() -> Result<Npm> {
 
 async fn venv(name: &str) -> Result<Python, Missing> {
     match install_venv(name).await {
-        Ok(folder) => Ok(Python { folder }),
+        Ok(folder) => Ok(Python {
+            folder: folder.join("venv"),
+        }),
         Err(error) => Err(format!("{error:#}")),
     }
 }
 
 async fn install_venv(name: &str) -> Result<PathBuf> {
     let lock = format!("{name}.txt");
-    installed(name, &[&lock], async |folder| {
-        let mut python = Command::new("python3");
+    let interpreter = interpreter().await?;
+    let name = format!("{name}-{}", interpreter.replace('/', ""));
+    installed(&name, &[&lock], async |folder| {
+        let mut python = Command::new(interpreter);
         python.args(["-m", "venv"]).arg(folder.join("venv"));
         output(&mut python, INSTALL_MAX).await?;
         let mut pip = Command::new(folder.join("venv/bin/pip"));
@@ -195,6 +234,19 @@ async fn install_venv(name: &str) -> Result<PathBuf> {
         output(&mut pip, INSTALL_MAX).await
     })
     .await
+}
+
+/// A Python that can make virtual environments: where sandboxed servers see it too, if there is one.
+async fn interpreter() -> Result<&'static str> {
+    let mut why = anyhow::Error::msg("no Python");
+    for python in ["/usr/bin/python3", "python3"] {
+        let mut can = Command::new(python);
+        match output(can.args(["-c", "import ensurepip, venv"]), VERSION_MAX).await {
+            Ok(_) => return Ok(python),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
 }
 
 /// The folder with what `install` put beside copies of `locks`: once, however many processes ask.
