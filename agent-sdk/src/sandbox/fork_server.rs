@@ -172,7 +172,7 @@ pub(super) fn serve() -> io::Result<()> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
         match fork() {
-            Ok(Fork::Child) => return become_of(order),
+            Ok(Fork::Child) => return become_of(&order),
             Ok(Fork::Parent(child)) => {
                 // One that is not looked after is let go with the next one.
                 alive.extend(Pid::from_raw(child).and_then(|pid| looked_after(pid).ok()));
@@ -219,7 +219,7 @@ fn next(orders: BorrowedFd<'_>) -> io::Result<Option<Order>> {
     }
 }
 
-fn become_of(order: Order) -> io::Result<()> {
+fn become_of(order: &Order) -> io::Result<()> {
     rustix::stdio::dup2_stdin(&order.control)?;
     rustix::stdio::dup2_stdout(&order.stdout)?;
     rustix::stdio::dup2_stderr(&order.stderr)?;

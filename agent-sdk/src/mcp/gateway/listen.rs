@@ -251,7 +251,7 @@ impl Guest {
                 }
             }
             Err(why) => {
-                tracing::debug!(agent = %tool.agent, why = ?shown(&why), "it does not notify")
+                tracing::debug!(agent = %tool.agent, why = ?shown(&why), "it does not notify");
             }
         }
         self.clock.sleep(AGAIN).await;

@@ -227,7 +227,7 @@ impl Guest {
         params.put("_meta", &self.meta_of_own(&voice));
         for _ in 0..PAGES_MAX {
             let asked = self.ask(tool, params.clone(), self.bounds.lookup, &voice);
-            let mut answer = self.of_server(tool, method, &*asked.await?)?;
+            let mut answer = self.of_server(tool, method, &asked.await?)?;
             let entries: Vec<Object> = answer.read(member).unwrap_or_default();
             let before = own.entries.len();
             for entry in entries {
