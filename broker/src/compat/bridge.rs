@@ -14,7 +14,7 @@ use proto_spec::limits::ENVELOPE_BYTES_MAX;
 use proto_spec::message::{Older, Tool, ToolCall, full_names};
 use proto_spec::{AgentId, Capability, Digest, Envelope, Kind, Name, Refusal, wire};
 use serde_json::value::RawValue;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -26,6 +26,7 @@ use crate::pipeline::Core;
 use crate::routing::{full_name, may_offer};
 use crate::state::outbox::Queued;
 use crate::state::registry::Agent;
+use crate::state::room::{Guest, Room};
 use crate::state::sessions::Session;
 
 /// How often an endpoint is probed, and how long it may take to answer.
@@ -37,13 +38,13 @@ const MISSED_MAX: u32 = 3;
 const RETRY: Duration = Duration::from_secs(1);
 /// Calls of one older agent at once; further ones are told `BUSY`.
 const CALLS_AT_ONCE: usize = 16;
-/// KiB of all older agents' answers that are being read.
+/// KiB of all older agents' answers that are being read, of which one has no more than it leaves to the others.
 const ANSWERS_KIB: usize = 64 << 10;
 
 /// What all bridges share.
 struct Shared {
     core: Arc<Core>,
-    answers: Semaphore,
+    answers: Arc<Room>,
     /// The JSON-RPC id of the next call.
     next: AtomicU64,
 }
@@ -52,7 +53,7 @@ struct Shared {
 pub async fn keep(core: Arc<Core>) {
     let shared = Arc::new(Shared {
         core: Arc::clone(&core),
-        answers: Semaphore::new(ANSWERS_KIB),
+        answers: Room::new(ANSWERS_KIB),
         next: AtomicU64::new(1),
     });
     let mut tasks = JoinSet::new();
@@ -258,13 +259,13 @@ impl Bridge {
         let shared = &self.shared;
         let id = shared.next.fetch_add(1, Ordering::Relaxed);
         let bytes_max = shared.core.config.limits.envelope_bytes_max;
-        let line = self.line();
+        let (line, guest) = (self.line(), Guest::Agent(session.agent().clone()));
         let asking = line.call(
             id,
             &asked.tool,
             &asked.arguments,
             bytes_max,
-            &shared.answers,
+            (&shared.answers, &guest),
         );
         let Ok(answered) = timeout(asked.patience, asking).await else {
             return;

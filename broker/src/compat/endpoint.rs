@@ -4,11 +4,12 @@
 //! nowhere else, and what it answers is strict JSON or nothing.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, Response, StatusCode};
@@ -20,11 +21,11 @@ use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::compat_endpoint::{Endpoint, Endpoints};
+use crate::state::room::{Guest, Room};
 
 /// How long finding an endpoint's address and connecting to it may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -55,7 +56,7 @@ pub struct Line<'a> {
 
 impl Line<'_> {
     /// Calls a tool by its bare name, and gives the bytes of what comes back: at most `bytes_max`, for which
-    /// there has to be room among the KiB of `room`. Waits for as long as the other end takes: whoever calls
+    /// `room` has to have that many KiB for this agent. Waits for as long as the other end takes: whoever calls
     /// this has a deadline.
     ///
     /// # Errors
@@ -67,7 +68,7 @@ impl Line<'_> {
         tool: &str,
         arguments: &RawValue,
         bytes_max: usize,
-        room: &Semaphore,
+        room: (&Arc<Room>, &Guest),
     ) -> Result<Bytes, Failure> {
         let params = json!({"name": tool, "arguments": arguments});
         let asks = json!({"jsonrpc": "2.0", "method": "tools/call", "params": params, "id": id});
@@ -125,7 +126,15 @@ impl Line<'_> {
     }
 }
 
-async fn collect(mut body: Incoming, bytes_max: usize, room: &Semaphore) -> Result<Bytes, Failure> {
+async fn collect<B>(
+    mut body: B,
+    bytes_max: usize,
+    (room, agent): (&Arc<Room>, &Guest),
+) -> Result<Bytes, Failure>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
     let mut all = BytesMut::new();
     let mut seats = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -136,9 +145,9 @@ async fn collect(mut body: Incoming, bytes_max: usize, room: &Semaphore) -> Resu
         if all.len() + data.len() > bytes_max {
             return Err(Failure::TooLong(bytes_max));
         }
-        let kib = ((all.len() + data.len()).div_ceil(1_024) - all.len().div_ceil(1_024)) as u32;
-        let seat = room.try_acquire_many(kib);
-        seats.push(seat.map_err(|_| Failure::Lost("no room for the answer".into()))?);
+        let kib = (all.len() + data.len()).div_ceil(1_024) - all.len().div_ceil(1_024);
+        let seat = room.take(agent, kib);
+        seats.push(seat.ok_or_else(|| Failure::Lost("no room for the answer".into()))?);
         all.extend_from_slice(&data);
     }
     Ok(all.freeze())
@@ -250,5 +259,18 @@ mod tests {
             assert_eq!(result(text), None, "{text}");
         }
         assert!(read(b"{\"id\":7,\"result\":\"\xff\"}", 7).is_err());
+    }
+
+    #[tokio::test]
+    async fn one_agents_answers_leave_room_for_anothers() {
+        let room = Room::new(8);
+        let guest = |name: &str| Guest::Agent(format!("{name}@acme").parse().unwrap());
+        let read = async |name: &str, kib: usize| {
+            let body = Full::new(Bytes::from(vec![b' '; kib << 10]));
+            collect(body, 64 << 10, (&room, &guest(name))).await
+        };
+        let _others = room.take(&guest("a"), 4).unwrap();
+        assert!(matches!(read("a", 1).await, Err(Failure::Lost(_))));
+        assert_eq!(read("b", 2).await.unwrap().len(), 2 << 10);
     }
 }
