@@ -657,8 +657,7 @@ impl Core {
         if names.len() > TOOLS_PER_AGENT_MAX {
             return Err(Refusal::Busy("the agent's share of tools"));
         }
-        session.set_offers(body.tools);
-        self.state.sessions.offers_changed();
+        self.state.sessions.set_offers(session, body.tools);
         Ok(self.ack(
             act,
             &Ack::Offered {

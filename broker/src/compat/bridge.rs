@@ -209,8 +209,7 @@ impl Bridge {
     fn offer(&self, session: &Session, tools: Vec<Tool>) {
         let (agent, endpoint) = (&self.agent.name, self.endpoint.as_str());
         tracing::info!(%agent, endpoint, tools = tools.len(), "what an older agent offers");
-        session.set_offers(tools);
-        self.shared.core.state.sessions.offers_changed();
+        self.shared.core.state.sessions.set_offers(session, tools);
     }
 
     fn place(&self) -> Place<'_> {

@@ -27,9 +27,10 @@ use crate::locks::lock;
 use crate::pipeline::Core;
 use crate::state::State;
 
-/// How often tools are looked at again for those who listen: grants and peers' adverts change without a word
-/// of any session's.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How often tools are looked at again for those who listen: grants end without a word of anybody's.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Those who listen hear of changes no oftener: each time they all make their lists anew.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// What serves MCP clients.
 #[derive(Debug)]
@@ -166,6 +167,7 @@ fn follow(core: &Arc<Core>) -> watch::Receiver<()> {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             }
             sender.send_replace(());
+            tokio::time::sleep(TOLD_EVERY).await;
         }
     });
     receiver

@@ -87,14 +87,6 @@ impl Session {
     pub fn offers(&self) -> Vec<Arc<Tool>> {
         self.offers.load().values().cloned().collect()
     }
-    /// Replaces what it offers.
-    pub fn set_offers(&self, tools: Vec<Tool>) {
-        let map = tools
-            .into_iter()
-            .map(|tool| (tool.name.clone(), Arc::new(tool)))
-            .collect();
-        self.offers.store(Arc::new(map));
-    }
     /// What it is subscribed to.
     #[must_use]
     pub fn subscriptions(&self) -> Arc<Vec<Subscription>> {
@@ -234,7 +226,19 @@ impl Sessions {
         self.offers.subscribe()
     }
 
-    /// Notes that a session offers something else than before.
+    /// Replaces what a session offers.
+    pub fn set_offers(&self, session: &Session, tools: Vec<Tool>) {
+        let tools = tools.into_iter();
+        let tools = tools.map(|tool| (tool.name.clone(), Arc::new(tool)));
+        let tools: HashMap<_, _> = tools.collect();
+        let before = session.offers.swap(Arc::new(tools));
+        // Whoever hears of it makes whole lists anew.
+        if !are_same(&before, &session.offers.load()) {
+            self.offers_changed();
+        }
+    }
+
+    /// Notes that something else is offered than before.
     pub fn offers_changed(&self) {
         self.offers.send_replace(());
     }
@@ -317,6 +321,18 @@ pub fn trim(credentials: &mut Credentials) {
     }
 }
 
+fn are_same(
+    some: &HashMap<Capability, Arc<Tool>>,
+    others: &HashMap<Capability, Arc<Tool>>,
+) -> bool {
+    let text = |tool: &Tool| serde_json::to_vec(tool).ok();
+    let is_same = |one: &Arc<Tool>, other: &Arc<Tool>| text(one) == text(other);
+    some.len() == others.len()
+        && some
+            .iter()
+            .all(|(name, one)| others.get(name).is_some_and(|other| is_same(one, other)))
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -358,7 +374,7 @@ mod tests {
             token: None,
         };
         let tool = r#"{"name":"fs.read"}"#;
-        session.set_offers(vec![serde_json::from_str(tool).unwrap()]);
+        sessions.set_offers(&session, vec![serde_json::from_str(tool).unwrap()]);
         sessions.subscribe(&session, vec![topics("build.*"), topics("deploy.*")]);
         sessions.subscribe(&session, vec![topics("build.*")]);
         let topic = "build.done".parse().unwrap();
@@ -373,5 +389,25 @@ mod tests {
         let tool = "fs.read".parse().unwrap();
         assert!(sessions.least_loaded(name, &tool, |_, _| true).is_none());
         assert!(sessions.is_empty() && sessions.by_topic.is_empty());
+    }
+
+    #[test]
+    fn an_offer_of_the_same_tools_is_no_news() {
+        let sessions = Sessions::new(1, 1_000);
+        let (session, _queue) = attached(&sessions, 1);
+        let offers = sessions.offers();
+        let is_news = |tools: serde_json::Value| {
+            let mut offers = offers.clone();
+            offers.mark_unchanged();
+            sessions.set_offers(&session, serde_json::from_value(tools).unwrap());
+            offers.has_changed().unwrap()
+        };
+        let tools = serde_json::json!([{"name": "fs.a"}, {"name": "fs.b", "description": "d"}]);
+        assert!(is_news(tools.clone()));
+        assert!(!is_news(tools));
+        assert!(is_news(
+            serde_json::json!([{"name": "fs.a"}, {"name": "fs.b"}])
+        ));
+        assert!(is_news(serde_json::json!([{"name": "fs.a"}])));
     }
 }
