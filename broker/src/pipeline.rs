@@ -19,7 +19,7 @@ use proto_spec::{
     AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Newcomer, Org, Pattern,
     PublicKey, Received, Refusal, Speaker, Timestamp,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{SemaphorePermit, mpsc, oneshot};
 
 use crate::calls::{Called, Place};
 use crate::clock::Clock;
@@ -163,6 +163,23 @@ pub struct Core {
     pub post_credentials: crate::calls::PostCredentials,
     /// KiB of request bodies that may be in memory at once.
     pub bodies: tokio::sync::Semaphore,
+}
+
+impl Core {
+    /// Room for a request's body of so many bytes, as many as there may be where it does not say, until what
+    /// this gives is dropped: bodies share one budget of memory, and what is being read counts as if it were
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`] where there is none.
+    pub fn room_for_body(&self, stated: Option<u64>) -> Result<SemaphorePermit<'_>, Refusal> {
+        let max = self.config.limits.envelope_bytes_max as u64;
+        let bytes = stated.unwrap_or(max).min(max);
+        let kib = u32::try_from(bytes.div_ceil(1_024)).unwrap_or(u32::MAX);
+        let room = self.bodies.try_acquire_many(kib);
+        room.map_err(|_| Refusal::Busy("the memory for request bodies"))
+    }
 }
 
 /// What passed admission.

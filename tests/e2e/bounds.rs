@@ -29,6 +29,39 @@ async fn request_bodies_share_one_budget_of_memory() {
 }
 
 #[tokio::test]
+async fn a_bearers_request_bodies_take_of_the_same_budget() {
+    let limits = "envelope_bytes_max = 1048576\nbodies_bytes_max = 1048576";
+    let lab = Lab::with_limits(limits).await.unwrap();
+    let mcp = "[mcp]\nresource = \"https://localhost/mcp\"\nbearer_ok = [\"fs.*\"]";
+    let lab = lab.reconfigured(mcp).await.unwrap();
+    let (name, capabilities) = ("desk", ["fs.*"]);
+    let keep = json!({"name": name, "capabilities": capabilities});
+    lab.ask(&lab.admin, Kind::AdminBearerKeep, &keep)
+        .await
+        .unwrap();
+    let issue = json!({"agent": name, "capabilities": capabilities});
+    let issued = lab.ask(&lab.admin, Kind::AdminBearerIssue, &issue).await;
+    let Ok(Ack::Issued {
+        token: Some(token), ..
+    }) = issued
+    else {
+        panic!("{issued:?}")
+    };
+    let mut greedy = lab.line.connect().await.unwrap();
+    let head = format!(
+        "POST /mcp HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\
+         content-type: application/json\r\ncontent-length: 1048576\r\n\r\n{{"
+    );
+    greedy.write_all(head.as_bytes()).await.unwrap();
+    let answer = async || refused(&lab.post(b"{}".as_slice()).await.unwrap());
+    let taken = async { while answer().await != Code::Busy {} };
+    tokio::time::timeout(PATIENCE, taken).await.unwrap();
+    drop(greedy);
+    let given_back = async { while answer().await != Code::Malformed {} };
+    tokio::time::timeout(PATIENCE, given_back).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_caller_has_a_share_of_calls_by_post() {
     let lab = Lab::with_limits("calls_per_session_max = 2").await.unwrap();
     let fs = lab.agent("fs", 2, &[]).await.unwrap();

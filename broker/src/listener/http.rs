@@ -298,13 +298,7 @@ async fn read_body(core: &Core, request: Request<Incoming>) -> Result<Bytes, Ref
             max,
         ));
     }
-    // Strangers' bodies share one budget of memory: what is being read counts as if it were there.
-    let bytes = body.size_hint().exact().unwrap_or(max as u64);
-    let kib = u32::try_from(bytes.div_ceil(1_024)).unwrap_or(u32::MAX);
-    let _share = core
-        .bodies
-        .try_acquire_many(kib)
-        .map_err(|_| Refusal::Busy("the memory for request bodies"))?;
+    let _room = core.room_for_body(body.size_hint().exact())?;
     let read = Limited::new(body, max).collect();
     match tokio::time::timeout(BODY_MAX, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

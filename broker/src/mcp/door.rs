@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use agent_sdk::mcp::gateway::{Body, Scope};
 use bytes::Bytes;
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, Response, StatusCode};
 use proto_spec::Refusal;
@@ -45,6 +46,17 @@ pub async fn answer(
             });
         }
     };
+    let room = match core.room_for_body(request.body().size_hint().exact()) {
+        Ok(room) => room,
+        Err(refusal) => return Some(text(StatusCode::SERVICE_UNAVAILABLE, refusal.message())),
+    };
+    // As long as the body is read: whoever reads it whole has done with it.
+    let request = request.map(|body| {
+        body.map_frame(move |frame| {
+            let _until_then = &room;
+            frame
+        })
+    });
     Some(mcp.gateway.serve(request, Arc::new(upstream), scope).await)
 }
 
@@ -100,6 +112,5 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
 }
 
 fn full(bytes: impl Into<Bytes>) -> Body {
-    use http_body_util::BodyExt as _;
     http_body_util::Full::new(bytes.into()).boxed_unsync()
 }
