@@ -333,6 +333,9 @@ impl Broker {
         });
         let _ = drained.await;
         self.phase.send_replace(Phase::Stopping);
+        if let Some(mcp) = &self.mcp {
+            mcp.end_streams();
+        }
         let closed = tokio::time::timeout(CLOSE_MAX, self.room.empty()).await;
         self.tasks.shutdown().await;
         if let Some(mcp) = &self.mcp {

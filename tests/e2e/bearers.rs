@@ -1,14 +1,15 @@
 //! MCP clients that can only show a bearer token: what it opens, where, until when, and for whom.
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response};
 use proto_spec::message::Ack;
 use proto_spec::{Code, Digest, Kind, VIA_MCP};
 use serde_json::{Value, json};
 use tests::lab::{Actor, Extra, Lab, code_of};
 use tests::mcp::stateless;
-use tests::wire::Socket;
+use tests::wire::{PATIENCE, Socket};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const RESOURCE: &str = "https://localhost/mcp";
 
@@ -252,6 +253,37 @@ async fn a_revoked_agent_that_is_kept_again_has_another_key_and_old_tokens_stay_
     let lab = lab.restart().await.unwrap();
     let (_, token) = issue(&lab, "desk", &["fs.*"]).await;
     assert_eq!(names(&lab, &token).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_listens_does_not_keep_a_broker_from_a_clean_stop() {
+    let lab = lab().await;
+    keep(&lab, "desk", &["fs.*"]).await;
+    let (_, token) = issue(&lab, "desk", &["fs.*"]).await;
+    let wanted = json!({"notifications": {"toolsListChanged": true}});
+    let (head, body) = request("/mcp", Some(&token), "subscriptions/listen", wanted).into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let mut text = format!("POST /mcp HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in &head.headers {
+        text.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+    }
+    let mut stream = lab.line.connect().await.unwrap();
+    stream
+        .write_all(format!("{text}\r\n").as_bytes())
+        .await
+        .unwrap();
+    stream.write_all(&body).await.unwrap();
+    let mut heard = Vec::new();
+    while !String::from_utf8_lossy(&heard).contains("acknowledged") {
+        assert_ne!(stream.read_buf(&mut heard).await.unwrap(), 0);
+    }
+    let rest = tokio::spawn(async move {
+        stream.read_to_end(&mut heard).await.unwrap();
+        heard
+    });
+    lab.restart().await.unwrap();
+    let heard = tokio::time::timeout(PATIENCE, rest).await.unwrap().unwrap();
+    assert!(heard.ends_with(b"\r\n0\r\n\r\n"), "its last chunk");
 }
 
 /// Whether a bearer token opens anything.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use proto_spec::limits::CHALLENGE_VALIDITY;
 use proto_spec::message::{LinkAttach, LinkRole};
@@ -21,7 +21,7 @@ use super::hearing::Attached;
 use super::telling::{TICK, tell};
 use crate::calls::Place;
 use crate::conversation::{Ended, Stream, close, converse, next, send, turn_away};
-use crate::phase::Phase;
+use crate::phase::{Phase, reached};
 use crate::pipeline::Core;
 use crate::registrar::Rekey;
 use crate::state::links::{Bounds, Link};
@@ -55,7 +55,7 @@ impl Binding {
     /// # Errors
     ///
     /// When the client showed no certificate.
-    pub fn of_server(stream: &server::TlsStream<TcpStream>, ours: Digest) -> anyhow::Result<Self> {
+    pub fn of_server<S>(stream: &server::TlsStream<S>, ours: Digest) -> anyhow::Result<Self> {
         Self::of(stream.get_ref().1, LinkRole::Listens, ours)
     }
 
@@ -96,15 +96,20 @@ pub async fn run<S: Stream>(
     mut socket: WebSocketStream<Threshold<S>>,
     peer: &Peer,
     binding: Binding,
-    phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<Phase>,
 ) -> anyhow::Result<Ended> {
     let greeting = Greeting {
         core,
         peer,
         binding,
     };
-    let greeted = timeout(CHALLENGE_VALIDITY, greet(&greeting, &mut socket)).await;
-    let attached = match greeted.unwrap_or_else(|_| bail_late()) {
+    let greeted = tokio::select! {
+        greeted = timeout(CHALLENGE_VALIDITY, greet(&greeting, &mut socket)) => {
+            greeted.unwrap_or_else(|_| bail_late())
+        }
+        () = reached(Phase::Stopping, &mut phase) => Err(anyhow!("the broker stops")),
+    };
+    let attached = match greeted {
         Ok(greeted) => greeting.attach(&greeted).await,
         Err(why) => Err(why),
     };

@@ -1,7 +1,7 @@
 //! HTTP/1.1 and HTTP/2: one envelope in, one signed envelope out.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use proto_spec::message::WellKnown;
 use proto_spec::{Digest, Refusal};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::server::TlsStream;
 
-use super::{Client, Seat, ws};
+use super::reading::Unread;
+use super::{Client, Seat, Stream, ws};
 use crate::calls::Place;
 use crate::compat;
 use crate::config::METADATA;
@@ -40,32 +39,41 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 64;
 
-/// Serves one connection until it ends, or until its requests are done after a stop.
+/// How long a client may take to read on.
+pub(super) const WRITE_MAX: Duration = Duration::from_secs(30);
+/// How long answers may take to be read when the broker stops.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
+/// Serves one connection until it ends, nobody asks or reads any more, or until its requests are done after a
+/// stop.
 pub(super) async fn serve(
     core: Arc<Core>,
     mcp: Option<Arc<Mcp>>,
-    stream: TlsStream<TcpStream>,
+    stream: Stream,
     client: Client,
-    mut phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<Phase>,
     seat: Seat,
 ) {
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let seat = Arc::new(seat);
-    let requests = watch::Sender::new(Requests::default());
+    let life = Life {
+        requests: watch::Sender::default(),
+        unread: Unread::default(),
+        phase,
+    };
     let service = {
-        let (phase, requests) = (phase.clone(), requests.clone());
+        let life = life.clone();
         service_fn(move |request| {
             let (core, mcp, phase, seat) = (
                 Arc::clone(&core),
                 mcp.clone(),
-                phase.clone(),
+                life.phase.clone(),
                 Arc::clone(&seat),
             );
-            let open = Open::count(&requests);
+            let (open, unread) = (Open::count(&life.requests), life.unread.clone());
             async move {
                 let reply = answer(core, mcp, request, client, phase, seat).await;
-                drop(open);
-                Ok::<_, Infallible>(reply)
+                Ok::<_, Infallible>(reply.map(|body| unread.answer(body, open)))
             }
         })
     };
@@ -77,18 +85,8 @@ pub(super) async fn serve(
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .serve_connection(io, service);
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = idle(requests.subscribe()) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = reached(Phase::Stopping, &mut phase) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        }
+        life.spend(connection, |connection| connection.graceful_shutdown())
+            .await
     } else {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -97,17 +95,54 @@ pub(super) async fn serve(
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(io, service)
             .with_upgrades();
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = reached(Phase::Stopping, &mut phase) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        }
+        life.spend(connection, |connection| connection.graceful_shutdown())
+            .await
     };
     if let Err(error) = ended {
         tracing::debug!(client = %client.address(), error = ?error.to_string(), "connection ended");
+    }
+}
+
+/// What a connection's end depends on.
+#[derive(Clone)]
+struct Life {
+    requests: watch::Sender<Requests>,
+    unread: Unread,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Life {
+    /// Serves a connection until it ends. It takes no more requests when none came for long, and when the broker
+    /// stops; it is dropped when its client does not read, or keeps it open then.
+    async fn spend<C: Future<Output = hyper::Result<()>>>(
+        mut self,
+        connection: C,
+        shut_down: impl FnOnce(Pin<&mut C>),
+    ) -> hyper::Result<()> {
+        let mut connection = pin!(connection);
+        let unread = self.unread.clone();
+        let requests = self.requests.subscribe();
+        let served = async {
+            tokio::select! {
+                ended = connection.as_mut() => return ended,
+                () = idle(requests.clone()) => {}
+                () = reached(Phase::Stopping, &mut self.phase) => {}
+            }
+            shut_down(connection.as_mut());
+            let stopped = async {
+                reached(Phase::Stopping, &mut self.phase).await;
+                tokio::time::sleep(STOP_MAX).await;
+            };
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = idle(requests) => Ok(()),
+                () = stopped => Ok(()),
+            }
+        };
+        tokio::select! {
+            ended = served => ended,
+            () = unread.stuck(WRITE_MAX) => Ok(()),
+        }
     }
 }
 
@@ -118,8 +153,9 @@ struct Requests {
     open: u32,
 }
 
-/// A request that is being answered.
-struct Open(watch::Sender<Requests>);
+/// A request that is open until its answer was read.
+#[derive(Default)]
+pub(super) struct Open(watch::Sender<Requests>);
 
 impl Open {
     fn count(requests: &watch::Sender<Requests>) -> Self {
@@ -133,7 +169,8 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.send_modify(|now| now.open -= 1);
+        self.0
+            .send_modify(|now| now.open = now.open.saturating_sub(1));
     }
 }
 

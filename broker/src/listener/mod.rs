@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod ops;
+mod reading;
 pub mod ws;
 
 use std::collections::HashMap;
@@ -13,17 +14,22 @@ use proto_spec::Digest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::locks::lock;
 use crate::mcp::Mcp;
 use crate::phase::{Phase, reached};
 use crate::pipeline::Core;
 use crate::tls::Certificates;
+use reading::Paced;
 
 /// How long a client may take from its first byte to the end of the handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long accepting rests when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A connection whose client reads what it is sent.
+type Stream = TlsStream<Paced<TcpStream>>;
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy)]
@@ -166,14 +172,19 @@ async fn serve(
     stream: TcpStream,
     tls: TlsAcceptor,
     client: Client,
-    phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<Phase>,
     seat: Seat,
 ) {
     // Small frames must not wait for each other's acknowledgements.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    match tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
+    let accepting = tls.accept(Paced::new(stream, http::WRITE_MAX));
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(HANDSHAKE_MAX, accepting) => accepted,
+        () = reached(Phase::Stopping, &mut phase) => return,
+    };
+    match accepted {
         Ok(Ok(stream)) => http::serve(core, mcp, stream, client, phase, seat).await,
         Ok(Err(error)) => {
             tracing::debug!(client = %client.address(), error = ?error.to_string(), "no TLS handshake");

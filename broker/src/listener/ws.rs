@@ -15,27 +15,25 @@ use hyper_util::rt::TokioIo;
 use proto_spec::limits::{ATTACH_BYTES_MAX, CHALLENGE_VALIDITY, LINK_ATTACH_BYTES_MAX};
 use proto_spec::message::Challenge;
 use proto_spec::{Digest, Kind, Org};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::http::plain;
-use super::{Client, Seat};
+use super::{Client, Seat, Stream};
 use crate::calls::Place;
 use crate::conversation::{self, Hears, bounds, close, converse, link_bounds, send, turn_away};
 use crate::federation::link::{self, Binding};
-use crate::phase::Phase;
+use crate::phase::{Phase, reached};
 use crate::pipeline::{Core, Door, Step};
 use crate::state::outbox::{Outbox, Queued};
 use crate::state::peers::Peer;
 use crate::state::sessions::Session;
 use crate::threshold::Threshold;
 
-type Socket = WebSocketStream<Threshold<TlsStream<TcpStream>>>;
+type Socket = WebSocketStream<Threshold<Stream>>;
 type Reply = Response<Full<Bytes>>;
 
 /// Answers the upgrade request; the session goes on by itself.
@@ -150,7 +148,7 @@ async fn socket(
     attach_bytes_max: usize,
 ) -> Option<Socket> {
     let upgraded = upgrading.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().ok()?;
+    let parts = upgraded.downcast::<TokioIo<Stream>>().ok()?;
     let stream = Threshold::new(parts.io.into_inner(), attach_bytes_max);
     let read = parts.read_buf.to_vec();
     let (role, bounds) = (Role::Server, Some(bounds));
@@ -181,9 +179,9 @@ impl Hears for Speaks<'_> {
     }
 }
 
-async fn run(core: &Core, mut socket: Socket, client: Client, phase: watch::Receiver<Phase>) {
+async fn run(core: &Core, mut socket: Socket, client: Client, mut phase: watch::Receiver<Phase>) {
     let (outbox, queue) = mpsc::channel(core.config.limits.outbox_max);
-    let Some(session) = attach(core, &mut socket, client, outbox).await else {
+    let Some(session) = attach(core, &mut socket, client, outbox, &mut phase).await else {
         return turn_away(&mut socket).await;
     };
     socket.get_mut().open();
@@ -209,6 +207,7 @@ async fn attach(
     socket: &mut Socket,
     client: Client,
     outbox: mpsc::Sender<Queued>,
+    phase: &mut watch::Receiver<Phase>,
 ) -> Option<Arc<Session>> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).ok()?;
@@ -221,10 +220,11 @@ async fn attach(
         core.clock.now(),
     );
     send(socket, said.bytes).await.ok()?;
-    let message = timeout(CHALLENGE_VALIDITY, conversation::next(socket))
-        .await
-        .ok()
-        .flatten()?;
+    let answered = tokio::select! {
+        answered = timeout(CHALLENGE_VALIDITY, conversation::next(socket)) => answered,
+        () = reached(Phase::Stopping, phase) => return None,
+    };
+    let message = answered.ok().flatten()?;
     match core
         .attach(message, challenge, client.channel(), outbox)
         .await

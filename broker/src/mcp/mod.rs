@@ -81,6 +81,11 @@ impl Mcp {
         Ok(Bearer::new(kept, agent, token))
     }
 
+    /// Ends the streams of all clients, so that their connections close.
+    pub(crate) fn end_streams(&self) {
+        self.gateway.end_streams();
+    }
+
     /// Ends the sessions of all kept agents: each holds on to the broker.
     pub(crate) fn end(&self) {
         self.kept.clear();
