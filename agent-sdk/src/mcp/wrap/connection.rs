@@ -122,6 +122,11 @@ impl Connection {
         self.desk.is_over()
     }
 
+    /// Waits while it is in doubt whether the server hears. Whether it does.
+    pub(super) async fn hears(&self) -> bool {
+        self.desk.hears().await
+    }
+
     /// Done when nothing comes over it any more.
     pub(super) async fn ended(&self) {
         self.desk.ended().await;

@@ -28,6 +28,8 @@ pub(super) struct Wants {
     pub(super) logs: bool,
     /// The questions that can be answered, by their methods.
     pub(super) questions: Vec<&'static str>,
+    /// Whether what it brings are notifications, and its end may never come.
+    pub(super) is_endless: bool,
 }
 
 /// A notification that is about no request.
@@ -43,6 +45,14 @@ pub(super) struct Desk {
     state: Mutex<State>,
     news: broadcast::Sender<News>,
     over: watch::Sender<bool>,
+    doubt: watch::Sender<Doubt>,
+}
+
+/// Whether the server hears: how often that was doubted, and which doubt it has dispelled.
+#[derive(Debug, Default)]
+struct Doubt {
+    raised: u64,
+    settled: u64,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +79,7 @@ impl Desk {
             state: Mutex::default(),
             news,
             over: watch::Sender::new(false),
+            doubt: watch::Sender::default(),
         }
     }
 
@@ -94,11 +105,17 @@ impl Desk {
             }
         }
         state.owner = Some(wants.owner.clone());
-        let waiting = Waiting {
-            wants,
-            mailbox: Arc::clone(&mailbox),
-        };
-        state.waiting.insert(id, waiting);
+        state.wait(id, wants, &mailbox);
+        (id, mailbox)
+    }
+
+    /// A place for our own question whether the server hears, which is about no request.
+    pub(super) fn probe(&self) -> (u64, Arc<Mailbox>) {
+        let mut state = self.state();
+        state.last += 1;
+        let id = state.last;
+        let mailbox = Arc::new(Mailbox::default());
+        state.wait(id, Wants::default(), &mailbox);
         (id, mailbox)
     }
 
@@ -187,6 +204,42 @@ impl Desk {
         let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
+    /// A request was given up: it may be that the server does not hear any more.
+    pub(super) fn doubt(&self) {
+        self.doubt.send_modify(|doubt| doubt.raised += 1);
+    }
+
+    /// Done when there is a doubt: which.
+    pub(super) async fn doubted(&self) -> u64 {
+        let mut doubt = self.doubt.subscribe();
+        let raised = doubt.wait_for(|doubt| doubt.raised > doubt.settled).await;
+        // The sender is ours, so it does not go while we wait.
+        raised.map_or(0, |doubt| doubt.raised)
+    }
+
+    /// The server has heard what was said after this doubt.
+    pub(super) fn settle(&self, doubt: u64) {
+        self.doubt
+            .send_modify(|now| now.settled = now.settled.max(doubt));
+    }
+
+    /// Done when no doubt is left, or nothing comes any more. Whether the server hears.
+    pub(super) async fn hears(&self) -> bool {
+        let mut doubt = self.doubt.subscribe();
+        tokio::select! {
+            _ = doubt.wait_for(|doubt| doubt.raised == doubt.settled) => {}
+            () = self.ended() => {}
+        }
+        !self.is_over()
+    }
+
+    /// Whether nobody waits for an end but whoever made this request.
+    pub(super) fn is_alone(&self, id: u64) -> bool {
+        let state = self.state();
+        let mut others = state.waiting.iter().filter(|(other, _)| **other != id);
+        others.all(|(_, other)| other.wants.is_endless)
+    }
+
     fn notified(&self, method: String, params: Object, bytes: usize, about: Option<u64>) {
         let state = self.state();
         let about = about.or_else(|| named(&method, &params));
@@ -259,6 +312,11 @@ impl Wants {
 }
 
 impl State {
+    fn wait(&mut self, id: u64, wants: Wants, mailbox: &Arc<Mailbox>) {
+        let mailbox = Arc::clone(mailbox);
+        self.waiting.insert(id, Waiting { wants, mailbox });
+    }
+
     /// The newest request that wants it, if all callers' that wait are of one owner: anybody's may have
     /// caused it.
     fn only(&self, wants: impl Fn(&Wants) -> bool) -> Option<&Arc<Mailbox>> {
@@ -297,6 +355,8 @@ fn is_question(method: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::mcp::wrap::mailbox::Next;
 
@@ -309,6 +369,7 @@ mod tests {
             owner: owner.into(),
             logs,
             questions: questions.to_vec(),
+            is_endless: false,
         }
     }
 
@@ -432,6 +493,40 @@ mod tests {
         for mailbox in [early, late] {
             assert!(matches!(mailbox.now(), Some(Next::Over(Outcome::Lost(_)))));
         }
+    }
+
+    #[tokio::test]
+    async fn a_doubt_lasts_until_the_server_has_heard_what_was_said_after_it() {
+        let desk = desk();
+        assert!(desk.hears().await, "nobody doubts it");
+        desk.doubt();
+        let first = desk.doubted().await;
+        desk.doubt();
+        desk.settle(first);
+        let later = desk.doubted().await;
+        assert!(desk.hears().now_or_never().is_none());
+        desk.settle(later);
+        desk.settle(first);
+        assert!(desk.hears().await);
+        desk.doubt();
+        desk.lost("it died");
+        assert!(!desk.hears().await);
+    }
+
+    #[test]
+    fn who_listens_without_end_does_not_keep_a_server_that_does_not_hear() {
+        let desk = desk();
+        let (ping, _) = desk.open(Wants::default());
+        let endless = Wants {
+            is_endless: true,
+            ..Wants::default()
+        };
+        let (_, _listening) = desk.open(endless);
+        assert!(desk.is_alone(ping));
+        let (call, _mailbox) = desk.open(Wants::default());
+        assert!(!desk.is_alone(ping));
+        desk.close(call);
+        assert!(desk.is_alone(ping));
     }
 
     #[test]

@@ -284,11 +284,13 @@ async fn listen(server: &Server) {
     let mut params = Object::default();
     params.put("_meta", &offer::own_meta());
     params.put("notifications", &wanted);
+    let wants = Wants {
+        is_endless: true,
+        ..Wants::default()
+    };
     let exchange: Exchange = server
         .connection
-        .request("subscriptions/listen", Wants::default(), Vec::new(), |_| {
-            params
-        })
+        .request("subscriptions/listen", wants, Vec::new(), |_| params)
         .await;
     loop {
         match exchange.next().await {

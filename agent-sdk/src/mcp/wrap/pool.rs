@@ -144,7 +144,8 @@ impl Pool {
         }
     }
 
-    /// A connection of this key, for one call alone or for several at once. Starts one where there is none.
+    /// A connection of this key, for one call alone or for several at once. Starts one where there is none, and
+    /// where the one that is there does not hear any more.
     ///
     /// # Errors
     ///
@@ -154,6 +155,15 @@ impl Pool {
         key: &Key,
         exclusive: bool,
     ) -> Result<Lease, NoServer> {
+        let lease = self.seat(key, exclusive).await?;
+        if lease.server.connection.hears().await {
+            return Ok(lease);
+        }
+        drop(lease);
+        self.seat(key, exclusive).await
+    }
+
+    async fn seat(self: &Arc<Self>, key: &Key, exclusive: bool) -> Result<Lease, NoServer> {
         let (id, cell) = self.place(key, exclusive)?;
         // From here on whoever drops it frees it.
         let place = Place {

@@ -162,6 +162,7 @@ async fn modern(
         owner: call.caller().to_string(),
         logs: meta.has(&format!("{PREFIX}logLevel")),
         questions: Vec::new(),
+        is_endless: matches!(target, Target::Method("subscriptions/listen")),
     };
     let labels = match target {
         Target::Tool { schema, .. } => schema.labels(params.get("arguments")),
@@ -231,6 +232,7 @@ async fn legacy(
             .filter(|(name, _)| capabilities.has(name))
             .map(|(_, method)| *method)
             .collect(),
+        is_endless: false,
     };
     if method == "subscriptions/listen" {
         return super::listen::listen(inner, &key, &params, call).await;

@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 use super::connection::{Connection, Label, Wire, cancelled};
 use super::desk::Desk;
 use super::hear::{Heard, answered, hear};
-use crate::mcp::rpc::{INTERNAL_ERROR, Message, RpcError};
+use super::mailbox::Next;
+use crate::mcp::rpc::{INTERNAL_ERROR, Id, Message, Object, RpcError};
 #[cfg(all(feature = "sandbox", target_os = "linux"))]
 use crate::sandbox::{Command, Running, Sandbox};
 
@@ -27,6 +28,8 @@ use crate::sandbox::{Command, Running, Sandbox};
 const LINE_BYTES_MAX: usize = ENVELOPE_BYTES + (64 << 10);
 /// Lines that wait for the child to read them.
 const LINES_WAITING: usize = 16;
+/// How long a child may take to show that it still hears, after a call of it was given up.
+const HEARS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a child that has been told to end may take, before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 /// Things that nobody waits for, of which a child is told when it reads: the rest it is not told.
@@ -110,6 +113,7 @@ impl Program {
         let pipe = Pipe {
             lines,
             asides,
+            desk: Arc::clone(&desk),
             stop,
             keeper: Mutex::new(Some(tokio::spawn(kept))),
         };
@@ -209,6 +213,7 @@ impl Life {
 struct Pipe {
     lines: mpsc::Sender<String>,
     asides: mpsc::Sender<String>,
+    desk: Arc<Desk>,
     stop: Arc<Notify>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
@@ -223,6 +228,7 @@ impl Wire for Pipe {
 
     fn cancel(&self, request: u64) {
         self.tell(cancelled(request));
+        self.desk.doubt();
     }
 
     fn tell(&self, message: Message) {
@@ -275,6 +281,7 @@ async fn keep(
     let why = tokio::select! {
         why = read(stdout, &desk, &lines) => why,
         why = write(stdin, speech) => why,
+        why = watch(&desk, &lines) => why,
         () = stop.notified() => "the connection was ended".to_owned(),
     };
     desk.lost(&format!("the server is gone: {why}"));
@@ -337,6 +344,37 @@ async fn read(
                 return "it asks and does not read".into();
             }
         }
+    }
+}
+
+/// Asks the child whether it still hears, whenever a request was given up: it may hang in that. Comes back when it
+/// does not hear, and nobody is left who waits for it.
+async fn watch(desk: &Desk, lines: &mpsc::WeakSender<String>) -> String {
+    loop {
+        let doubt = desk.doubted().await;
+        let (id, mailbox) = desk.probe();
+        let ping = Message::Request {
+            id: Id::number(id),
+            method: "ping".into(),
+            params: Object::default(),
+        };
+        let answered = async {
+            if let Some(lines) = lines.upgrade() {
+                let _ = lines.send(ping.line()).await;
+            }
+            // Whatever it answers, it heard.
+            while let Next::Said(_) = mailbox.next().await {}
+        };
+        tokio::pin!(answered);
+        while tokio::time::timeout(HEARS_PATIENCE, &mut answered)
+            .await
+            .is_err()
+        {
+            if desk.is_alone(id) {
+                return "it does not hear any more".into();
+            }
+        }
+        desk.settle(doubt);
     }
 }
 
@@ -464,6 +502,8 @@ fn shown(line: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mcp::rpc::METHOD_NOT_FOUND;
+    use crate::mcp::wrap::desk::Wants;
 
     async fn lines(bytes: &[u8]) -> (Vec<usize>, Result<Line, String>) {
         let mut stream = BufReader::new(bytes);
@@ -491,6 +531,42 @@ mod tests {
         let mut line = Vec::new();
         let read = next_line(&mut BufReader::new(endless), &mut line).await;
         assert!(read.is_err() && line.len() == LINE_BYTES_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_child_that_does_not_hear_is_given_up_once_nobody_else_waits_for_it() {
+        let desk = Desk::new(tokio::sync::broadcast::Sender::new(1));
+        let (lines, mut waiting) = mpsc::channel(1);
+        let way = lines.downgrade();
+        let (id, _mailbox) = desk.open(Wants::default());
+        desk.doubt();
+        let watched = watch(&desk, &way);
+        tokio::pin!(watched);
+        let long = HEARS_PATIENCE * 10;
+        let early = tokio::time::timeout(long, &mut watched).await;
+        assert!(early.is_err(), "another call may still be answered");
+        assert!(waiting.recv().await.unwrap().contains(r#""method":"ping""#));
+        desk.close(id);
+        let later = tokio::time::timeout(long, &mut watched).await;
+        assert!(later.unwrap().contains("does not hear"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_child_that_answers_that_it_knows_no_ping_hears() {
+        let desk = Desk::new(tokio::sync::broadcast::Sender::new(1));
+        let (lines, mut waiting) = mpsc::channel(1);
+        let way = lines.downgrade();
+        desk.doubt();
+        let answering = async {
+            waiting.recv().await.unwrap();
+            let refused = Err(RpcError::new(METHOD_NOT_FOUND, "no ping here"));
+            desk.heard(Message::answer(Id::number(1), refused), 1, None);
+            assert!(desk.hears().await);
+        };
+        tokio::select! {
+            why = watch(&desk, &way) => panic!("{why}"),
+            () = answering => {}
+        }
     }
 
     #[test]
