@@ -24,8 +24,10 @@ pub mod wrap;
 pub use self::address::Address;
 pub use self::way::{Roots, roots};
 
-/// The revision of MCP in whose manner calls travel.
+/// The revision in which every request stands for itself, and in whose manner calls travel.
 const MODERN: &str = "2026-07-28";
+/// The revisions whose connections begin with `initialize`, newest first.
+const LEGACY: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 
 /// Parameters of a request other than `tools/call` that are not among the arguments of the call that it is:
 /// they say how it is asked, and not for what.

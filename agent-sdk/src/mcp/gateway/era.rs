@@ -4,11 +4,7 @@ use serde_json::value::RawValue;
 
 use super::fault::Fault;
 use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError, UNSUPPORTED_VERSION};
-
-/// The revision in which every request stands for itself.
-pub(super) const MODERN: &str = "2026-07-28";
-/// The revisions that begin with `initialize`, newest first.
-pub(super) const LEGACY: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
+pub(super) use crate::mcp::{LEGACY, MODERN};
 
 /// Where a request's `_meta` says in which revision it is.
 pub(super) const VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";

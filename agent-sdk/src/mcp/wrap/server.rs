@@ -6,16 +6,15 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use tokio::sync::{Mutex, broadcast};
 
+use super::client_info;
 use super::connection::{Connection, Unanswered};
 use super::desk::{Desk, News};
 use super::pool::NoServer;
 use super::site::Site;
 use super::stdio::Program;
-use super::{MODERN, client_info};
 use crate::mcp::rpc::{Id, Message, Object, RpcError, UNSUPPORTED_VERSION};
+use crate::mcp::{LEGACY, MODERN};
 
-/// The newest revision whose connections begin with `initialize`.
-const LEGACY: &str = "2025-11-25";
 /// How long a server may take to answer the first words: a cold interpreter takes seconds.
 const GREETING_PATIENCE: Duration = Duration::from_secs(30);
 /// After so much silence a server is taken for one that does not know `server/discover`.
@@ -210,7 +209,7 @@ fn names_ours(why: &RpcError) -> bool {
 /// The older greeting.
 async fn initialize(connection: Connection, capabilities: &RawValue) -> Result<Server, NoServer> {
     let mut params = Object::default();
-    params.put("protocolVersion", LEGACY);
+    params.put("protocolVersion", LEGACY[0]);
     params.set("capabilities", capabilities.to_owned());
     params.set("clientInfo", client_info());
     let answer = connection.ask("initialize", params, GREETING_PATIENCE);
@@ -219,6 +218,11 @@ async fn initialize(connection: Connection, capabilities: &RawValue) -> Result<S
         other => NoServer::from(other),
     })?;
     let mut result = Object::parse(answer.get()).map_err(|why| why.to_string())?;
+    let version: String = result.read("protocolVersion").unwrap_or_default();
+    if !LEGACY.contains(&version.as_str()) {
+        let why = format!("it wants to speak {version:.32?}, which is no revision known here");
+        return Err(why.into());
+    }
     if result.object("capabilities").is_none() {
         return Err("its answer to `initialize` names no capabilities"
             .to_owned()
