@@ -92,7 +92,7 @@ impl Catalogue {
         };
         if capabilities.has("tools") {
             let tools = drain(server).await?;
-            catalogue.sort(tools);
+            catalogue.sort(&tools);
         }
         for line in catalogue.left_out.iter().take(LEFT_OUT_LOGGED) {
             tracing::warn!("{line}");
@@ -110,16 +110,17 @@ impl Catalogue {
     }
 
     /// Keeps the tools that can be offered.
-    fn sort(&mut self, tools: Vec<Object>) {
+    fn sort(&mut self, tools: &[Box<RawValue>]) {
         let mut by_name: BTreeMap<String, Vec<Object>> = BTreeMap::new();
         for tool in tools {
+            let tool = Object::parse(tool.get()).unwrap_or_default();
             match tool.read::<String>("name") {
                 Some(name) if !name.is_empty() => {
                     by_name.entry(mapped(&name)).or_default().push(tool);
                 }
                 _ => self
                     .left_out
-                    .push("a tool without a name is left out".into()),
+                    .push("a tool without a name, or that is no object, is left out".into()),
             }
         }
         let room = TOOLS_MAX - METHODS.len() - 1;
@@ -269,8 +270,8 @@ fn methods(capabilities: &Object) -> Vec<&'static str> {
 }
 
 /// All pages of a server's tools.
-async fn drain(server: &Server) -> Result<Vec<Object>, NoServer> {
-    let mut tools: Vec<Object> = Vec::new();
+async fn drain(server: &Server) -> Result<Vec<Box<RawValue>>, NoServer> {
+    let mut tools = Vec::new();
     let mut bytes = 0;
     let mut cursor: Option<Box<RawValue>> = None;
     for _ in 0..PAGES_MAX {
@@ -285,7 +286,7 @@ async fn drain(server: &Server) -> Result<Vec<Object>, NoServer> {
             let why = format!("its list of tools has more than {LISTED_BYTES_MAX} bytes");
             return Err(why.into());
         }
-        let listed: Vec<Object> = serde_json::from_str(listed.get())
+        let listed: Vec<Box<RawValue>> = serde_json::from_str(listed.get())
             .map_err(|why| format!("its list of tools: {why}"))?;
         tools.extend(listed);
         if tools.len() > LISTED_MAX {
@@ -351,12 +352,9 @@ mod tests {
 
     fn sorted(tools: &[&str]) -> (Vec<String>, Vec<String>) {
         let mut catalogue = Catalogue::default();
-        catalogue.sort(
-            tools
-                .iter()
-                .map(|text| Object::parse(text).unwrap())
-                .collect(),
-        );
+        let raw = |text: &&str| RawValue::from_string((*text).to_owned()).unwrap();
+        let tools: Vec<_> = tools.iter().map(raw).collect();
+        catalogue.sort(&tools);
         let names = catalogue.listed.iter().map(|(name, _)| name.clone());
         (names.collect(), catalogue.left_out)
     }
@@ -406,9 +404,18 @@ mod tests {
             "[".repeat(50),
             "]".repeat(50)
         );
-        let (names, left_out) = sorted(&[remote, &tool("fine"), none, &large, &deep]);
+        let no_tools = [
+            "null",
+            "[]",
+            "7",
+            r#"{"name":7}"#,
+            r#"{"name":"a","name":"b"}"#,
+        ];
+        let fine = tool("fine");
+        let tools = [&[remote, &fine, none, &large, &deep][..], &no_tools].concat();
+        let (names, left_out) = sorted(&tools);
         assert_eq!(names, ["fine"]);
-        assert_eq!(left_out.len(), 4, "{left_out:?}");
+        assert_eq!(left_out.len(), 9, "{left_out:?}");
     }
 
     #[test]
