@@ -41,6 +41,13 @@ pub(super) struct Question {
     pub(super) params: Object,
 }
 
+impl Question {
+    /// How much is asked.
+    pub(super) fn bytes(&self) -> usize {
+        self.method.len() + self.params.raw().get().len()
+    }
+}
+
 /// How a request ends.
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {

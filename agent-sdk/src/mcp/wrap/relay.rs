@@ -38,6 +38,10 @@ const QUESTIONS: [(&str, &str); 3] = [
 
 /// What those capabilities say more of.
 const KINDS: [&str; 4] = ["form", "url", "tools", "context"];
+/// Questions of one call that its caller is told of at once.
+const ASKED_MAX: usize = 16;
+/// Bytes of one, and of those together but for the last.
+const ASKED_BYTES_MAX: usize = 1 << 20;
 
 /// Which request a tool of ours is.
 pub(super) enum Target {
@@ -55,6 +59,25 @@ pub(super) struct Talk {
     lease: Lease,
     token: Option<Box<RawValue>>,
     asked: Vec<(String, Question)>,
+    asked_bytes: usize,
+}
+
+impl Talk {
+    /// Keeps a question for the caller, if it is not too long to be told.
+    async fn ask(&mut self, question: Question) {
+        let bytes = question.bytes();
+        if bytes > ASKED_BYTES_MAX {
+            let error = RpcError::new(INVALID_PARAMS, "this is more than can be asked");
+            return self.exchange.answer(&question, Err(error)).await;
+        }
+        self.asked_bytes += bytes;
+        let key = format!("q{}", self.asked.len() + 1);
+        self.asked.push((key, question));
+    }
+
+    fn has_asked_enough(&self) -> bool {
+        self.asked.len() >= ASKED_MAX || self.asked_bytes >= ASKED_BYTES_MAX
+    }
 }
 
 impl Target {
@@ -262,6 +285,7 @@ async fn legacy(
         lease,
         token,
         asked: Vec::new(),
+        asked_bytes: 0,
     };
     go_on(inner, whose, talk, call).await
 }
@@ -284,7 +308,10 @@ async fn resume(
     }
     talk.asked = open;
     match talk.asked.is_empty() {
-        true => go_on(inner, whose, talk, call).await,
+        true => {
+            talk.asked_bytes = 0;
+            go_on(inner, whose, talk, call).await
+        }
         false => park(inner, whose, talk),
     }
 }
@@ -302,11 +329,12 @@ async fn go_on(
             Next::Said(Said::Notification { method, params }) => {
                 pass_on(call, method, params, talk.token.as_deref()).await;
             }
-            Next::Said(Said::Question(question)) => {
-                let key = format!("q{}", talk.asked.len() + 1);
-                talk.asked.push((key, question));
-            }
+            Next::Said(Said::Question(question)) => talk.ask(question).await,
             Next::Over(outcome) => return inner.told(outcome),
+        }
+        // What it asks beyond that waits until these are answered.
+        if talk.has_asked_enough() {
+            break;
         }
         // What it asks at once is told at once.
         came.extend(talk.exchange.now());
