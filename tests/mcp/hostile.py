@@ -153,6 +153,16 @@ def same_page(server):
 
 
 @habit
+def long_pages(server):
+    """Has always one page more, of a tool of 3 MiB."""
+    pages = iter(range(1 << 60))
+    def list(request):
+        long = [tool("long") | {"description": "d" * (3 * MIB)}]
+        answer(request, {"tools": long, "nextCursor": f"page-{next(pages)}"})
+    server.list = list
+
+
+@habit
 def changing_tools(server):
     """Offers other schemas under the same names each time it is asked, and says all the time that it changed."""
     def list(request):
@@ -201,10 +211,10 @@ def schema_regex(server):
 @habit
 def schema_circle(server):
     """Offers tools whose schemas refer to themselves, so that checking or unfolding them need not end."""
-    fork = {"allOf": [{"$ref": "#"}, {"$ref": "#"}]}
+    fork = {"allOf": [{"properties": {"a": {"$ref": "#"}}}, {"properties": {"a": {"$ref": "#"}}}]}
     doubling = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 10} for n in range(20)} | {"d20": {"type": "object"}}
-    server.tools += [tool("circle", {"$ref": "#"}), tool("fork", fork),
-                     tool("doubling", {"$defs": doubling, "$ref": "#/$defs/d0"})]
+    server.tools += [tool(name, {"type": "object"} | schema) for name, schema in [
+        ("circle", {"$ref": "#"}), ("fork", fork), ("doubling", {"$defs": doubling, "$ref": "#/$defs/d0"})]]
 
 
 @habit
@@ -281,6 +291,15 @@ def invalid_utf8(server):
     def misbehave(request):
         id = json.dumps(request["id"]).encode()
         put(b'{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"\xff\xc0\xed\xa0\x80"}]}}\n' % id)
+        put(b'{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"\\ud800"}]}}\n' % id)
+    server.misbehave = misbehave
+
+
+@habit
+def half_a_character(server):
+    """Answers with half of a surrogate pair, which is JSON and no text."""
+    def misbehave(request):
+        id = json.dumps(request["id"]).encode()
         put(b'{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"\\ud800"}]}}\n' % id)
     server.misbehave = misbehave
 
@@ -427,6 +446,17 @@ def asks_without_end(server):
 
 
 @habit
+def asks_at_length(server):
+    """Asks five questions of 3 MiB at once, and then one that is short."""
+    def misbehave(request):
+        for number in range(5):
+            ask("elicitation/create", id=number, message="?" * (3 * MIB), requestedSchema={"type": "object", "properties": {}})
+        ask("elicitation/create", id="short", message="?", requestedSchema={"type": "object", "properties": {}})
+        answer(request, text("done"))
+    server.misbehave = misbehave
+
+
+@habit
 def asks_for_secrets(server):
     """Asks the user for a password, and for a visit to a page of its own."""
     def misbehave(request):
@@ -540,6 +570,12 @@ def closes_output(server):
         os.close(1)
         sleep_for_ever()
     server.misbehave = misbehave
+
+
+@habit
+def hangs(server):
+    """Answers no more, whatever it is asked, but lives on."""
+    server.misbehave = lambda request: sleep_for_ever()
 
 
 @habit

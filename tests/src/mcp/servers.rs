@@ -111,8 +111,9 @@ fn offer() -> PathBuf {
 /// The command and arguments of a hostile server: `tests/mcp/hostile.py` says what it can do.
 #[must_use]
 pub fn hostile(habit: &str) -> Vec<String> {
-    let script = root().join("tests/mcp/hostile.py");
-    ["python3", &script.display().to_string(), habit]
+    // A sandbox need not see where the tests are.
+    const SCRIPT: &str = include_str!("../../mcp/hostile.py");
+    ["python3", "-I", "-c", SCRIPT, habit]
         .map(str::to_owned)
         .into()
 }
