@@ -6,8 +6,7 @@
 //! it, and where the program prints to. Nothing that a caller sent reaches this process, and it ends when
 //! its socket closes.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -17,10 +16,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fork::{Fork, fork};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, wait};
 use tokio::io::Interest;
 use tokio::process::{Child, Command};
@@ -29,7 +24,7 @@ use super::job::{self, Said};
 use super::policy::{Policy, Wanted};
 
 /// What comes with an order.
-const DESCRIPTORS: usize = 3;
+const DESCRIPTORS: usize = job::DESCRIPTORS_MAX;
 
 /// Gives the orders, and starts the process that takes them when it is needed. Dropping it ends that
 /// process, and nothing that came from it.
@@ -124,16 +119,7 @@ impl Process {
 }
 
 fn send(orders: BorrowedFd<'_>, with: [BorrowedFd<'_>; DESCRIPTORS]) -> io::Result<()> {
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut room);
-    ancillary.push(SendAncillaryMessage::ScmRights(&with));
-    sendmsg(
-        orders,
-        &[IoSlice::new(&[1])],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
+    job::send_with(orders, &[1], &with).map(drop)
 }
 
 /// What one helper is for.
@@ -196,20 +182,11 @@ fn looked_after(child: Pid) -> io::Result<OwnedFd> {
 /// which its sender sees.
 fn next(orders: BorrowedFd<'_>) -> io::Result<Option<Order>> {
     loop {
-        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut room);
-        let mut byte = [0];
-        let mut into = [IoSliceMut::new(&mut byte)];
-        let received = recvmsg(orders, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-        if received.bytes == 0 {
+        let (read, came) = job::receive_all(orders, &mut [0])?;
+        if read == 0 {
             return Ok(None);
         }
-        let mut came = ancillary.drain().flat_map(|one| match one {
-            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
-            _ => Vec::new(),
-        });
-        if let (Some(control), Some(stdout), Some(stderr)) = (came.next(), came.next(), came.next())
-        {
+        if let Ok([control, stdout, stderr]) = <[OwnedFd; DESCRIPTORS]>::try_from(came) {
             return Ok(Some(Order {
                 control,
                 stdout,

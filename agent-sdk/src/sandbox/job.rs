@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::net::{
@@ -97,7 +97,7 @@ pub(super) fn say(
     let mut frame = length.to_be_bytes().to_vec();
     frame.extend_from_slice(&body);
     let sent = match descriptor {
-        Some(descriptor) => send_with(&socket, &frame, descriptor)?,
+        Some(descriptor) => send_with(&socket, &frame, &[descriptor.as_fd()])?,
         None => 0,
     };
     let mut rest = &frame[sent..];
@@ -107,16 +107,20 @@ pub(super) fn say(
     Ok(())
 }
 
-/// Sends some bytes and a descriptor with them. How many bytes went.
+/// Descriptors that one message brings.
+pub(super) const DESCRIPTORS_MAX: usize = 3;
+
+/// Sends some bytes and at most [`DESCRIPTORS_MAX`] descriptors with them. How many bytes went.
 pub(super) fn send_with(
     socket: impl AsFd,
     bytes: &[u8],
-    descriptor: &OwnedFd,
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut room);
-    let descriptors = [descriptor.as_fd()];
-    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     Ok(sendmsg(
         &socket,
         &[IoSlice::new(bytes)],
@@ -164,7 +168,16 @@ pub(super) fn hear_all(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<()> {
 
 /// Some bytes, and a descriptor if one came with them. No program inherits it.
 pub(super) fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let (read, descriptors) = receive_all(socket, bytes)?;
+    Ok((read, descriptors.into_iter().next()))
+}
+
+/// Some bytes, and the descriptors that came with them. No program inherits those.
+pub(super) fn receive_all(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut room);
     let mut slices = [IoSliceMut::new(bytes)];
     let message = recvmsg(
@@ -173,9 +186,9 @@ pub(super) fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize,
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )?;
-    let descriptor = ancillary.drain().find_map(|one| match one {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
+    let descriptors = ancillary.drain().flat_map(|one| match one {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+        _ => Vec::new(),
     });
-    Ok((message.bytes, descriptor))
+    Ok((message.bytes, descriptors.collect()))
 }

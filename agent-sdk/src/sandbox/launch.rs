@@ -307,7 +307,7 @@ async fn send(
     let length = length.ok_or(io::ErrorKind::InvalidInput)?.to_be_bytes();
     let sent = control
         .async_io(Interest::WRITABLE, || {
-            job::send_with(control.as_fd(), &length, &stdin)
+            job::send_with(control.as_fd(), &length, &[stdin.as_fd()])
         })
         .await?;
     drop(stdin);
