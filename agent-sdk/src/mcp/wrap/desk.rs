@@ -4,7 +4,7 @@
 //! an answer by its id, progress by its token, what belongs to a subscription by its id, and a question
 //! or a log message only where it can be but one caller's. What might be another's goes to nobody.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{broadcast, watch};
@@ -61,7 +61,7 @@ struct State {
     waiting: HashMap<u64, Waiting>,
     /// Whose request was the last: what the server asks when nobody waits is about that, if about any.
     owner: Option<String>,
-    early: VecDeque<(Question, usize, Option<String>)>,
+    early: Vec<(Question, usize, Option<String>)>,
     /// Why nothing comes any more.
     over: Option<String>,
 }
@@ -87,36 +87,23 @@ impl Desk {
     /// What the server asked before falls to it, where it can answer that.
     pub(super) fn open(&self, wants: Wants) -> (u64, Arc<Mailbox>) {
         let mut state = self.state();
-        state.last += 1;
-        let id = state.last;
-        let mailbox = Arc::new(Mailbox::default());
-        if let Some(why) = &state.over {
-            mailbox.end(Outcome::Lost(why.clone()));
-            return (id, mailbox);
-        }
-        if !wants.questions.is_empty() {
-            for (question, bytes, owner) in std::mem::take(&mut state.early) {
-                let is_own = owner.as_ref().is_none_or(|owner| *owner == wants.owner);
-                if is_own && wants.can(&question.method) {
-                    mailbox.put(Said::Question(question), bytes);
-                } else {
-                    state.early.push_back((question, bytes, owner));
-                }
-            }
-        }
+        let early = std::mem::take(&mut state.early).into_iter();
+        let (own, others): (Vec<_>, _) = early.partition(|(question, _, owner)| {
+            let is_own = owner.as_ref().is_none_or(|owner| *owner == wants.owner);
+            is_own && wants.can(&question.method)
+        });
+        state.early = others;
         state.owner = Some(wants.owner.clone());
-        state.wait(id, wants, &mailbox);
+        let (id, mailbox) = state.wait(wants);
+        for (question, bytes, _) in own {
+            mailbox.put(Said::Question(question), bytes);
+        }
         (id, mailbox)
     }
 
     /// A place for our own question whether the server hears, which is about no request.
     pub(super) fn probe(&self) -> (u64, Arc<Mailbox>) {
-        let mut state = self.state();
-        state.last += 1;
-        let id = state.last;
-        let mailbox = Arc::new(Mailbox::default());
-        state.wait(id, Wants::default(), &mailbox);
-        (id, mailbox)
+        self.state().wait(Wants::default())
     }
 
     /// Whether somebody waits for it.
@@ -281,7 +268,7 @@ impl Desk {
                     return refusal("nobody is there who could be asked");
                 }
                 let owner = state.owner.clone();
-                state.early.push_back((question, bytes, owner));
+                state.early.push((question, bytes, owner));
                 return None;
             }
             // Whose question it is can be known only while one call runs.
@@ -312,9 +299,17 @@ impl Wants {
 }
 
 impl State {
-    fn wait(&mut self, id: u64, wants: Wants, mailbox: &Arc<Mailbox>) {
-        let mailbox = Arc::clone(mailbox);
-        self.waiting.insert(id, Waiting { wants, mailbox });
+    fn wait(&mut self, wants: Wants) -> (u64, Arc<Mailbox>) {
+        self.last += 1;
+        let mailbox = Arc::new(Mailbox::default());
+        match &self.over {
+            Some(why) => mailbox.end(Outcome::Lost(why.clone())),
+            None => {
+                let mailbox = Arc::clone(&mailbox);
+                self.waiting.insert(self.last, Waiting { wants, mailbox });
+            }
+        }
+        (self.last, mailbox)
     }
 
     /// The newest request that wants it, if all callers' that wait are of one owner: anybody's may have

@@ -69,8 +69,10 @@ pub(super) fn answered(first: &[u8], last: &[u8]) -> Option<u64> {
     let first = compact(first.get(..ENVELOPE_BYTES_MAX).unwrap_or(first));
     let body = first.strip_prefix(b"{")?;
     let body = body.strip_prefix(br#""jsonrpc":"2.0","#).unwrap_or(body);
-    if let Some((id, digits)) = body.strip_prefix(br#""id":"#).and_then(number) {
-        return body[5 + digits..].starts_with(b",").then_some(id);
+    if let Some(rest) = body.strip_prefix(br#""id":"#)
+        && let Some((id, digits)) = number(rest)
+    {
+        return rest[digits..].starts_with(b",").then_some(id);
     }
     let last = compact(&last[last.len().saturating_sub(ENVELOPE_BYTES_MAX)..]);
     let last = last.strip_suffix(b"}")?;

@@ -36,8 +36,9 @@ const QUESTIONS: [(&str, &str); 3] = [
     ("sampling", "sampling/createMessage"),
 ];
 
-/// What those capabilities say more of.
-const KINDS: [&str; 4] = ["form", "url", "tools", "context"];
+/// What those capabilities say more of: how people are asked, and what models are given.
+const ELICITATION: [&str; 2] = ["form", "url"];
+const SAMPLING: [&str; 2] = ["tools", "context"];
 /// Questions of one call that its caller is told of at once.
 const ASKED_MAX: usize = 16;
 /// Bytes of one, and of those together but for the last.
@@ -437,7 +438,11 @@ fn bridged(capabilities: &Object) -> Object {
         };
         // Whatever else a client says there would be another connection for each way of saying it.
         let mut known = Object::default();
-        for kind in KINDS.iter().filter(|kind| said.has(kind)) {
+        for kind in ELICITATION
+            .iter()
+            .chain(&SAMPLING)
+            .filter(|kind| said.has(kind))
+        {
             known.put(kind, &Object::default());
         }
         kept.put(name, &known);
@@ -452,7 +457,7 @@ pub(super) fn every_capability() -> Box<RawValue> {
         all.put(name, &Object::default());
     }
     let mut elicitation = Object::default();
-    for kind in &KINDS[..2] {
+    for kind in &ELICITATION {
         elicitation.put(kind, &Object::default());
     }
     all.put("elicitation", &elicitation);
