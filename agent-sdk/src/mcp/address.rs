@@ -11,8 +11,12 @@ use std::sync::Arc;
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
+use super::words::quoted;
+
 /// Bytes of an address.
 const ADDRESS_BYTES_MAX: usize = 2 << 10;
+/// Characters that are shown of what is none.
+const SHOWN_CHARS_MAX: usize = 200;
 
 /// `https://…`, or `http://…` on this machine; without secrets and fragments.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,8 +98,7 @@ impl Origin {
 impl FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let shown = || text.chars().take(200).collect::<String>();
-        let bad = |why: &str| Err(format!("{:?} {why}", shown()));
+        let bad = |why: &str| Err(format!("{} {why}", quoted(text, SHOWN_CHARS_MAX)));
         if text.len() > ADDRESS_BYTES_MAX {
             return bad("is too long");
         }

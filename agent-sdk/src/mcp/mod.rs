@@ -19,6 +19,7 @@ pub mod gateway;
 pub mod login;
 pub mod rpc;
 mod way;
+mod words;
 pub mod wrap;
 
 pub use self::address::Address;

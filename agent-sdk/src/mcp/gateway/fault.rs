@@ -10,6 +10,7 @@ use crate::mcp::rpc::{
     INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR, RpcError,
     UNSUPPORTED_VERSION,
 };
+use crate::mcp::words::beginning;
 use crate::tool::INVALID_ARGUMENTS;
 
 /// Headers and body contradict each other.
@@ -33,7 +34,7 @@ const SHOWN_CHARS_MAX: usize = 256;
 
 /// What others said went wrong, for the log, where it is to be written with `?`: it may hold anything.
 pub(super) fn shown(why: &RpcError) -> String {
-    why.to_string().chars().take(SHOWN_CHARS_MAX).collect()
+    beginning(&why.to_string(), SHOWN_CHARS_MAX)
 }
 
 impl From<RpcError> for Fault {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::scopes::Scopes;
 use crate::mcp::address::Address;
+use crate::mcp::words::quoted;
 
 /// Authorisation servers that a resource may name.
 const ISSUERS_MAX: usize = 16;
@@ -247,8 +248,7 @@ fn all(scopes: Option<Vec<String>>) -> Result<Option<Scopes>, String> {
 }
 
 fn shown(text: &str) -> String {
-    let begin: String = text.chars().take(SHOWN_CHARS).collect();
-    format!("{begin:?}")
+    quoted(text, SHOWN_CHARS)
 }
 
 #[cfg(test)]

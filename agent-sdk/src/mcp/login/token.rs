@@ -16,6 +16,7 @@ use super::client::Showing;
 use super::scopes::Scopes;
 use super::secret::{Secret, revealed};
 use crate::mcp::address::Address;
+use crate::mcp::words::escaped;
 
 /// What a server says of an error, as far as it is shown.
 const SHOWN_CHARS: usize = 200;
@@ -230,8 +231,7 @@ fn denied(bytes: &[u8]) -> Denied {
 
 /// What a server wrote, short and obeyed by no terminal.
 pub(crate) fn shown(text: &str) -> String {
-    let begin: String = text.trim().chars().take(SHOWN_CHARS).collect();
-    begin.escape_debug().to_string()
+    escaped(text.trim(), SHOWN_CHARS)
 }
 
 #[cfg(test)]

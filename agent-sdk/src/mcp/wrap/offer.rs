@@ -19,6 +19,7 @@ use super::schema::Schema;
 use super::server::Server;
 use super::{ASK_PATIENCE, MODERN, client_info};
 use crate::mcp::rpc::Object;
+use crate::mcp::words::quoted;
 use crate::tool::Tool;
 
 /// Pages of a list that are read.
@@ -29,6 +30,8 @@ const LISTED_MAX: usize = 2_048;
 const LISTED_BYTES_MAX: usize = 4 << 20;
 /// Regular expressions of all schemas together, each of which may take 256 KiB.
 const PATTERNS_MAX: usize = 256;
+/// Characters that are told of a tool's name.
+const SHOWN_CHARS_MAX: usize = 80;
 /// Bytes that an offered tool has beside what its server says of it.
 const TOOL_BYTES_MORE: usize = 256;
 /// Bytes of one tool, with all that is said of it: a peer is told of it too.
@@ -131,7 +134,7 @@ impl Catalogue {
                     .iter()
                     .take(4)
                     .filter_map(|tool| tool.read::<String>("name"));
-                let names: Vec<String> = names.map(|name| shown(&name)).collect();
+                let names: Vec<String> = names.map(|name| quoted(&name, SHOWN_CHARS_MAX)).collect();
                 self.left_out.push(format!(
                     "{} tools would be named {name}, and are left out: {}",
                     alike.len(),
@@ -339,11 +342,6 @@ fn mapped(name: &str) -> String {
     let hash = Digest::of(name.as_bytes()).to_string();
     let begin = &segment[..SEGMENT_CHARS_MAX - HASH_CHARS - 1];
     format!("{begin}_{}", &hash[..HASH_CHARS])
-}
-
-fn shown(name: &str) -> String {
-    let begin: String = name.chars().take(80).collect();
-    format!("{begin:?}")
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::desk::Desk;
 use super::hear::{Heard, answered, hear};
 use super::mailbox::Next;
 use crate::mcp::rpc::{INTERNAL_ERROR, Id, Message, Object, RpcError};
+use crate::mcp::words::escaped;
 #[cfg(all(feature = "sandbox", target_os = "linux"))]
 use crate::sandbox::{Command, Running, Sandbox};
 
@@ -495,8 +496,7 @@ async fn listen(stderr: impl AsyncRead + Unpin, tail: Arc<Mutex<VecDeque<String>
 /// The beginning of a line, with everything escaped that a terminal would obey.
 fn shown(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(&line[..line.len().min(TAIL_CHARS * 4)]);
-    let begin: String = text.chars().take(TAIL_CHARS).collect();
-    begin.escape_debug().to_string()
+    escaped(&text, TAIL_CHARS)
 }
 
 #[cfg(test)]
