@@ -24,7 +24,7 @@ use crate::state::outbox::{Outbox, Queued};
 /// An idle connection is pinged so often, and closed when it has said nothing for two of these.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long the other end may take to read what is written to it.
-const WRITE_MAX: Duration = Duration::from_secs(30);
+pub(crate) const WRITE_MAX: Duration = Duration::from_secs(30);
 /// How long the last word may take to one that is not known to read.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// Messages read, and messages written, before the other side has its turn.

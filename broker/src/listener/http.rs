@@ -24,6 +24,7 @@ use super::{Client, Seat, Stream, ws};
 use crate::calls::Place;
 use crate::compat;
 use crate::config::METADATA;
+use crate::conversation::WRITE_MAX;
 use crate::mcp::{self, Mcp};
 use crate::phase::{Phase, reached};
 use crate::pipeline::{Core, Door, Refused, Step};
@@ -39,8 +40,6 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 64;
 
-/// How long a client may take to read on.
-pub(super) const WRITE_MAX: Duration = Duration::from_secs(30);
 /// How long answers may take to be read when the broker stops.
 const STOP_MAX: Duration = Duration::from_secs(2);
 

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::conversation::WRITE_MAX;
 use crate::locks::lock;
 use crate::mcp::Mcp;
 use crate::phase::{Phase, reached};
@@ -179,7 +180,7 @@ async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let accepting = tls.accept(Paced::new(stream, http::WRITE_MAX));
+    let accepting = tls.accept(Paced::new(stream, WRITE_MAX));
     let accepted = tokio::select! {
         accepted = tokio::time::timeout(HANDSHAKE_MAX, accepting) => accepted,
         () = reached(Phase::Stopping, &mut phase) => return,
