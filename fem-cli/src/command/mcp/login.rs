@@ -9,6 +9,7 @@ use agent_sdk::mcp::login::{
 };
 use serde_json::json;
 
+use super::place;
 use crate::failure::{Failure, Outcome};
 use crate::files::{absolute, quoted};
 use crate::output::{Output, escape, note};
@@ -128,15 +129,6 @@ fn invite(invitation: &Invitation) {
         "{issuer} asks you{what}. Open this in a browser of this machine:\n\n  {}\n",
         escape(address)
     ));
-}
-
-/// `@FILE` or `env:VAR`.
-fn place(text: &str) -> Result<Place, String> {
-    match (text.strip_prefix('@'), text.strip_prefix("env:")) {
-        (Some(file), _) if !file.is_empty() => Ok(Place::File(absolute(file.as_ref()))),
-        (None, Some(name)) if !name.is_empty() => Ok(Place::Variable(name.into())),
-        _ => Err("@FILE, or env:VAR".into()),
-    }
 }
 
 impl Login {

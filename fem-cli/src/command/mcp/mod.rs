@@ -5,8 +5,11 @@ mod login;
 mod serve;
 mod wrap;
 
+use agent_sdk::mcp::login::Place;
+
 use crate::connect::Chosen;
 use crate::failure::Outcome;
+use crate::files::absolute;
 use crate::output::Output;
 
 pub(crate) use bearer::{kept, token_given};
@@ -34,5 +37,14 @@ pub(crate) async fn run(args: Mcp, chosen: &Chosen, output: Output) -> Outcome {
         Act::Serve(args) => serve::run(&args, chosen).await,
         Act::Keep(args) => bearer::keep(args, chosen, output).await,
         Act::Token(args) => bearer::token(args, chosen, output).await,
+    }
+}
+
+/// Where a secret is, as options name it: `@FILE` or `env:VAR`.
+fn place(text: &str) -> Result<Place, String> {
+    match (text.strip_prefix('@'), text.strip_prefix("env:")) {
+        (Some(file), _) if !file.is_empty() => Ok(Place::File(absolute(file.as_ref()))),
+        (None, Some(name)) if !name.is_empty() => Ok(Place::Variable(name.into())),
+        _ => Err("@FILE, or env:VAR".into()),
     }
 }

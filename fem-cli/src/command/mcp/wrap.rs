@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_sdk::mcp::login::Keeper;
+use agent_sdk::mcp::login::{Keeper, Place};
 use agent_sdk::mcp::wrap::{NoServer, Options, Program, Site, Source, Wrapped};
 use agent_sdk::mcp::{Address, roots};
 use agent_sdk::sandbox::{Files, Network, NotRun, Sandbox, Tier, Wanted};
@@ -217,11 +217,10 @@ fn site(args: &Wrap, url: &Address) -> Outcome<Site> {
 fn header(text: &str) -> Outcome<(HeaderName, HeaderValue)> {
     let shape = || Failure::usage("--header NAME=@FILE, or NAME=env:VAR");
     let (name, place) = text.split_once('=').ok_or_else(shape)?;
-    let value = match (place.strip_prefix('@'), place.strip_prefix("env:")) {
-        (Some(file), _) => files::read_text(Path::new(file))?,
-        (None, Some(name)) => std::env::var(name)
+    let value = match super::place(place).map_err(|_| shape())? {
+        Place::File(file) => files::read_text(&file)?,
+        Place::Variable(name) => std::env::var(&name)
             .map_err(|_| Failure::usage(format!("the variable {name:?} is not set")))?,
-        (None, None) => return Err(shape()),
     };
     let name = HeaderName::try_from(name).map_err(|_| shape())?;
     let mut value = HeaderValue::try_from(value.trim())
