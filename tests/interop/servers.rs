@@ -237,32 +237,35 @@ async fn page(text: &'static str) -> String {
 
 #[tokio::test]
 async fn every_reference_server_answers_a_client_of_another_maker() {
-    let npm = or_leave_out!(toolbox::npm(), "servers of npm's");
-    let python = or_leave_out!(toolbox::python(), "servers of PyPI's");
-    let legacy = or_leave_out!(
-        toolbox::legacy(),
-        "a server of PyPI's that needs an older SDK"
-    );
-    let tools = Tools { npm, python };
-    let workshop = Workshop::new(tools, legacy).await;
+    let (tools, workshop) = or_leave_out!(workshop(), "the reference servers");
     for real in workshop.servers() {
-        let call = Call {
-            tool: real.tool,
-            arguments: real.arguments,
-        };
-        let at = At::Stdio(real.words);
-        let text = Client::Sdk.call(tools, &at, &call).await.unwrap();
-        assert!(text.contains(real.says), "{}: {text}", real.agent);
+        let at = At::Stdio(real.words.clone());
+        let said = heard(tools, &at, &real, real.tool, Client::Sdk).await;
+        said.unwrap();
     }
 }
 
-/// What a client hears from another organisation's agent.
-async fn heard(tools: Tools, at: &At, real: &Real, name: &str) -> Result<(), String> {
+/// Everything that they are made of, or what is missing and why.
+async fn workshop() -> Result<(Tools, Workshop), String> {
+    let (npm, python) = (toolbox::npm().await?, toolbox::python().await?);
+    let legacy = toolbox::legacy().await?;
+    let tools = Tools { npm, python };
+    Ok((tools, Workshop::new(tools, legacy).await))
+}
+
+/// Whether a client hears from a server, under the tool's name there, what it should.
+async fn heard(
+    tools: Tools,
+    at: &At,
+    real: &Real,
+    name: &str,
+    client: Client,
+) -> Result<(), String> {
     let call = Call {
         tool: name,
         arguments: real.arguments.clone(),
     };
-    match real.client.call(tools, at, &call).await {
+    match client.call(tools, at, &call).await {
         Ok(text) if text.contains(real.says) => Ok(()),
         Ok(text) => Err(format!("{}: {text}", real.agent)),
         Err(why) => Err(format!("{}: {why:#}", real.agent)),
@@ -271,14 +274,7 @@ async fn heard(tools: Tools, at: &At, real: &Real, name: &str) -> Result<(), Str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_reference_server_works_in_its_box_for_clients_of_another_organisation() {
-    let npm = or_leave_out!(toolbox::npm(), "servers of npm's");
-    let python = or_leave_out!(toolbox::python(), "servers of PyPI's");
-    let legacy = or_leave_out!(
-        toolbox::legacy(),
-        "a server of PyPI's that needs an older SDK"
-    );
-    let tools = Tools { npm, python };
-    let workshop = Workshop::new(tools, legacy).await;
+    let (tools, workshop) = or_leave_out!(workshop(), "the reference servers");
     let (acme, globex) = (House::open("acme"), House::open("globex"));
     let servers = workshop.servers();
     // All start at once.
@@ -297,9 +293,10 @@ async fn every_reference_server_works_in_its_box_for_clients_of_another_organisa
     .await;
     let names = acme.listed("", &token).await;
     let at = acme.at("", &token);
-    let calls = servers
-        .iter()
-        .map(|real| heard(tools, &at, real, real.named(&names).unwrap()));
+    let calls = servers.iter().map(|real| {
+        let name = real.named(&names).unwrap();
+        heard(tools, &at, real, name, real.client)
+    });
     let failed: Vec<String> = join_all(calls)
         .await
         .into_iter()
