@@ -19,6 +19,7 @@ mod crash;
 mod events;
 mod federation;
 mod hostile_peer;
+mod mcp_login;
 mod mcp_serve;
 mod mcp_wrap;
 mod model;

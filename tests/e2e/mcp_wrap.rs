@@ -16,15 +16,15 @@ use tests::mcp::shelf::Shelf;
 const FIXTURE: &str = include_str!("mcp/server.py");
 
 /// An organisation with the agent `fs`, which is the fixture, and two who may call it.
-struct Site {
-    acme: ByHand,
+pub(super) struct Site {
+    pub(super) acme: ByHand,
 }
 
 /// `fem-cli mcp wrap`, killed when dropped.
-struct Wrap {
+pub(super) struct Wrap {
     child: Child,
     /// What it says of itself when it serves.
-    said: String,
+    pub(super) said: String,
     log: mpsc::Receiver<String>,
 }
 
@@ -36,7 +36,7 @@ impl Drop for Wrap {
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let acme = ByHand::open("acme").unwrap();
         for agent in ["fs", "ada --capability fs.*", "bob --capability fs.*"] {
             acme.join(agent).unwrap();
@@ -62,7 +62,7 @@ impl Site {
         Wrap::start(self.command(options, server))
     }
 
-    fn agent(&self, name: &str) -> Agent {
+    pub(super) fn agent(&self, name: &str) -> Agent {
         let file = self.acme.folder().join(format!("{name}.toml"));
         Agent::new(Config::from_file(file).unwrap()).unwrap()
     }
@@ -70,7 +70,7 @@ impl Site {
 
 impl Wrap {
     /// Waits until it says what it offers.
-    fn start(mut command: Command) -> Self {
+    pub(super) fn start(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let (sender, log) = mpsc::channel();
         let stderr = child.stderr.take().unwrap();
@@ -92,7 +92,7 @@ impl Wrap {
     }
 
     /// Waits until the log has a line with these words.
-    fn logs(&self, words: &[&str]) {
+    pub(super) fn logs(&self, words: &[&str]) {
         let has = |line: &String| words.iter().all(|word| line.contains(word));
         let until = std::time::Instant::now() + Duration::from_secs(30);
         let mut seen = Vec::new();
@@ -105,7 +105,7 @@ impl Wrap {
         panic!("the log does not say {words:?}: {seen:#?}");
     }
 
-    fn stop(mut self) -> i32 {
+    pub(super) fn stop(mut self) -> i32 {
         let id = i32::try_from(self.child.id()).unwrap();
         let id = rustix::process::Pid::from_raw(id).unwrap();
         rustix::process::kill_process(id, Signal::TERM).unwrap();
@@ -135,7 +135,7 @@ fn options(mcp: &Value) -> CallOptions {
     }
 }
 
-async fn call(agent: &Agent, tool: &str, arguments: Value) -> Result<Value, Error> {
+pub(super) async fn call(agent: &Agent, tool: &str, arguments: Value) -> Result<Value, Error> {
     call_with(agent, tool, arguments, &meta(&json!({}))).await
 }
 
@@ -151,11 +151,11 @@ async fn call_with(
     Ok(serde_json::from_str(raw.get()).unwrap())
 }
 
-fn text(result: &Value) -> &str {
+pub(super) fn text(result: &Value) -> &str {
     result["content"][0]["text"].as_str().unwrap()
 }
 
-fn code(outcome: Result<Value, Error>) -> String {
+pub(super) fn code(outcome: Result<Value, Error>) -> String {
     match outcome {
         Err(Error::Tool { code, .. }) => code,
         Err(Error::Refused { code, .. }) => code.to_string(),

@@ -51,10 +51,13 @@ pub(super) async fn renew(
 ) -> Result<Given, Denied> {
     let assertion;
     let grant = match &terms.means {
-        Means::Person { .. } => match &authorisation.refresh_token {
-            Some(token) => Grant::Refresh(token),
-            None => return Err(Denied::Spent("nothing renews it".into())),
-        },
+        Means::Person { .. } => {
+            let token = authorisation.refresh_token.as_ref();
+            let token = token.ok_or_else(|| Denied::Spent("nothing renews it".into()))?;
+            let grant = Grant::Refresh(token);
+            // It is for what the last one was for, whatever was asked.
+            return ask(web, terms, authorisation, &grant, &authorisation.granted).await;
+        }
         Means::Client { .. } => Grant::Client,
         Means::Workload {
             assertion: place, ..

@@ -182,3 +182,96 @@ fn is_of(headers: &HeaderMap, kind: &str) -> bool {
     let said = said.and_then(|said| said.split(';').next());
     said.is_some_and(|said| said.trim_end().ends_with(kind))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// A server that answers each request with the next of these, when it is told to: its origin, and what it was
+    /// asked.
+    pub(in crate::mcp::login) async fn answering(
+        answers: Vec<String>,
+        mut when: mpsc::Receiver<()>,
+    ) -> (String, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = format!("http://{}", listener.local_addr().unwrap());
+        let (tell, told) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut asked = vec![0; 4_096];
+                let read = stream.read(&mut asked).await.unwrap();
+                let _ = tell.send(String::from_utf8_lossy(&asked[..read]).into_owned());
+                when.recv().await;
+                // Who was answered too much may have gone.
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        (origin, told)
+    }
+
+    pub(in crate::mcp::login) fn answer(status: &str, kind: &str, body: &str) -> String {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        )
+    }
+
+    /// At once.
+    pub(in crate::mcp::login) fn always() -> mpsc::Receiver<()> {
+        mpsc::channel(1).1
+    }
+
+    async fn first(answers: &[String]) -> Result<Bytes, String> {
+        let (origin, _told) = answering(answers.to_vec(), always()).await;
+        let places: Vec<Address> = (0..answers.len())
+            .map(|n| format!("{origin}/{n}").parse().unwrap())
+            .collect();
+        Web::new(None).first(&places).await
+    }
+
+    #[tokio::test]
+    async fn the_first_document_counts_and_a_page_for_people_is_none() {
+        let missing = answer("404 Not Found", "text/plain", "no");
+        let page = answer("200 OK", "text/html", "<p>Hello");
+        let document = answer("200 OK", "application/json; charset=utf-8", "{}");
+        let found = first(&[missing.clone(), page.clone(), document]).await;
+        assert_eq!(found.unwrap(), "{}");
+        assert!(first(&[missing, page]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_followed_and_nothing_is_read_without_end() {
+        let document = answer("200 OK", "application/json", "{}");
+        let led =
+            "HTTP/1.1 302 Found\r\nlocation: /1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let Err(why) = first(&[led.to_owned(), document.clone()]).await else {
+            panic!()
+        };
+        assert!(why.contains("not followed"), "{why}");
+        let broken = answer("503 Service Unavailable", "text/plain", "");
+        assert!(
+            first(&[broken, document]).await.is_err(),
+            "what is not said now may be another thing"
+        );
+        let long = answer(
+            "200 OK",
+            "application/json",
+            &" ".repeat(ANSWER_BYTES_MAX + 1),
+        );
+        assert!(first(&[long]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_with_a_stream_is_heard_by_its_head() {
+        let stream = "HTTP/1.1 401 Unauthorized\r\ncontent-type: text/event-stream\r\nwww-authenticate: Bearer scope=a\r\n\r\n";
+        let (origin, _told) = answering(vec![stream.to_owned()], always()).await;
+        let server = format!("{origin}/mcp").parse().unwrap();
+        let challenge = Web::new(None).challenge(&server, "{}".into()).await;
+        assert_eq!(challenge.unwrap().unwrap().scopes.unwrap().to_string(), "a");
+    }
+}

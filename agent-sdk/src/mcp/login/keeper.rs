@@ -293,7 +293,10 @@ fn is_new(state: &State) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::mcp::login::exchange::tests::{always, answer, answering};
     use crate::mcp::login::file::tests::kept;
     use crate::mcp::login::secret::Place;
     use crate::mcp::login::terms::{Known, Proof};
@@ -389,5 +392,69 @@ mod tests {
         ] {
             assert!(open(other).is_err(), "{other}");
         }
+    }
+
+    const GIVEN: &str = r#"{"access_token":"t2","token_type":"Bearer","refresh_token":"r2"}"#;
+
+    /// What is kept for a server on this machine that also gives tokens.
+    fn kept_at(origin: &str, folder: &Path) -> (PathBuf, Keeper) {
+        let mut kept = kept();
+        let server: Address = format!("{origin}/mcp").parse().unwrap();
+        kept.terms.server = server.clone();
+        kept.authorisation.token_endpoint = format!("{origin}/token").parse().unwrap();
+        let path = folder.join("web.auth");
+        kept.write(&path).unwrap();
+        let keeper = Keeper::open(&path, &server).unwrap_or_else(|why| panic!("{why}"));
+        (path, keeper)
+    }
+
+    fn access(path: &Path) -> String {
+        let kept = Kept::read(path).unwrap_or_else(|why| panic!("{why}"));
+        kept.authorisation.access_token.unwrap().reveal().to_owned()
+    }
+
+    #[tokio::test]
+    async fn what_was_renewed_is_kept_also_when_whoever_wanted_it_has_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (go_on, when) = mpsc::channel(1);
+        let answers = vec![answer("200 OK", "application/json", GIVEN)];
+        let (origin, mut told) = answering(answers, when).await;
+        let (path, keeper) = kept_at(&origin, folder.path());
+        let shown = secret("t1");
+        tokio::select! {
+            asked = told.recv() => assert!(asked.unwrap().contains("refresh_token=r1")),
+            _ = keeper.refused(Some(&shown), Challenge::default()) => panic!("nobody has answered"),
+        }
+        go_on.send(()).await.unwrap();
+        let kept = async {
+            while access(&path) != "t2" {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), kept)
+            .await
+            .unwrap();
+        let Verdict::Again(token) = keeper.refused(Some(&shown), Challenge::default()).await else {
+            panic!()
+        };
+        assert_eq!(token.reveal(), "t2");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_what_is_new_has_nothing_renewed_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let answers = vec![answer("200 OK", "application/json", GIVEN)];
+        let (origin, mut told) = answering(answers, always()).await;
+        let (_, keeper) = kept_at(&origin, folder.path());
+        let Verdict::Again(token) = keeper
+            .refused(Some(&secret("t1")), Challenge::default())
+            .await
+        else {
+            panic!()
+        };
+        let refused = keeper.refused(Some(&token), Challenge::default()).await;
+        assert!(matches!(refused, Verdict::No(NoToken::LoginNeeded(_))));
+        told.recv().await.unwrap();
+        assert!(told.try_recv().is_err(), "it was asked for once");
     }
 }

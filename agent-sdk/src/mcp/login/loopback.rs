@@ -157,3 +157,118 @@ fn page(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
     }
     page
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::mcp::login::metadata::Authority;
+    use crate::mcp::login::scopes::Scopes;
+
+    fn question() -> Arc<Question> {
+        let document = json!({
+            "issuer": "https://a.example",
+            "token_endpoint": "https://a.example/t",
+            "code_challenge_methods_supported": ["S256"],
+        });
+        let issuer = "https://a.example".parse().unwrap();
+        let authority = Authority::read(document.to_string().as_bytes(), &issuer, &issuer);
+        Arc::new(Question::new(&authority.unwrap()).unwrap_or_else(|why| panic!("{why}")))
+    }
+
+    /// The part of what a person is asked that the answer has to bear.
+    fn state(question: &Question, redirect: &Address) -> String {
+        let endpoint = "https://a.example/authorize".parse().unwrap();
+        let asked = question.address(&endpoint, "c", redirect, &endpoint, &Scopes::default());
+        let (_, state) = asked.split_once("&state=").unwrap();
+        state.split('&').next().unwrap().to_owned()
+    }
+
+    async fn visit(page: &Address, words: &str) -> String {
+        let mut stream = TcpStream::connect(page.authority()).await.unwrap();
+        stream.write_all(words.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn whoever_else_comes_changes_nothing() {
+        let (page, question) = (Loopback::open(None).await.unwrap(), question());
+        let address = page.address().clone();
+        let state = state(&question, &address);
+        let waiting = tokio::spawn(async move { page.answer(&question).await });
+        // Who says nothing is in nobody's way.
+        let silent = TcpStream::connect(address.authority()).await.unwrap();
+        let long = "x".repeat(HEAD_BYTES_MAX);
+        for (words, expected) in [
+            (
+                format!("GET /callback?code=c&state=x{state} HTTP/1.1\r\nhost: a\r\n\r\n"),
+                "400",
+            ),
+            (
+                "GET /callback?error=access_denied HTTP/1.1\r\nhost: a\r\n\r\n".into(),
+                "400",
+            ),
+            (
+                format!("GET /other?code=c&state={state} HTTP/1.1\r\nhost: a\r\n\r\n"),
+                "404",
+            ),
+            (
+                format!("POST /callback?code=c&state={state} HTTP/1.1\r\nhost: a\r\n\r\n"),
+                "404",
+            ),
+            (
+                format!("GET /callback?{long} HTTP/1.1\r\nhost: a\r\n\r\n"),
+                "4",
+            ),
+            ("\r\n\r\n\u{1}".into(), "4"),
+        ] {
+            let answer = visit(&address, &words).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {expected}")),
+                "{words:.80}: {answer}"
+            );
+            assert!(!waiting.is_finished());
+        }
+        let yes = format!("GET /callback?code=the-code&state={state} HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert!(visit(&address, &yes).await.contains("has arrived"));
+        let code = waiting.await.unwrap().unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(code.reveal(), "the-code");
+        drop(silent);
+        assert!(
+            TcpStream::connect(address.authority()).await.is_err(),
+            "nobody listens there any more"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_no_ends_the_wait() {
+        let (page, question) = (Loopback::open(None).await.unwrap(), question());
+        let address = page.address().clone();
+        let state = state(&question, &address);
+        let waiting = tokio::spawn(async move { page.answer(&question).await });
+        let no =
+            format!("GET /callback?error=access_denied&state={state} HTTP/1.1\r\nhost: a\r\n\r\n");
+        visit(&address, &no).await;
+        let Err(why) = waiting.await.unwrap() else {
+            panic!()
+        };
+        assert!(why.contains("access_denied"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_page_is_where_it_was_decided_or_nowhere() {
+        let first = Loopback::open(None).await.unwrap();
+        let Err(why) = Loopback::open(Some(first.address())).await else {
+            panic!()
+        };
+        assert!(why.contains("port"), "{why}");
+        let address = first.address().clone();
+        drop(first);
+        let again = Loopback::open(Some(&address)).await.unwrap();
+        assert_eq!(again.address(), &address);
+    }
+}

@@ -48,6 +48,7 @@ use self::server::{Era, Server};
 pub use self::site::Site;
 pub use self::stdio::Program;
 use crate::agent::Offered;
+use crate::link::backoff::Backoff;
 use crate::mcp::MODERN;
 use crate::mcp::rpc::Object;
 use crate::tool::Tool;
@@ -169,14 +170,20 @@ impl Wrapped {
 
     /// Offers what the server offers, whenever that changes and whenever it was started anew. Ends never.
     pub async fn follow(&self, offered: &Offered) {
+        let mut backoff = Backoff::default();
         loop {
             self.until_changed().await;
+            let mut wait = LOOK_AGAIN;
             if let Err(why) = self.look_again().await {
                 tracing::warn!(%why, "what the MCP server offers could not be read again");
-            } else if let Err(why) = offered.replace(self.tools()) {
-                tracing::warn!(%why, "what the MCP server offers now cannot be offered");
+                wait += backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
+            } else {
+                backoff.reset();
+                if let Err(why) = offered.replace(self.tools()) {
+                    tracing::warn!(%why, "what the MCP server offers now cannot be offered");
+                }
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(wait).await;
         }
     }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use agent_sdk::DiscoveredTool;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use tests::mcp::browser;
 
-use crate::browser;
 use crate::caller::{Caller, Fill, example};
 use crate::wrapped::Wrapped;
 

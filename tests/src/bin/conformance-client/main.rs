@@ -1,14 +1,12 @@
 //! What the conformance suite starts as a client: a server is wrapped as its operator wraps it, logged in to as
 //! a person does, and called by another agent through a broker.
 //!
-//! Nothing of MCP or OAuth is spoken here: `wrapped` runs `fem-cli mcp wrap` and `fem-cli mcp login`, `browser`
-//! is the browser of whoever logs in, and `caller` calls what is offered and answers what is asked. Which
-//! scenario is played counts in `errand` alone.
+//! Nothing of MCP or OAuth is spoken here: `wrapped` runs `fem-cli mcp wrap` and `fem-cli mcp login`, and `caller`
+//! calls what is offered and answers what is asked. Which scenario is played counts in `errand` alone.
 //!
 //! `FEM_GROUND` names a folder in which `acme`'s broker runs and others may register; see
 //! [`tests::mcp::ground`].
 
-mod browser;
 mod caller;
 mod errand;
 mod wrapped;

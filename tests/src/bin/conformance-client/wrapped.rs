@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tests::by_hand::fem_cli;
+use tests::mcp::browser;
 use tests::mcp::ground::{ENROLMENT, JOIN};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::browser;
 use crate::errand::Errand;
 
 /// The longest that anything here takes.

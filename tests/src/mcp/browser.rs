@@ -1,4 +1,6 @@
 //! The browser of whoever logs in: follows an address to where it leads, as if its owner agreed to everything.
+//!
+//! Addresses are plain and on this machine, as those of suites and tests are.
 
 use anyhow::{Context as _, Result, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -8,12 +10,12 @@ use tokio::net::TcpStream;
 const HOPS_MAX: usize = 5;
 const PAGE_BYTES_MAX: u64 = 64 << 10;
 
-/// Opens an address, plain and on this machine as the suite's are.
+/// Opens an address.
 ///
 /// # Errors
 ///
-/// Where it leads nowhere.
-pub(crate) async fn open(address: &str) -> Result<()> {
+/// When it leads nowhere.
+pub async fn open(address: &str) -> Result<()> {
     let mut address = address.to_owned();
     for _ in 0..HOPS_MAX {
         match visit(&address).await.with_context(|| address.clone())? {
@@ -36,7 +38,11 @@ async fn visit(address: &str) -> Result<Option<String>> {
 }
 
 /// What is at an address, as it came.
-pub(crate) async fn get(address: &str) -> Result<String> {
+///
+/// # Errors
+///
+/// When nothing comes.
+pub async fn get(address: &str) -> Result<String> {
     let rest = address.strip_prefix("http://").context("not plain")?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let mut stream = TcpStream::connect(authority).await?;
