@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 use tests::by_hand::fem_cli;
+use tests::mcp::house::House;
 use tests::mcp::process::output;
 use tests::mcp::servers::{command, hostile};
 use tests::mcp::stateless;
@@ -19,8 +20,6 @@ use tests::wire::PATIENCE;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
-
-use crate::house::House;
 
 /// What a habit is given that does not end with its input, and what is read of one that says more and more.
 const HEARING: Duration = Duration::from_secs(1);
@@ -203,7 +202,7 @@ struct Wrap {
 
 impl Site {
     fn new() -> Self {
-        let acme = House::open("acme");
+        let acme = House::open("acme").unwrap();
         acme.0.join("ada --capability *").unwrap();
         let enrol = "enrol issue h-* --ceiling h.none --uses 100 --out enrol";
         acme.0.admin(enrol).unwrap();
@@ -490,14 +489,14 @@ async fn whatever_a_server_answers_a_client_is_answered_in_json_rpc() {
         return;
     }
     let site = Site::new();
-    let token = site.acme.token("*");
+    let token = site.acme.token("*").unwrap();
     for (habit, answers) in [("odd-results", 8), ("odd-errors", 6)] {
         let _wrap = site.wrap(habit).await.unwrap();
         for _ in 0..answers {
             let path = format!("/mcp/h-{habit}");
             let call = json!({"name": "misbehave", "arguments": {}});
             let call = stateless::request(&path, Some(&token), "tools/call", call).unwrap();
-            let mut posting = site.acme.line().open().await.unwrap();
+            let mut posting = site.acme.line().unwrap().open().await.unwrap();
             let reply = posting.ask(call).await.unwrap();
             let said = stateless::read(&reply).unwrap();
             assert_eq!((&said["jsonrpc"], &said["id"]), (&json!("2.0"), &json!(1)));

@@ -6,7 +6,6 @@ mod clients;
 mod direct;
 mod front;
 mod hostile;
-mod house;
 mod outbound;
 mod servers;
 

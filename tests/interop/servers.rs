@@ -6,6 +6,7 @@ use std::path::Path;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tests::mcp::clients::{At, Call, Client, Tools};
+use tests::mcp::house::{House, Starting, Wrapped};
 use tests::mcp::process::output;
 use tests::mcp::servers::{OfNpm, OfPyPi, sqlite};
 use tests::mcp::shelf::Shelf;
@@ -15,7 +16,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
-use crate::house::{House, Starting, Wrapped};
 use crate::or_leave_out;
 
 /// A server, and the one thing that it does.
@@ -275,23 +275,27 @@ async fn heard(
 #[tokio::test(flavor = "multi_thread")]
 async fn every_reference_server_works_in_its_box_for_clients_of_another_organisation() {
     let (tools, workshop) = or_leave_out!(workshop(), "the reference servers");
-    let (acme, globex) = (House::open("acme"), House::open("globex"));
+    let (acme, globex) = (House::open("acme").unwrap(), House::open("globex").unwrap());
     let servers = workshop.servers();
     // All start at once.
-    let start = |real: &Real| globex.start(real.agent, &real.opened, &real.words);
+    let start = |real: &Real| globex.start(real.agent, &real.opened, &real.words).unwrap();
     let starting: Vec<Starting> = servers.iter().map(start).collect();
     let agents: Vec<&str> = servers.iter().map(|real| real.agent).collect();
-    acme.befriend(&globex, &agents);
-    let token = acme.token("peer.globex.*");
-    let wrapped: Vec<Wrapped> = starting.into_iter().map(Starting::serves).collect();
+    acme.befriend(&globex, &agents).unwrap();
+    let token = acme.token("peer.globex.*").unwrap();
+    let wrapped: Vec<Wrapped> = starting
+        .into_iter()
+        .map(|one| one.serves().unwrap())
+        .collect();
     for wrapped in &wrapped {
         assert!(wrapped.said.contains("boxed"), "{}", wrapped.said);
     }
     acme.until_listed("", &token, |names| {
         servers.iter().all(|real| real.named(names).is_some())
     })
-    .await;
-    let names = acme.listed("", &token).await;
+    .await
+    .unwrap();
+    let names = acme.listed("", &token).await.unwrap();
     let at = acme.at("", &token);
     let calls = servers.iter().map(|real| {
         let name = real.named(&names).unwrap();
