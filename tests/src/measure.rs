@@ -10,12 +10,38 @@ use anyhow::{Context as _, Result};
 ///
 /// When there is no such process.
 pub fn cpu(pid: u32) -> Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the name in parentheses, which may hold spaces.
-    let rest = stat.rsplit_once(") ").context("a stat line")?.1;
-    let fields: Vec<&str> = rest.split(' ').collect();
+    let fields = stat(pid)?;
     let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
     Ok(Duration::from_millis(ticks * 10))
+}
+
+/// What the kernel says of a process after its name: its state, its parent …
+fn stat(pid: u32) -> Result<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name is in parentheses, and may hold spaces.
+    let rest = stat.rsplit_once(") ").context("a stat line")?.1;
+    Ok(rest.split(' ').map(str::to_owned).collect())
+}
+
+/// The processes that a process has started and that have not ended.
+///
+/// # Errors
+///
+/// When the system does not say.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let id = name.to_str().and_then(|name| name.parse().ok());
+        // What ends meanwhile is nobody's child.
+        let Some((id, fields)) = id.and_then(|id| Some((id, stat(id).ok()?))) else {
+            continue;
+        };
+        if fields[1].parse() == Ok(pid) {
+            all.push(id);
+        }
+    }
+    Ok(all)
 }
 
 /// Resident memory of a process, in KiB.

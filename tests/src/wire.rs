@@ -14,6 +14,7 @@ use proto_spec::frame::{FRAME, Frame, Vouching};
 use proto_spec::{Digest, Envelope};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -106,11 +107,7 @@ impl Line {
     ///
     /// When it fails.
     pub async fn open(&self) -> Result<Posting> {
-        let stream = self.connect().await?;
-        let (client, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Posting { client, driver })
+        Posting::over(self.connect().await?).await
     }
 
     /// A WebSocket, with the channel that the client saw.
@@ -324,6 +321,24 @@ pub struct Posting {
 }
 
 impl Posting {
+    /// A connection to who speaks plain HTTP.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub async fn plain(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Self::over(stream).await
+    }
+
+    async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self> {
+        let (client, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self { client, driver })
+    }
+
     /// One POST.
     ///
     /// # Errors

@@ -60,7 +60,7 @@ fn end_of(said: &[u8]) -> String {
 /// A program that serves until it is dropped.
 #[derive(Debug)]
 pub struct Server {
-    _child: Child,
+    child: Child,
     _group: Group,
     /// Kept open: who writes to a closed pipe dies of it.
     _stdout: BufReader<ChildStdout>,
@@ -93,10 +93,16 @@ impl Server {
         };
         Ok(Self {
             said: said.to_owned(),
-            _child: child,
+            child,
             _group: group,
             _stdout: stdout,
         })
+    }
+
+    /// Its process id, until it has ended.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
     }
 }
 

@@ -32,10 +32,16 @@ pub struct Listening {
     pub url: String,
     /// Where it listens.
     pub address: SocketAddr,
-    _server: Server,
+    server: Server,
 }
 
 impl Listening {
+    /// Its process id, until it has ended.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.server.id()
+    }
+
     async fn start(command: &mut Command) -> Result<Self> {
         let server = Server::start(command, START_MAX).await?;
         let url = server.said.clone();
@@ -44,7 +50,7 @@ impl Listening {
         Ok(Self {
             address: address.parse()?,
             url,
-            _server: server,
+            server,
         })
     }
 }
@@ -54,7 +60,7 @@ impl Listening {
 /// # Errors
 ///
 /// When it cannot be built.
-fn fixture(transport: &str, era: Era) -> Result<Vec<String>> {
+fn fixture(transport: &str, era: Era, more: usize) -> Result<Vec<String>> {
     let program = binaries::mcp_fixture()?;
     let mut words = vec![program.display().to_string(), transport.to_owned()];
     match era {
@@ -62,6 +68,7 @@ fn fixture(transport: &str, era: Era) -> Result<Vec<String>> {
         Era::Modern => words.push("modern".to_owned()),
         Era::Both => {}
     }
+    words.push(more.to_string());
     Ok(words)
 }
 
@@ -71,7 +78,16 @@ fn fixture(transport: &str, era: Era) -> Result<Vec<String>> {
 ///
 /// When it cannot be built or started.
 pub async fn fixture_http(era: Era) -> Result<Listening> {
-    let words = fixture("http", era)?;
+    large_http(era, 0).await
+}
+
+/// The same with so many tools more than the others have.
+///
+/// # Errors
+///
+/// When it cannot be built or started.
+pub async fn large_http(era: Era, more: usize) -> Result<Listening> {
+    let words = fixture("http", era, more)?;
     Listening::start(&mut command(&words)?).await
 }
 
@@ -82,7 +98,16 @@ pub async fn fixture_http(era: Era) -> Result<Listening> {
 ///
 /// When it cannot be built.
 pub fn fixture_stdio(era: Era) -> Result<Vec<String>> {
-    fixture("stdio", era)
+    large_stdio(era, 0)
+}
+
+/// The same with so many tools more than the others have.
+///
+/// # Errors
+///
+/// When it cannot be built.
+pub fn large_stdio(era: Era, more: usize) -> Result<Vec<String>> {
+    fixture("stdio", era, more)
 }
 
 /// The fixture made with MCP's TypeScript SDK, which knows no modern era, over HTTP.
