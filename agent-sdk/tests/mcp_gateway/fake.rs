@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_sdk::mcp::gateway::{
-    Allowed, Body, Bounds, Failure, Gateway, Ongoing, Outgoing, Scope, Step, Upstream,
+    Allowed, Body, Bounds, Catalogue, Failure, Gateway, Ongoing, Outgoing, Scope, Step, Upstream,
 };
 use agent_sdk::mcp::rpc::{Message, RpcError};
 use agent_sdk::proto_spec::SigningKey;
@@ -69,17 +69,14 @@ impl Upstream for Fake {
         &self.me
     }
 
-    fn tools<'a>(
+    fn catalogue<'a>(
         &'a self,
-        only: Option<&'a AgentId>,
-    ) -> BoxFuture<'a, Result<Vec<DiscoveredTool>, RpcError>> {
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<Arc<Catalogue>, RpcError>> {
         self.looks.fetch_add(1, Ordering::Relaxed);
         let tools = self.tools.lock().unwrap().clone();
-        let wanted = tools
-            .into_iter()
-            .filter(|tool| only.is_none_or(|only| *only == tool.agent));
-        let wanted = wanted.collect();
-        Box::pin(async move { Ok(wanted) })
+        let catalogue = Catalogue::of(scope, self.me.org(), tools);
+        Box::pin(async move { Ok(Arc::new(catalogue)) })
     }
 
     fn call(&self, call: Outgoing) -> BoxFuture<'_, Result<Box<dyn Ongoing>, RpcError>> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use agent_sdk::Progress;
-use agent_sdk::mcp::gateway::{Failure, Ongoing, Outgoing, Step, Upstream};
+use agent_sdk::mcp::gateway::{Catalogue, Failure, Ongoing, Outgoing, Scope, Step, Upstream};
 use agent_sdk::mcp::rpc::RpcError;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -35,7 +35,7 @@ use crate::state::outbox::Queued;
 use crate::state::registry::grant_id;
 use crate::state::sessions::Session;
 
-/// Lists of tools that one agent's session remembers, and for how long.
+/// Catalogues that one agent's session remembers, and for how long.
 const FOUND: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 const FOUND_MAX: Duration = Duration::from_secs(1);
 
@@ -48,15 +48,15 @@ pub(super) struct Kept {
     session: Inside,
     calls: Mutex<HashMap<Digest, Steps>>,
     changes: watch::Receiver<()>,
-    found: Mutex<LruCache<(Digest, Option<AgentId>), Found>>,
+    found: Mutex<LruCache<(Digest, Scope), Found>>,
 }
 
-/// Tools as they were found, while they are as they were.
+/// What was found, while it is as it was.
 #[derive(Debug)]
 struct Found {
     seen: Seen,
     at: Instant,
-    tools: Vec<DiscoveredTool>,
+    catalogue: Arc<Catalogue>,
 }
 
 impl Found {
@@ -278,27 +278,28 @@ impl Bearer {
         Ok(Box::new(made))
     }
 
-    async fn found(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, RpcError> {
+    async fn found(&self, scope: &Scope) -> Result<Arc<Catalogue>, RpcError> {
         let core = &self.kept.core;
         let config = core.config.mcp.as_ref();
         let config = config.ok_or_else(|| told(&Refusal::Internal))?;
         check(core, config, &self.token).map_err(|why| told(&why))?;
-        let place = (grant_id(&self.token), only.cloned());
+        let place = (grant_id(&self.token), scope.clone());
         if let Some(found) = lock(&self.kept.found)
             .get(&place)
             .filter(|found| found.is_current())
         {
-            return Ok(found.tools.clone());
+            return Ok(Arc::clone(&found.catalogue));
         }
         let (seen, at) = (Seen::of(&core.state), Instant::now());
-        let tools = self.discovered(only).await?;
+        let tools = self.discovered(scope.only()).await?;
+        let catalogue = Arc::new(Catalogue::of(scope, self.agent.org(), tools));
         let found = Found {
             seen,
             at,
-            tools: tools.clone(),
+            catalogue: Arc::clone(&catalogue),
         };
         lock(&self.kept.found).put(place, found);
-        Ok(tools)
+        Ok(catalogue)
     }
 
     async fn discovered(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, RpcError> {
@@ -347,11 +348,11 @@ impl Upstream for Bearer {
         Some(grant_id(&self.token))
     }
 
-    fn tools<'a>(
+    fn catalogue<'a>(
         &'a self,
-        only: Option<&'a AgentId>,
-    ) -> BoxFuture<'a, Result<Vec<DiscoveredTool>, RpcError>> {
-        self.found(only).boxed()
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<Arc<Catalogue>, RpcError>> {
+        self.found(scope).boxed()
     }
 
     fn call(&self, call: Outgoing) -> BoxFuture<'_, Result<Box<dyn Ongoing>, RpcError>> {

@@ -2,15 +2,17 @@
 //! names, and which agent answers which other request.
 
 use std::collections::HashSet;
+use std::sync::OnceLock;
 
 use proto_spec::message::DiscoveredTool;
 use proto_spec::{AgentId, Org};
+use serde_json::value::RawValue;
 
-use super::names;
+use super::{definition, names};
 use crate::mcp::rpc::Object;
 
 /// What a client sees: the tools of all agents that its caller may call, or one agent's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// `/mcp`: all that the caller may call, under public names.
     All,
@@ -36,7 +38,8 @@ impl Scope {
     }
 
     /// The agent that it is limited to.
-    pub(super) fn only(&self) -> Option<&AgentId> {
+    #[must_use]
+    pub fn only(&self) -> Option<&AgentId> {
         match self {
             Self::All => None,
             Self::One(agent) => Some(agent),
@@ -49,11 +52,28 @@ impl Scope {
 pub(super) struct Listed {
     pub(super) name: String,
     pub(super) tool: DiscoveredTool,
+    shown: OnceLock<Box<RawValue>>,
 }
 
-/// The tables of one request.
+impl Listed {
+    pub(super) fn new(name: String, tool: DiscoveredTool) -> Self {
+        Self {
+            name,
+            tool,
+            shown: OnceLock::new(),
+        }
+    }
+
+    /// As `tools/list` shows it at `scope`, which is always the same for one tool.
+    pub(super) fn shown(&self, scope: &Scope) -> &RawValue {
+        self.shown.get_or_init(|| definition::of(self, scope).raw())
+    }
+}
+
+/// What one caller may call at one place. Dear to make where that is much: whoever made one keeps it for the next
+/// request while nothing changes.
 #[derive(Debug)]
-pub(super) struct Catalogue {
+pub struct Catalogue {
     /// In the order of their names.
     tools: Vec<Listed>,
     /// Whatever is asked of an MCP server beside calls of tools.
@@ -62,7 +82,8 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     /// Of what an agent of `home` found.
-    pub(super) fn of(scope: &Scope, home: &Org, found: Vec<DiscoveredTool>) -> Self {
+    #[must_use]
+    pub fn of(scope: &Scope, home: &Org, found: Vec<DiscoveredTool>) -> Self {
         let mut seen = HashSet::new();
         // A tool may be found on several ways; one is enough to call it.
         let mut found: Vec<DiscoveredTool> = found
@@ -119,7 +140,7 @@ impl Catalogue {
     /// What changes when the list of tools does.
     pub(super) fn fingerprint(&self) -> proto_spec::Digest {
         let mut text = String::new();
-        for Listed { name, tool } in &self.tools {
+        for Listed { name, tool, .. } in &self.tools {
             text.push_str(name);
             text.push_str(&serde_json::to_string(tool).unwrap_or_default());
         }
@@ -149,7 +170,7 @@ fn publicly(home: &Org, tools: Vec<DiscoveredTool>) -> Vec<Listed> {
             if name.is_none() {
                 tracing::warn!(agent = %tool.agent, tool = %tool.tool.name, "a tool is not shown: another has its public name");
             }
-            Some(Listed { name: name?, tool })
+            Some(Listed::new(name?, tool))
         })
         .collect()
 }
@@ -173,7 +194,7 @@ fn originally(tools: Vec<DiscoveredTool>) -> Vec<Listed> {
             let fem_name = tool.tool.name.as_str().to_owned();
             let own = claimed.filter(|name| *name == fem_name || !twice.contains(name));
             let name = own.unwrap_or(fem_name);
-            Listed { name, tool }
+            Listed::new(name, tool)
         })
         .collect()
 }
@@ -236,6 +257,15 @@ mod tests {
             tool("fs@acme", "fs.d", Some(("tools/call", "\u{1b}[2J"))),
         ];
         assert_eq!(names(&scope, found), ["fs.a", "fs.b", "fs.c", "fs.d"]);
+    }
+
+    #[test]
+    fn how_a_tool_is_shown_is_written_once() {
+        let found = vec![tool("fs@acme", "fs.a", None)];
+        let catalogue = Catalogue::of(&Scope::All, &"acme".parse().unwrap(), found);
+        let listed = catalogue.tool("fs__a").unwrap();
+        let (first, second) = (listed.shown(&Scope::All), listed.shown(&Scope::All));
+        assert!(std::ptr::eq(first, second));
     }
 
     #[test]

@@ -81,12 +81,12 @@ fn of_object(schema: Option<&RawValue>) -> Box<RawValue> {
 
 /// One page of `tools/list`: the tools behind the one called `after`, at most `most` of them, and the name of
 /// the last where there are more.
-pub(super) fn page(
-    catalogue: &Catalogue,
+pub(super) fn page<'a>(
+    catalogue: &'a Catalogue,
     scope: &Scope,
     after: Option<&str>,
     most: usize,
-) -> (Vec<Object>, Option<String>) {
+) -> (Vec<&'a RawValue>, Option<String>) {
     let tools = catalogue.tools();
     let from =
         tools.partition_point(|listed| after.is_some_and(|after| listed.name.as_str() <= after));
@@ -94,10 +94,8 @@ pub(super) fn page(
     let shown: Vec<&Listed> = rest.iter().take(most.max(1)).collect();
     let more = shown.len() < rest.len();
     let next = shown.last().filter(|_| more).map(|last| last.name.clone());
-    (
-        shown.into_iter().map(|listed| of(listed, scope)).collect(),
-        next,
-    )
+    let shown = shown.into_iter().map(|listed| listed.shown(scope));
+    (shown.collect(), next)
 }
 
 #[cfg(test)]
@@ -115,11 +113,9 @@ mod tests {
             .as_object_mut()
             .unwrap()
             .extend(offered.as_object().unwrap().clone());
-        let listed = Listed {
-            name: "shown".into(),
-            tool: serde_json::from_value(written).unwrap(),
-        };
-        serde_json::from_str(of(&listed, scope).raw().get()).unwrap()
+        let tool = serde_json::from_value(written).unwrap();
+        let listed = Listed::new("shown".into(), tool);
+        serde_json::from_str(listed.shown(scope).get()).unwrap()
     }
 
     #[test]

@@ -101,10 +101,8 @@ impl Guest {
     }
 
     /// What the caller may call at this moment.
-    pub(super) async fn catalogue(&self) -> Result<Catalogue, Fault> {
-        let found = self.upstream.tools(self.scope.only()).await?;
-        let home = self.upstream.agent().org();
-        Ok(Catalogue::of(&self.scope, home, found))
+    pub(super) async fn catalogue(&self) -> Result<Arc<Catalogue>, Fault> {
+        Ok(self.upstream.catalogue(&self.scope).await?)
     }
 
     async fn list_tools(&self, params: &Object) -> Result<Object, Fault> {

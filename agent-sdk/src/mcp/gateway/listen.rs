@@ -1,6 +1,7 @@
 //! Hearing of changes: of what the caller may call, which this gateway sees itself, and of what agents notify.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -178,7 +179,7 @@ impl Guest {
         &self,
         mut wanted: Wanted,
         mut watched: Option<watch::Receiver<BTreeSet<String>>>,
-        mut catalogue: Catalogue,
+        mut catalogue: Arc<Catalogue>,
         ear: &Ear<'_>,
     ) -> Result<Object, Fault> {
         let mut changes = self.upstream.changes();

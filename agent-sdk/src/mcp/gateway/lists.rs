@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, stream};
 use proto_spec::message::DiscoveredTool;
 use proto_spec::{AgentId, Digest};
+use serde::Serialize;
 
 use super::answering::Voice;
 use super::catalogue::Catalogue;
@@ -48,7 +49,7 @@ pub(super) fn cursor(params: &Object) -> Result<Option<String>, Fault> {
 }
 
 /// A page of a list.
-pub(super) fn page(member: &str, entries: &[Object], next: Option<&str>) -> Object {
+pub(super) fn page(member: &str, entries: &[impl Serialize], next: Option<&str>) -> Object {
     let mut result = Object::default();
     result.put(member, entries);
     if let Some(next) = next {

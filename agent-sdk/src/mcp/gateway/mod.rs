@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 pub use allowed::Allowed;
 pub use bounds::Bounds;
-pub use catalogue::Scope;
+pub use catalogue::{Catalogue, Scope};
 pub use http::Body;
 pub use through_agent::ThroughAgent;
 pub use upstream::{Failure, Ongoing, Outgoing, Shared, Step, Upstream};

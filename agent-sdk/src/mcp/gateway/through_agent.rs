@@ -1,12 +1,14 @@
 //! Calls in the name of an agent of this SDK, signed with its own key.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use proto_spec::message::{DiscoverTools, DiscoveredTool};
+use proto_spec::message::DiscoverTools;
 use proto_spec::{AgentId, Code, Digest, Timestamp};
 use tokio::sync::{Mutex, watch};
 
+use super::catalogue::{Catalogue, Scope};
 use super::upstream::{Failure, Ongoing, Outgoing, Step, Upstream};
 use crate::mcp::rpc::RpcError;
 use crate::{Agent, CallHandle, CallOptions, Error};
@@ -27,8 +29,8 @@ pub struct ThroughAgent {
 #[derive(Debug)]
 struct Found {
     at: Timestamp,
-    only: Option<AgentId>,
-    tools: Vec<DiscoveredTool>,
+    scope: Scope,
+    catalogue: Arc<Catalogue>,
     digest: Digest,
 }
 
@@ -45,12 +47,12 @@ impl ThroughAgent {
 
     /// Looks again every few seconds at what may be called, as long as anybody wants to hear of changes.
     /// Ends only by being dropped: run it beside what serves the client, with the place that this is for.
-    pub async fn watch(&self, only: Option<&AgentId>) {
+    pub async fn watch(&self, scope: &Scope) {
         loop {
             self.agent.clock().sleep(LOOK).await;
             if self.changes.receiver_count() > 0 {
                 // A broker that cannot be asked says nothing new.
-                let _ = self.look(only, &mut *self.found.lock().await).await;
+                let _ = self.look(scope, &mut *self.found.lock().await).await;
             }
         }
     }
@@ -58,25 +60,27 @@ impl ThroughAgent {
     /// Asks the broker, and says so where it is not what was `found` before.
     async fn look(
         &self,
-        only: Option<&AgentId>,
+        scope: &Scope,
         found: &mut Option<Found>,
-    ) -> Result<Vec<DiscoveredTool>, Error> {
+    ) -> Result<Arc<Catalogue>, Error> {
         let wanted = DiscoverTools {
-            agent: only.cloned(),
+            agent: scope.only().cloned(),
             ..DiscoverTools::default()
         };
         let tools = self.agent.discover(wanted).await?;
         let digest = Digest::of(&serde_json::to_vec(&tools).unwrap_or_default());
+        let catalogue = Catalogue::of(scope, self.agent.id().org(), tools);
+        let catalogue = Arc::new(catalogue);
         let before = found.replace(Found {
             at: self.agent.clock().now(),
-            only: only.cloned(),
-            tools: tools.clone(),
+            scope: scope.clone(),
+            catalogue: Arc::clone(&catalogue),
             digest,
         });
-        if before.is_some_and(|before| before.only.as_ref() == only && before.digest != digest) {
+        if before.is_some_and(|before| before.scope == *scope && before.digest != digest) {
             self.changes.send_replace(());
         }
-        Ok(tools)
+        Ok(catalogue)
     }
 }
 
@@ -85,22 +89,22 @@ impl Upstream for ThroughAgent {
         self.agent.id()
     }
 
-    fn tools<'a>(
+    fn catalogue<'a>(
         &'a self,
-        only: Option<&'a AgentId>,
-    ) -> BoxFuture<'a, Result<Vec<DiscoveredTool>, RpcError>> {
+        scope: &'a Scope,
+    ) -> BoxFuture<'a, Result<Arc<Catalogue>, RpcError>> {
         Box::pin(async move {
             // Held while the broker is asked: whoever comes meanwhile takes that answer.
             let mut found = self.found.lock().await;
             let now = self.agent.clock().now();
             if let Some(found) = &*found
-                && found.only.as_ref() == only
+                && found.scope == *scope
                 && now.distance(found.at) < FRESH
             {
-                return Ok(found.tools.clone());
+                return Ok(Arc::clone(&found.catalogue));
             }
-            let tools = self.look(only, &mut found).await;
-            tools.map_err(|why| RpcError::from(&failure(why)))
+            let catalogue = self.look(scope, &mut found).await;
+            catalogue.map_err(|why| RpcError::from(&failure(why)))
         })
     }
 

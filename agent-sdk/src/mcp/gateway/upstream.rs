@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use proto_spec::message::DiscoveredTool;
 use proto_spec::{AgentId, Capability, Code, Digest};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
+use super::catalogue::{Catalogue, Scope};
 use crate::mcp::rpc::RpcError;
 
 /// Makes calls in the name of one agent. What it may do is decided anew at every call.
@@ -22,16 +22,15 @@ pub trait Upstream: Send + Sync + 'static {
         None
     }
 
-    /// All tools that it may call now, sorted by tool and agent; with `only`, those of that agent.
-    fn tools<'a>(
-        &'a self,
-        only: Option<&'a AgentId>,
-    ) -> BoxFuture<'a, Result<Vec<DiscoveredTool>, RpcError>>;
+    /// What it may call now, as clients at `scope` see it. Every request asks: what was made before is given again
+    /// while nothing has changed.
+    fn catalogue<'a>(&'a self, scope: &'a Scope)
+    -> BoxFuture<'a, Result<Arc<Catalogue>, RpcError>>;
 
     /// Makes a call. Dropping what it gives cancels the call.
     fn call(&self, call: Outgoing) -> BoxFuture<'_, Result<Box<dyn Ongoing>, RpcError>>;
 
-    /// Is set anew whenever [`Upstream::tools`] may give something else than before.
+    /// Is set anew whenever [`Upstream::catalogue`] may give something else than before.
     fn changes(&self) -> watch::Receiver<()>;
 }
 

@@ -47,8 +47,8 @@ pub(crate) async fn run(args: &Serve, chosen: &Chosen) -> Outcome {
     );
     let (input, output) = (stream(std::io::stdin())?, stream(std::io::stdout())?);
     tokio::select! {
-        served = gateway.stdio(input, output, upstream, scope) => Ok(served?),
-        () = through.watch(args.agent.as_ref()) => Ok(()),
+        served = gateway.stdio(input, output, upstream, scope.clone()) => Ok(served?),
+        () = through.watch(&scope) => Ok(()),
     }
 }
 
