@@ -32,6 +32,7 @@ pub mod sandbox;
 mod seen;
 mod serve;
 mod session;
+mod tokens;
 mod tool;
 mod voice;
 

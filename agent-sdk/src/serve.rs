@@ -172,7 +172,8 @@ impl Provider {
         let authorized = verified
             .admit(&judge, &self.seen.by(session.broker_clock()))
             .and_then(|fresh| {
-                fresh.authorize_delivered(vouched, &session.roots(), required, &judge)
+                let open = |text: &str| session.tokens().open(text);
+                fresh.authorize_delivered(vouched, open, required, &judge)
             })
             .and_then(|authorized| {
                 let place = self.place(authorized.agent())?;

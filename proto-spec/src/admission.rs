@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::capability::{
-    Arguments, Capability, Pattern, Proof, Question, RevocationId, Token, TokenKind, decode_text,
+    Arguments, Capability, Pattern, Proof, Question, RevocationId, Token, TokenKind,
 };
 use crate::envelope::{Envelope, Kind};
 use crate::identity::{AgentId, Audience, Caller, Org, Speaker};
@@ -475,6 +475,7 @@ impl Fresh {
     /// The provider's own check of a call that its broker delivered, by what the broker vouched for
     /// and what the provider knows itself.
     ///
+    /// `open` opens a token that is rooted in a key of the broker's organisation, as [`Token::open`] does;
     /// `required` says which capability the provider's tool of that name requires.
     ///
     /// # Errors
@@ -483,7 +484,7 @@ impl Fresh {
     pub fn authorize_delivered(
         self,
         vouched: &Vouched,
-        roots: &[PublicKey],
+        open: impl Fn(&str) -> Result<Arc<Token>, Refusal>,
         required: impl Fn(&Capability) -> Option<Capability>,
         judge: &Judge<'_>,
     ) -> Result<Authorized, Refusal> {
@@ -519,18 +520,18 @@ impl Fresh {
         let mut via = None;
         let token = match (permit.basis, self.envelope.token(), &permit.grant) {
             (Basis::Token, Some(text), _) => {
-                let token = Token::open(&decode_text(text)?, roots)?;
+                let token = open(text)?;
                 presented_by(&token, &self.key)?;
                 Some(token)
             }
             (Basis::Record, None, Some(text)) => {
-                let token = Token::open(&decode_text(text)?, roots)?;
+                let token = open(text)?;
                 presented_by(&token, &self.key)?;
                 Some(token)
             }
             // The envelope's own token, if any, was for the caller's home broker.
             (Basis::Peer, _, Some(text)) => {
-                let token = Token::open(&decode_text(text)?, roots)?;
+                let token = open(text)?;
                 if token.introduced() != Some(&agent) || token.holder() != Some(&self.key) {
                     return Err(Refusal::NotHolder("it introduces another"));
                 }
@@ -547,7 +548,7 @@ impl Fresh {
         }
         let permit = Permit::Held {
             capability,
-            token: token.map(Arc::new),
+            token,
             basis: permit.basis,
             relayed: None,
             trust: permit.trust,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto_spec::admission::{Answer, Authority, Judge, KeyBook, Me, Nonces, Vouched};
-use proto_spec::capability::{Check, Terms, Token, encode_text};
+use proto_spec::capability::{Check, Terms, Token, decode_text, encode_text};
 use proto_spec::limits::{BROKER_KEYS_MAX, CLOCK_SKEW_MAX, ENVELOPE_BYTES};
 use proto_spec::message::{Basis, Credential, CredentialPermit};
 use proto_spec::succession::{Succession, accept, successors};
@@ -364,6 +364,7 @@ impl Delivery {
             let offers = ["fs.read_file", "fs.stat"].contains(&tool.as_str());
             offers.then(|| capability("fs.read"))
         };
+        let open = |text: &str| Token::open(&decode_text(text)?, &roots()).map(Arc::new);
         let vouched = Vouched::check(
             said,
             &[key(BROKER).public()],
@@ -374,7 +375,7 @@ impl Delivery {
         Received::parse(call.into(), ENVELOPE_BYTES)?
             .verify(&vouched)?
             .admit(&judge, nonces)?
-            .authorize_delivered(&vouched, &roots(), required, &judge)
+            .authorize_delivered(&vouched, open, required, &judge)
     }
 }
 

@@ -8,7 +8,7 @@
 mod attach;
 mod waiting;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::link::http::well_known;
 use crate::link::ws::{self, Queue, Source};
+use crate::tokens::Tokens;
 use crate::voice::{Header, Voice};
 pub(crate) use attach::Terms;
 use attach::shake_hands;
@@ -64,8 +65,7 @@ pub(crate) struct Session {
     core: Arc<Core>,
     queue: Queue,
     terms: Terms,
-    /// What tokens may be rooted in, and when the broker said so.
-    roots: RwLock<(Timestamp, Vec<PublicKey>)>,
+    tokens: Tokens,
     waiting: Everybody,
     ended: watch::Sender<bool>,
     /// Places for what is said by [`Session::tell_soon`].
@@ -94,7 +94,7 @@ impl Session {
         let session = Self {
             core: Arc::clone(core),
             queue: sink.into_queue(),
-            roots: RwLock::new((Timestamp::default(), terms.roots.clone())),
+            tokens: Tokens::of(terms.roots.clone()),
             terms,
             waiting: Everybody::new(),
             ended: watch::Sender::new(false),
@@ -156,20 +156,16 @@ impl Session {
         Ok(())
     }
 
-    /// The organisation's root keys have changed. An older word never replaces a newer one.
+    /// The organisation's root keys have changed.
     fn take_roots(&self, envelope: &Envelope) -> Result<(), Refusal> {
         let message::Roots { roots } = envelope.read_body()?;
-        let mut known = self.roots.write().unwrap_or_else(PoisonError::into_inner);
-        if envelope.ts() >= known.0 {
-            *known = (envelope.ts(), roots);
-        }
+        self.tokens.root_in(roots, envelope.ts());
         Ok(())
     }
 
-    /// The keys that this organisation's tokens are rooted in.
-    pub(crate) fn roots(&self) -> Vec<PublicKey> {
-        let known = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-        known.1.clone()
+    /// This organisation's tokens, as they are presented to this agent.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// What another agent signed.
