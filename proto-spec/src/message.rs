@@ -4,7 +4,9 @@
 //! schemas) stays the raw JSON that was sent.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -132,7 +134,7 @@ pub struct DiscoverTools {
 
 /// One tool as discovery shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(from = "WrittenTool")]
+#[serde(from = "WrittenTool<PublicKey>")]
 pub struct DiscoveredTool {
     /// Who serves it: the call's `to`.
     pub agent: AgentId,
@@ -156,9 +158,9 @@ pub struct DiscoveredTool {
 /// flattening.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct WrittenTool {
+struct WrittenTool<K> {
     agent: AgentId,
-    key: PublicKey,
+    key: K,
     name: Capability,
     capability: Option<Capability>,
     description: Option<String>,
@@ -173,31 +175,57 @@ struct WrittenTool {
     unsigned: Option<Unsigned>,
 }
 
-impl From<WrittenTool> for DiscoveredTool {
-    fn from(written: WrittenTool) -> Self {
-        Self {
-            agent: written.agent,
-            key: written.key,
+impl<K> WrittenTool<K> {
+    fn with(self, key: PublicKey) -> DiscoveredTool {
+        DiscoveredTool {
+            agent: self.agent,
+            key,
             tool: Tool {
-                name: written.name,
-                capability: written.capability,
-                description: written.description,
-                input_schema: written.input_schema,
-                output_schema: written.output_schema,
-                annotations: written.annotations,
-                mcp: written.mcp,
+                name: self.name,
+                capability: self.capability,
+                description: self.description,
+                input_schema: self.input_schema,
+                output_schema: self.output_schema,
+                annotations: self.annotations,
+                mcp: self.mcp,
             },
-            checks: written.checks,
-            via: written.via,
-            unsigned: written.unsigned,
+            checks: self.checks,
+            via: self.via,
+            unsigned: self.unsigned,
         }
     }
+}
+
+impl From<WrittenTool<PublicKey>> for DiscoveredTool {
+    fn from(written: WrittenTool<PublicKey>) -> Self {
+        let key = written.key;
+        written.with(key)
+    }
+}
+
+/// Reads a list, in which many tools have one key: each is checked once, for that is dear.
+fn listed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<DiscoveredTool>, D::Error> {
+    let mut keys: HashMap<String, PublicKey> = HashMap::new();
+    let mut tools = Vec::new();
+    for written in Vec::<WrittenTool<String>>::deserialize(deserializer)? {
+        let key = match keys.get(&written.key) {
+            Some(key) => *key,
+            None => {
+                let key = written.key.parse().map_err(D::Error::custom)?;
+                keys.insert(written.key.clone(), key);
+                key
+            }
+        };
+        tools.push(written.with(key));
+    }
+    Ok(tools)
 }
 
 /// `toolsDiscovered`, sorted by tool and agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ToolsDiscovered {
     /// One page.
+    #[serde(deserialize_with = "listed")]
     pub tools: Vec<DiscoveredTool>,
     /// Ask again with this as `after`; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -1266,6 +1294,24 @@ mod tests {
     #[test]
     fn a_discovered_tool_is_read_as_it_was_written() {
         is_read_as_it_was_written(&discovered());
+    }
+
+    #[test]
+    fn a_list_of_tools_is_read_as_it_was_written_with_every_key_its_own() {
+        let other = DiscoveredTool {
+            agent: "calc@acme".parse().unwrap(),
+            key: SigningKey::from_seed(&[2; 32]).public(),
+            ..discovered()
+        };
+        let list = ToolsDiscovered {
+            tools: vec![discovered(), other.clone(), discovered(), other],
+            next: Some("calc.add calc@acme".into()),
+        };
+        is_read_as_it_was_written(&list);
+        // The identity: one signature under it would fit every message.
+        let mut bad = serde_json::to_value(&list).unwrap();
+        bad["tools"][3]["key"] = "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into();
+        assert!(serde_json::from_value::<ToolsDiscovered>(bad).is_err());
     }
 
     #[test]
