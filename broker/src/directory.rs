@@ -93,7 +93,7 @@ pub fn discover(
                 via: offer.via,
                 unsigned: offer.unsigned,
             };
-            let bytes = page.bytes + Written::of(&tool).bytes;
+            let bytes = page.bytes.saturating_add(Written::size(&tool));
             let is_full = page.tools.len() >= limit || bytes > bytes_max;
             if is_full && !page.tools.is_empty() {
                 return Ok(page.followed());

@@ -13,7 +13,8 @@ use proto_spec::capability::Token;
 use proto_spec::frame::Relay;
 use proto_spec::limits::{CAPABILITIES_MAX, SUBSCRIPTIONS_MAX, TOOL_SEGMENTS_MAX, TOOLS_MAX};
 use proto_spec::message::{
-    Ack, AdvertisedTool, Attach, Basis, OfferTools, PeerDescriptor, PeerInvite, Topics,
+    Ack, AdvertisedTool, Attach, Basis, OfferTools, PeerDescriptor, PeerInvite, ToolsDiscovered,
+    Topics,
 };
 use proto_spec::{
     AgentId, Audience, Authorized, Capability, Digest, Envelope, Kind, Newcomer, Org, Pattern,
@@ -217,6 +218,8 @@ pub enum Step {
     Wait(Digest, oneshot::Receiver<Answer>),
     /// The registrar has to decide.
     Order(Order, AgentId, Digest),
+    /// What a kept agent could call. It is told within this process, where nothing has to be signed.
+    Found(ToolsDiscovered),
     /// The answer comes later, or there is none.
     Nothing,
 }
@@ -566,6 +569,9 @@ impl Core {
             (Kind::DiscoverTools, _) => {
                 let bytes_max = self.config.limits.envelope_bytes_max;
                 let found = directory::discover(&act, &self.standing(door), bytes_max, now)?;
+                if let Door::Bearer(..) = door {
+                    return Ok(Step::Found(found));
+                }
                 let to = act.agent().clone().into();
                 let said = self.voice.say(
                     Kind::ToolsDiscovered,

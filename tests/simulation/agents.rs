@@ -237,7 +237,7 @@ impl World {
                 self.posted.push((house, run, call, waiting));
                 Ok(None)
             }
-            Ok(Step::Nothing) => Ok(None),
+            Ok(Step::Found(_) | Step::Nothing) => Ok(None),
             Err(answer) => Err(code_of(answer)),
         }
     }

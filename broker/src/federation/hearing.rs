@@ -17,7 +17,7 @@ use super::events::{hear_event, introduced};
 use super::trust::believed;
 use crate::calls::Place;
 use crate::conversation::Hears;
-use crate::pipeline::{Core, Step};
+use crate::pipeline::Core;
 use crate::state::links::{Held, Link};
 use crate::state::outbox::Outbox;
 
@@ -67,7 +67,7 @@ impl Attached<'_> {
             }
         };
         match answer {
-            Ok(Step::Say(_) | Step::Wait(..) | Step::Order(..) | Step::Nothing) => None,
+            Ok(_) => None,
             Err(answer) => Some(answer.envelope),
         }
     }

@@ -281,7 +281,7 @@ async fn handled(core: &Core, bytes: Bytes, door: &Door) -> Answer {
             answer.unwrap_or_else(|_| internal(core))
         }
         Ok(Step::Order(order, agent, id)) => core.settle(order, agent, id).await,
-        Ok(Step::Nothing) => internal(core),
+        Ok(Step::Found(_) | Step::Nothing) => internal(core),
         Err(answer) => answer,
     }
 }

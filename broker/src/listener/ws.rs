@@ -173,7 +173,7 @@ impl Hears for Speaks<'_> {
             Ok(Step::Order(order, agent, id)) => {
                 Some(self.core.settle(order, agent, id).await.envelope)
             }
-            Ok(Step::Wait(..) | Step::Nothing) => None,
+            Ok(Step::Wait(..) | Step::Found(_) | Step::Nothing) => None,
             Err(answer) => Some(answer.envelope),
         }
     }

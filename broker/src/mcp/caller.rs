@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use lru::LruCache;
 use proto_spec::capability::Token;
 use proto_spec::message::{
-    DiscoverTools, DiscoveredTool, ToolCall, ToolCancel, ToolProgress, ToolResult, ToolsDiscovered,
+    DiscoverTools, DiscoveredTool, ToolCall, ToolCancel, ToolProgress, ToolResult,
 };
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
@@ -31,6 +31,7 @@ use super::{Seen, check};
 use crate::inside::{Inside, delivered};
 use crate::locks::lock;
 use crate::pipeline::{Core, Door, Step as Handled};
+use crate::state::calls::Answer;
 use crate::state::outbox::Queued;
 use crate::state::registry::grant_id;
 use crate::state::sessions::Session;
@@ -228,6 +229,13 @@ fn refused(envelope: &Envelope) -> Failure {
     }
 }
 
+/// The same, of one that is the answer to what was just said.
+fn refused_at_once(answer: Answer) -> Failure {
+    let bytes_max = answer.envelope.len();
+    let answer = Envelope::parse(answer.envelope, bytes_max);
+    answer.map_or_else(|why| failure(&why), |envelope| refused(&envelope))
+}
+
 /// One bearer token's calls through its agent's session.
 #[derive(Debug, Clone)]
 pub(super) struct Bearer {
@@ -268,10 +276,7 @@ impl Bearer {
             Ok(Handled::Nothing) => {}
             Ok(_) => return Err(told(&Refusal::Internal)),
             Err(answer) => {
-                let bytes_max = answer.envelope.len();
-                let refused = Envelope::parse(answer.envelope, bytes_max)
-                    .map_or_else(|why| failure(&why), |envelope| refused(&envelope));
-                steps.put(Step::Answer(Err(refused)), 0);
+                steps.put(Step::Answer(Err(refused_at_once(answer))), 0);
                 made.is_over = true;
             }
         }
@@ -315,17 +320,11 @@ impl Bearer {
                 .say(Kind::DiscoverTools, &broker, None, None, &wanted)
                 .map_err(|why| told(&why))?;
             let door = self.kept.door(&self.token);
-            let answer = match self.kept.core.handle(said.bytes, &door).await {
-                Ok(Handled::Say(answer)) => answer,
+            let page = match self.kept.core.handle(said.bytes, &door).await {
+                Ok(Handled::Found(page)) => page,
                 Ok(_) => return Err(told(&Refusal::Internal)),
-                Err(answer) => answer.envelope,
+                Err(answer) => return Err(RpcError::from(&refused_at_once(answer))),
             };
-            let bytes_max = answer.len();
-            let answer = Envelope::parse(answer, bytes_max).map_err(|why| told(&why))?;
-            if answer.kind() != Kind::ToolsDiscovered {
-                return Err(RpcError::from(&refused(&answer)));
-            }
-            let page: ToolsDiscovered = answer.read_body().map_err(|why| told(&why))?;
             all.extend(page.tools);
             match page.next {
                 Some(next) if wanted.after.as_ref() != Some(&next) => wanted.after = Some(next),

@@ -1,6 +1,7 @@
 //! Which peers are connected now, what each advertises, and what it lets our agents do there.
 
 use std::collections::HashMap;
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::sync::atomic::AtomicU64;
@@ -426,6 +427,28 @@ impl Written {
             bytes: text.as_ref().map_or(usize::MAX, Vec::len),
             digest: Digest::of(&text.unwrap_or_default()),
         }
+    }
+
+    /// The size alone.
+    #[must_use]
+    pub fn size(tool: &impl Serialize) -> usize {
+        let mut counted = Counted(0);
+        let written = serde_json::to_writer(&mut counted, tool);
+        written.map_or(usize::MAX, |()| counted.0)
+    }
+}
+
+/// Counts what is written to it.
+struct Counted(usize);
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
