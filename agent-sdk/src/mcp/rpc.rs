@@ -118,6 +118,21 @@ impl Object {
         self.0.is_empty()
     }
 
+    /// Whether two members have one name: compared one by one while they are few, hashed with a random key beyond.
+    fn has_twins(&self) -> bool {
+        const FEW: usize = 12;
+        let names = || self.0.iter().map(|(name, _)| name.as_str());
+        match self.0.len() {
+            ..=FEW => names()
+                .enumerate()
+                .any(|(at, name)| names().take(at).any(|before| before == name)),
+            _ => {
+                let mut seen = HashSet::with_capacity(self.0.len());
+                !names().all(|name| seen.insert(name))
+            }
+        }
+    }
+
     /// As JSON.
     #[must_use]
     pub fn raw(&self) -> Box<RawValue> {
@@ -158,14 +173,13 @@ impl<'de> Deserialize<'de> for Object {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
                 let mut object = Object::default();
-                let mut seen = HashSet::new();
-                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom("a member stands twice"));
-                    }
-                    object.0.push((name, value));
+                while let Some(member) = map.next_entry()? {
+                    object.0.push(member);
                 }
-                Ok(object)
+                match object.has_twins() {
+                    true => Err(A::Error::custom("a member stands twice")),
+                    false => Ok(object),
+                }
             }
         }
         deserializer.deserialize_map(Members)
@@ -310,10 +324,14 @@ impl Message {
     pub fn parse(bytes: &[u8]) -> Result<Self, RpcError> {
         let not_json = |why: &dyn fmt::Display| RpcError::new(PARSE_ERROR, why.to_string());
         let text = std::str::from_utf8(bytes).map_err(|why| not_json(&why))?;
-        // First whether it is JSON: members that do not fit are another error.
-        serde_json::from_str::<&RawValue>(text).map_err(|why| not_json(&why))?;
         let bad = |why: &str| RpcError::new(INVALID_REQUEST, why);
-        let read: Read = serde_json::from_str(text).map_err(|why| bad(&why.to_string()))?;
+        let read: Read = serde_json::from_str(text).map_err(|why| {
+            // Members that do not fit are another error than no JSON, which may come behind them.
+            match serde_json::from_str::<&RawValue>(text) {
+                Ok(_) => bad(&why.to_string()),
+                Err(why) => not_json(&why),
+            }
+        })?;
         if read.jsonrpc != "2.0" {
             return Err(bad("`jsonrpc` is \"2.0\""));
         }
@@ -378,7 +396,8 @@ impl Message {
             },
         };
         let text = serde_json::to_string(&written).unwrap_or_default();
-        match text.contains(['\n', '\r']) {
+        let has = |end: u8| text.as_bytes().contains(&end);
+        match has(b'\n') || has(b'\r') {
             // Between tokens only: in a string JSON has them escaped.
             true => text.replace(['\n', '\r'], " "),
             false => text,
@@ -421,6 +440,7 @@ mod tests {
             ("", PARSE_ERROR),
             ("{", PARSE_ERROR),
             (r#"{"jsonrpc":"2.0"} x"#, PARSE_ERROR),
+            (r#"{"jsonrpc":2.0,"method":x}"#, PARSE_ERROR),
             ("[]", INVALID_REQUEST),
             ("1", INVALID_REQUEST),
             (r#"{"jsonrpc":"1.0","id":1,"method":"a"}"#, INVALID_REQUEST),
@@ -446,6 +466,16 @@ mod tests {
             assert_eq!(parsed(text).unwrap_err().code, code, "{text}");
         }
         assert_eq!(Message::parse(b"\xff").unwrap_err().code, PARSE_ERROR);
+    }
+
+    #[test]
+    fn no_member_stands_twice_among_few_or_many() {
+        for more in [0, 100] {
+            let members: Vec<String> = (0..=more).map(|n| format!("\"m{n}\":{n}")).collect();
+            let members = members.join(",");
+            assert!(Object::parse(&format!("{{{members}}}")).is_ok());
+            assert!(Object::parse(&format!("{{{members},\"\\u006d0\":1}}")).is_err());
+        }
     }
 
     #[test]

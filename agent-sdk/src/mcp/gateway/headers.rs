@@ -56,13 +56,13 @@ fn decoded(name: &str, value: &str) -> Result<String, Fault> {
         .ok_or_else(|| mismatch(format!("`{name}` is not Base64 of a text")))
 }
 
-/// Compares the headers that every modern request has with its body.
+/// Compares the headers that every modern request has with its body, beside the revision
+/// ([`check_version`]).
 ///
 /// # Errors
 ///
 /// [`HEADER_MISMATCH`] where one is missing, or says something else.
 pub(super) fn check(headers: &HeaderMap, method: &str, params: &Object) -> Result<(), Fault> {
-    check_version(headers, params)?;
     same(headers, METHOD_HEADER, Some(method))?;
     let named_by = match method {
         "tools/call" | "prompts/get" => "name",
@@ -206,7 +206,8 @@ mod tests {
 
     fn call(name: &str, headers: &HeaderMap) -> bool {
         let params = json!({"name": name, "_meta": {VERSION_KEY: "2026-07-28"}}).to_string();
-        check(headers, "tools/call", &Object::parse(&params).unwrap()).is_ok()
+        let params = Object::parse(&params).unwrap();
+        check_version(headers, &params).is_ok() && check(headers, "tools/call", &params).is_ok()
     }
 
     const VERSION: (&str, &str) = (VERSION_HEADER, "2026-07-28");

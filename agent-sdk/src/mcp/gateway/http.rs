@@ -14,7 +14,6 @@ use bytes::Bytes;
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream;
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
@@ -78,7 +77,7 @@ impl Gateway {
         }
         let visit = Visit { upstream, scope };
         let answered = match head.method {
-            Method::POST => self.post(&head, body, visit).await,
+            Method::POST => self.post(head.headers, body, visit).await,
             Method::GET => self.notifications(&head.headers, visit),
             Method::DELETE => self.end(&head.headers, &visit),
             _ => Err(Box::new(not_allowed())),
@@ -86,14 +85,13 @@ impl Gateway {
         answered.unwrap_or_else(|done| *done)
     }
 
-    async fn post<B>(&self, head: &Parts, body: B, visit: Visit) -> Done<Response<Body>>
+    async fn post<B>(&self, headers: HeaderMap, body: B, visit: Visit) -> Done<Response<Body>>
     where
         B: hyper::body::Body + Send,
         B::Data: Send,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let headers = &head.headers;
-        if !is(headers, JSON) {
+        if !is(&headers, JSON) {
             return Err(Box::new(refusal(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "a message is application/json",
@@ -107,11 +105,11 @@ impl Gateway {
         drop((bytes, arriving));
         match message {
             Message::Request { id, method, params } => {
-                if !accepts(headers, &[JSON, EVENTS]) {
+                if !accepts(&headers, &[JSON, EVENTS]) {
                     let why = "an answer is application/json or text/event-stream: accept both";
                     return Err(Box::new(refusal(StatusCode::NOT_ACCEPTABLE, why)));
                 }
-                let era = era_of(headers, &params);
+                let era = era_of(&headers, &params);
                 let asked = Asked {
                     id: id.clone(),
                     method,
@@ -124,7 +122,7 @@ impl Gateway {
                         self.initialize(&asked, visit).await
                     }
                     Era::Legacy => {
-                        let (session, memory) = self.session(headers, &visit)?;
+                        let (session, memory) = self.session(&headers, &visit)?;
                         self.legacy(asked, visit, session, memory).await
                     }
                 };
@@ -132,14 +130,14 @@ impl Gateway {
             }
             Message::Notification { method, params } => {
                 // Of a modern client there is none that changes anything.
-                if era_of(headers, &params) == Era::Legacy {
-                    let (_, memory) = self.session(headers, &visit)?;
+                if era_of(&headers, &params) == Era::Legacy {
+                    let (_, memory) = self.session(&headers, &visit)?;
                     heard(&memory, &method, &params);
                 }
                 Ok(empty(StatusCode::ACCEPTED))
             }
             Message::Response { id, outcome } => {
-                let (_, memory) = self.session(headers, &visit)?;
+                let (_, memory) = self.session(&headers, &visit)?;
                 if let Some(id) = id {
                     memory.answered(&id, outcome);
                 }
@@ -177,23 +175,23 @@ impl Gateway {
 
     async fn modern(
         &self,
-        headers: &HeaderMap,
+        headers: HeaderMap,
         mut asked: Asked,
         visit: Visit,
     ) -> Result<Response<Body>, Fault> {
         let client = Client::of_request(&asked.params);
         // What says nothing of itself is not compared with its headers.
         if !matches!(&client, Err(fault) if fault.error.code == INVALID_PARAMS) {
-            headers::check_version(headers, &asked.params)?;
+            headers::check_version(&headers, &asked.params)?;
         }
         let client = client?;
-        headers::check(headers, &asked.method, &asked.params)?;
+        headers::check(&headers, &asked.method, &asked.params)?;
         let places = match asked.method.as_str() {
             "subscriptions/listen" => &self.0.streams,
             _ => &self.0.requests,
         };
         let place = places.take_for(&*visit.upstream)?;
-        asked.headers = Some(headers.clone());
+        asked.headers = Some(headers);
         let id = asked.id.clone();
         let guest = self.guest(visit, client);
         let answering = Answering::new(None, Some(place), |voice| async move {

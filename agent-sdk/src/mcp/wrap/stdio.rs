@@ -445,10 +445,11 @@ impl Speech {
 
 /// Writes each line. Comes back when it cannot.
 async fn write(mut stdin: impl AsyncWrite + Unpin, mut speech: Speech) -> String {
-    while let Some(line) = speech.next().await {
+    while let Some(mut line) = speech.next().await {
+        // In one write: the child is not woken for half a line.
+        line.push('\n');
         let written = async {
             stdin.write_all(line.as_bytes()).await?;
-            stdin.write_all(b"\n").await?;
             stdin.flush().await
         };
         match tokio::time::timeout(READ_PATIENCE, written).await {
