@@ -108,7 +108,6 @@ impl Guarded {
     }
 
     /// What it does and saw; not for long, for it waits meanwhile.
-    #[must_use]
     pub fn played(&self) -> MutexGuard<'_, Played> {
         lock(&self.played)
     }
