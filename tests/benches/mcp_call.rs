@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p tests --bench mcp_call`. The same request is made of the same server directly, over HTTP and over
 //! its standard streams, and through `/mcp` of one broker and of two, one after the other on a connection that is
-//! kept for a turn; the ways take turns. Everything is a process of its own, and CPU time is what the kernel accounts
+//! kept for a turn; the ways take turns. Where as many ask as there are in a crowd, a program does not begin each call
+//! with cold caches, and what it costs is what it does. Everything is a process of its own, and CPU time is what the kernel accounts
 //! to each. Through brokers there is TLS, a bearer token and signatures, and a process that wraps the server, which it
 //! speaks to over its standard streams. The server is built without optimisation, so that what it costs directly is
 //! more than it need be: what brokers add is in their own columns.
@@ -12,6 +13,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::future::try_join_all;
+use proto_spec::SigningKey;
 use serde_json::{Value, json};
 use tests::mcp::handshake::{self, Session};
 use tests::mcp::house::{House, Wrapped};
@@ -55,6 +58,7 @@ struct Rhythm {
     turns: usize,
     each: usize,
     pause: Duration,
+    crowd: usize,
 }
 
 /// A client.
@@ -88,7 +92,8 @@ struct Streams {
 /// A way to a server.
 struct Way {
     name: &'static str,
-    client: Client,
+    /// They ask at once.
+    clients: Vec<Client>,
     ask: Ask,
     /// The broker that is asked, the one behind it, what wraps the server, and the server.
     processes: [Option<u32>; 4],
@@ -130,6 +135,12 @@ async fn run() -> Result<()> {
         for (title, place, ask, rhythm) in [
             ("tools/call", &small, call, Rhythm::steady(10, 200)),
             (
+                "tools/call of a crowd",
+                &small,
+                call,
+                Rhythm::crowd(10, 400),
+            ),
+            (
                 "tools/call among 200 tools more",
                 &large,
                 call,
@@ -148,14 +159,34 @@ async fn run() -> Result<()> {
                 Rhythm::steady(5, 40),
             ),
         ] {
-            let mut ways = world.ways(place, era, ask).await?;
+            let mut ways = world.ways(place, era, ask, rhythm.crowd).await?;
             compare(&mut ways, rhythm).await?;
-            println!("\n{title}, {era:?}: {} × {}", rhythm.turns, rhythm.each);
+            println!(
+                "\n{title}, {era:?}: {} × {}, {} at once",
+                rhythm.turns, rhythm.each, rhythm.crowd
+            );
             show(&ways, rhythm);
         }
     }
+    signatures();
     println!("load {}", std::fs::read_to_string("/proc/loadavg")?.trim());
     Ok(())
+}
+
+/// What a message's signature costs on this machine at its best, which is again and again: to compare with what
+/// brokers add.
+fn signatures() {
+    const TIMES: u32 = 2_000;
+    let (key, message) = (SigningKey::from_seed(&[1; 32]), [7; 512]);
+    let public = key.public();
+    let begun = Instant::now();
+    let made: Vec<_> = (0..TIMES).map(|_| key.sign(&message)).collect();
+    let making = begun.elapsed() / TIMES;
+    let begun = Instant::now();
+    let good = made.iter().filter(|one| public.verifies(&message, one));
+    let good = good.count();
+    let checking = begun.elapsed() / TIMES;
+    println!("\n{good} signatures: {making:.0?} to make, {checking:.0?} to check, each");
 }
 
 impl World {
@@ -185,7 +216,7 @@ impl World {
         Ok(place)
     }
 
-    async fn ways(&self, place: &Place, era: Era, ask: Ask) -> Result<Vec<Way>> {
+    async fn ways(&self, place: &Place, era: Era, ask: Ask, crowd: usize) -> Result<Vec<Way>> {
         let (near, far) = (&self.globex, &self.acme);
         let wraps = place.wrapped.id();
         let [server] = children(wraps)?[..] else {
@@ -193,17 +224,17 @@ impl World {
         };
         let streams = Streams::open(&place.words, era).await?;
         let own = streams.child.id();
-        let directly = To::Plain(place.http.address);
-        let directly = Http::open(directly, "/mcp".into(), None, era).await?;
+        let plain = || Ok(To::Plain(place.http.address));
+        let directly = Http::crowd(crowd, plain, "/mcp", None, era).await?;
         let brokered = async |asked: &House, behind: &str, token: &str| {
-            let (to, path) = (To::Broker(asked.line()?), format!("/mcp{behind}"));
-            Http::open(to, path, Some(token), era).await
+            let line = || asked.line().map(To::Broker);
+            Http::crowd(crowd, line, &format!("/mcp{behind}"), Some(token), era).await
         };
         let [one, two] = place.behind();
         let agents = brokered(near, one, &self.near).await?;
         let all = brokered(near, "", &self.near).await?;
         let others = brokered(far, two, &self.far).await?;
-        let streams = Client::Stdio(era, streams);
+        let streams = vec![Client::Stdio(era, streams)];
         let alone = |server| [None, None, None, server];
         let through = |broker: &House, second: Option<&House>| {
             let second = second.map(|house| house.0.broker.id());
@@ -236,6 +267,15 @@ impl Rhythm {
             turns,
             each,
             pause: Duration::ZERO,
+            crowd: 1,
+        }
+    }
+
+    /// Eight at once, each one call after the other.
+    fn crowd(turns: usize, each: usize) -> Self {
+        Self {
+            crowd: 8,
+            ..Self::steady(turns, each)
         }
     }
 
@@ -245,6 +285,7 @@ impl Rhythm {
             turns,
             each: 1,
             pause: PAUSE,
+            crowd: 1,
         }
     }
 }
@@ -257,6 +298,27 @@ impl Ask {
             Self::Call(_) => Self::Call("many__echo"),
             Self::List => Self::List,
         }
+    }
+
+    /// Has a client ask it: how long that took. What it says is looked at.
+    async fn of(self, client: &mut Client) -> Result<Duration> {
+        let (method, params) = match self {
+            Self::Call(name) => (
+                "tools/call",
+                json!({"name": name, "arguments": {"message": ECHO}}),
+            ),
+            Self::List => ("tools/list", json!({})),
+        };
+        let (time, reply) = client.ask(method, params).await?;
+        let result = &reply["result"];
+        let is_whole = match self {
+            Self::Call(_) => result["content"][0]["text"] == ECHO,
+            Self::List => result["tools"]
+                .as_array()
+                .is_some_and(|tools| tools.len() > MORE),
+        };
+        ensure!(is_whole, "{reply:.400}");
+        Ok(time)
     }
 }
 
@@ -298,6 +360,17 @@ impl Client {
 }
 
 impl Http {
+    async fn crowd(
+        many: usize,
+        to: impl Fn() -> Result<To>,
+        path: &str,
+        token: Option<&str>,
+        era: Era,
+    ) -> Result<Vec<Client>> {
+        let all = (0..many).map(async |_| Self::open(to()?, path.to_owned(), token, era).await);
+        try_join_all(all).await
+    }
+
     async fn open(to: To, path: String, token: Option<&str>, era: Era) -> Result<Client> {
         let mut posting = to.open().await?;
         let session = match era {
@@ -352,10 +425,15 @@ impl Streams {
 }
 
 impl Way {
-    fn new(name: &'static str, client: Client, ask: Ask, processes: [Option<u32>; 4]) -> Self {
+    fn new(
+        name: &'static str,
+        clients: Vec<Client>,
+        ask: Ask,
+        processes: [Option<u32>; 4],
+    ) -> Self {
         Self {
             name,
-            client,
+            clients,
             ask,
             processes,
             took: Vec::new(),
@@ -365,35 +443,26 @@ impl Way {
 
     /// Asks so many times, and looks at every answer.
     async fn turn(&mut self, times: usize) -> Result<Vec<Duration>> {
-        let mut took = Vec::with_capacity(times);
-        for _ in 0..times {
-            let (method, params) = match self.ask {
-                Ask::Call(name) => (
-                    "tools/call",
-                    json!({"name": name, "arguments": {"message": ECHO}}),
-                ),
-                Ask::List => ("tools/list", json!({})),
-            };
-            let (time, reply) = self.client.ask(method, params).await?;
-            let result = &reply["result"];
-            let is_whole = match self.ask {
-                Ask::Call(_) => result["content"][0]["text"] == ECHO,
-                Ask::List => result["tools"]
-                    .as_array()
-                    .is_some_and(|tools| tools.len() > MORE),
-            };
-            ensure!(is_whole, "{}: {reply:.400}", self.name);
-            took.push(time);
-        }
-        Ok(took)
+        let (name, ask) = (self.name, self.ask);
+        let each = times.div_ceil(self.clients.len());
+        let all = self.clients.iter_mut().map(|client| async move {
+            let mut took = Vec::with_capacity(each);
+            for _ in 0..each {
+                took.push(ask.of(client).await.context(name)?);
+            }
+            anyhow::Ok(took)
+        });
+        Ok(try_join_all(all).await?.concat())
     }
 
-    /// Opens its connection anew, and uses it once: one that waits for its turn may be too idle to be kept.
+    /// Opens its connections anew, and uses each once: one that waits for its turn may be too idle to be kept.
     async fn reopen(&mut self) -> Result<()> {
-        if let Client::Http(http) = &mut self.client {
-            http.posting = http.to.open().await?;
+        for client in &mut self.clients {
+            if let Client::Http(http) = client {
+                http.posting = http.to.open().await?;
+            }
         }
-        self.turn(1).await.map(drop)
+        self.turn(self.clients.len()).await.map(drop)
     }
 
     /// What its processes have spent since they began.
