@@ -437,6 +437,9 @@ pub struct AgentApprove {
     /// What the agent may hand on as an admin; for admins only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<AdminScope>,
+    /// Where an older agent is called, exactly as the admin was shown it; absent where it names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 /// Beyond which an admin grants, approves and issues nothing.

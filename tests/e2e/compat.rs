@@ -293,8 +293,24 @@ impl Acme {
         }
     }
 
+    /// Approves what waits, as it is shown.
     async fn approve(&self, go: &Go, capabilities: &[&str]) -> anyhow::Result<Ack> {
-        let body = json!({"name": go.name, "key": go.key.public(), "capabilities": capabilities});
+        let (_, pending) = self.show(&go.name).await;
+        let asked = pending.iter().find(|one| one.key == go.key.public());
+        let older = asked.and_then(|one| one.older.as_ref());
+        let endpoint = older.and_then(|one| one.endpoint.as_deref());
+        self.approve_at(go, endpoint, capabilities).await
+    }
+
+    async fn approve_at(
+        &self,
+        go: &Go,
+        endpoint: Option<&str>,
+        capabilities: &[&str],
+    ) -> anyhow::Result<Ack> {
+        let body = json!({
+            "name": go.name, "key": go.key.public(), "capabilities": capabilities, "endpoint": endpoint,
+        });
         self.ask(Kind::AdminAgentApprove, body).await
     }
 
@@ -617,6 +633,28 @@ async fn an_older_agent_that_starts_again_comes_with_another_key_that_waits_for_
 }
 
 #[tokio::test]
+async fn an_endpoint_that_the_admin_was_not_shown_is_not_approved() {
+    let (acme, go, endpoint, _ada) = scene(Manner::Honest).await;
+    let seen = endpoint.url();
+    let moved = "http://10.0.0.1:80/mcp";
+    let asks = go.seal("registerAgent", &go.registration(Some(moved)));
+    assert_eq!(post(&acme.line, &asks).await.0, 200);
+    for shown in [Some(seen.as_str()), None] {
+        let error = acme.approve_at(&go, shown, &["fs.*"]).await.unwrap_err();
+        assert!(error.to_string().contains("CONFLICT"), "{error}");
+    }
+    let endpoint_of = |agent: Option<AgentRecord>| agent.unwrap().older.unwrap().endpoint;
+    let (agent, pending) = acme.show("coder").await;
+    assert_eq!((endpoint_of(agent), pending.len()), (Some(seen), 1));
+    acme.approve_at(&go, Some(moved), &[]).await.unwrap();
+    let (agent, pending) = acme.show("coder").await;
+    assert_eq!((endpoint_of(agent), pending.len()), (Some(moved.into()), 0));
+    // What nobody asked for is not approved either, and its grants alone are renewed as it stands.
+    acme.approve_at(&go, None, &["fs.*"]).await.unwrap_err();
+    acme.approve_at(&go, Some(moved), &["fs.*"]).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_older_agent_finds_and_calls_what_it_may() {
     let (acme, _go, mut endpoint, _ada) = scene(Manner::Honest).await;
     let caller = Go::new("caller-1", 40);
@@ -858,7 +896,9 @@ async fn nothing_of_an_older_agent_crosses_a_link() {
         1,
     );
     assert_eq!(post(&acme.line, &asks).await.0, 200);
-    let body = json!({"name": "coder", "key": go.key.public(), "capabilities": ["fs.*"]});
+    let body = json!({
+        "name": "coder", "key": go.key.public(), "capabilities": ["fs.*"], "endpoint": endpoint.url(),
+    });
     acme.ask(&acme.admin, Kind::AdminAgentApprove, &body)
         .await
         .unwrap();
@@ -919,12 +959,17 @@ async fn an_admin_sees_that_an_agent_is_an_older_one_and_where_it_is_called() {
         assert_eq!(said.matches(&told).count(), 2, "{said}");
     }
     let print = new.key.public().fingerprint();
-    let approve = ["agent", "approve", "coder", "--fingerprint", &print];
-    let (code, said) = fem(
-        folder,
-        &[&approve[..], &["--context", "root-admin.toml"]].concat(),
-    )
-    .unwrap();
+    let approve = |more: &[&str]| {
+        let approve = ["agent", "approve", "coder", "--fingerprint", &print];
+        let context = ["--context", "root-admin.toml"];
+        fem(folder, &[&approve[..], more, &context].concat()).unwrap()
+    };
+    // The endpoint is approved like the key: in the admin's own words.
+    let (code, said) = approve(&[]);
+    assert!(code == 2 && said.contains("--endpoint"), "{said}");
+    let (code, said) = approve(&["--endpoint", "http://10.0.0.1:80/mcp"]);
+    assert!(code == 3 && said.contains("another endpoint"), "{said}");
+    let (code, said) = approve(&["--endpoint", &endpoint.url()]);
     assert_eq!(code, 0, "{said}");
     acme.until_served("coder", true).await;
     let arg = [

@@ -260,8 +260,12 @@ impl Desk {
         if !(holds_all && admin.as_ref().is_some_and(is_full)) {
             self.check_a_full_admin_remains(std::slice::from_ref(&body.name))?;
         }
-        let kept = || known.as_ref()?.older.as_deref().cloned();
+        let kept = || {
+            let same = known.as_ref().filter(|_| is_agents)?;
+            same.older.as_deref().cloned()
+        };
         let older = asked.unwrap_or_else(kept);
+        check_endpoint(older.as_ref(), body.endpoint.as_deref(), &body.name)?;
         if older.is_some() && (admin.is_some() || body.capabilities.iter().any(is_admins)) {
             return Err(Refusal::Conflict(format!(
                 "{} is an older agent, and those administer nothing",
@@ -349,6 +353,17 @@ impl Desk {
         };
         Ok(change(denied, |_| Ack::DeniedRequest))
     }
+}
+
+/// What an admin approves is what it was shown: an older agent may have asked again, with another endpoint.
+fn check_endpoint(older: Option<&Older>, shown: Option<&str>, name: &Name) -> Result<(), Refusal> {
+    let why = match (older.and_then(|one| one.endpoint.as_deref()), shown) {
+        (asked, shown) if asked == shown => return Ok(()),
+        (None, _) => "it names no endpoint",
+        (_, None) => "it names an endpoint, which has to be approved with it as `endpoint`",
+        _ => "it names another endpoint than the one that is approved",
+    };
+    Err(Refusal::Conflict(format!("{name}: {why}")))
 }
 
 fn is_admins(pattern: &Pattern) -> bool {

@@ -38,6 +38,7 @@ impl Desk {
             overlap: false,
             expires: body.expires,
             admin: None,
+            endpoint: None,
         };
         self.admit(Kind::AdminBearerKeep, text, approve, by, true)
     }

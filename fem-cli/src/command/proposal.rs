@@ -208,6 +208,7 @@ fn approval(body: &AgentApprove) -> String {
         let (grantable, names) = (join(&scope.grantable), join(&scope.names));
         parts.push(format!("an admin who may grant {grantable} to {names}"));
     }
+    parts.extend(body.endpoint.iter().map(|at| format!("called at {at}")));
     parts.extend(until(body.expires));
     parts.join("; ")
 }

@@ -152,6 +152,7 @@ impl House {
             overlap: false,
             expires: None,
             admin: None,
+            endpoint: None,
         };
         self.act(Kind::AdminAgentApprove, &body).await?;
         Ok(true)

@@ -41,6 +41,9 @@ pub(super) struct Approve {
     /// Until when it holds: 2026-12-31T18:00:00Z, or from now: 90d
     #[arg(long, value_name = "TIME")]
     expires: Option<When>,
+    /// Where an older agent is called, as `agent show` says: you approve the place with the key
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
     #[command(flatten)]
     admin: Admin,
 }
@@ -120,9 +123,18 @@ fn chosen_request<'a>(
 pub(super) async fn approve(chosen: &Chosen, output: Output, args: Approve) -> Outcome {
     let admin = chosen.agent()?;
     let (existing, pending) = fetch(&admin, &args.name).await?;
-    let key = match (&existing, pending.is_empty()) {
-        (Some(agent), true) => known_key(agent, &args.which)?,
-        _ => chosen_request(&pending, &args.which, &args.name)?.key,
+    let (key, endpoint) = match (&existing, pending.is_empty()) {
+        (Some(agent), true) => {
+            let on_record = agent.older.as_ref().and_then(|one| one.endpoint.clone());
+            (known_key(agent, &args.which)?, args.endpoint.or(on_record))
+        }
+        _ => {
+            let request = chosen_request(&pending, &args.which, &args.name)?;
+            if args.endpoint.is_none() {
+                check_no_endpoint(request)?;
+            }
+            (request.key, args.endpoint)
+        }
     };
     let (scope, capabilities) = args.admin.scope(args.capabilities)?;
     let body = AgentApprove {
@@ -133,9 +145,23 @@ pub(super) async fn approve(chosen: &Chosen, output: Output, args: Approve) -> O
         overlap: args.overlap,
         expires: args.expires.map(|when| when.from(time::now())),
         admin: scope,
+        endpoint,
     };
     let ack = request::grant(&admin, output, Kind::AdminAgentApprove, &body, None).await?;
     approved(ack, output)
+}
+
+/// A place is never picked for the admin: until it is approved, whoever has the key may ask with another.
+fn check_no_endpoint(request: &PendingRecord) -> Outcome {
+    let older = request.older.as_ref();
+    match older.and_then(|one| one.endpoint.as_deref()) {
+        None => Ok(()),
+        Some(endpoint) => Err(Failure::usage(format!(
+            "{} asks to be called at {endpoint}, and you did not say where it may be",
+            request.name
+        ))
+        .next("if that is its place, approve it with --endpoint")),
+    }
 }
 
 /// Says who was approved, by one admin or with a second.
