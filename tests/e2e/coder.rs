@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use tests::binaries::path;
+use tests::binaries::{apart, path};
 use tests::by_hand::{ByHand, fem};
 
 /// An organisation with `coder`, and `ada`, who may call it.
@@ -42,14 +42,13 @@ impl Site {
         std::fs::create_dir(at.join("files")).unwrap();
         std::fs::write(at.join("policies.toml"), policies).unwrap();
         let mut coder = Command::new(path("fem-coder").unwrap());
-        coder.args(["--root", "files", "--policies", "policies.toml"]);
-        coder.args(options);
-        let mut coder = coder
+        coder
+            .args(["--root", "files", "--policies", "policies.toml"])
+            .args(options)
             .current_dir(at)
             .env("FEM_CONTEXT", "coder.toml")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        let mut coder = apart(&mut coder).spawn().unwrap();
         let mut lines = BufReader::new(coder.stdout.take().unwrap()).lines();
         assert!(
             lines.any(|line| line.unwrap() == "ready"),

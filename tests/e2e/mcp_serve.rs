@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_sdk::{Agent, Call, Config, McpRequest, Progress, Serving, Tool, ToolError};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
-use tests::binaries::path;
+use tests::binaries::{apart, path};
 use tests::by_hand::ByHand;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -104,6 +104,7 @@ impl Site {
         command
             .args(["mcp", "serve", "--context", "ada.toml"])
             .args(more);
+        apart(command.as_std_mut());
         let mut child = command
             .current_dir(self.acme.folder())
             .stdin(Stdio::piped())

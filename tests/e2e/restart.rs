@@ -106,13 +106,13 @@ async fn control_characters_never_reach_a_log_line_raw() {
     let site = Site::new("").unwrap();
     let admin = &site.admin;
     let log = site.at("log");
-    let mut child = std::process::Command::new(tests::binaries::path("fem-broker").unwrap())
+    let mut broker = std::process::Command::new(tests::binaries::path("fem-broker").unwrap());
+    broker
         .arg(site.at("broker.toml"))
         .env("FEM_LOG", "debug")
         .stdout(std::process::Stdio::piped())
-        .stderr(std::fs::File::create(&log).unwrap())
-        .spawn()
-        .unwrap();
+        .stderr(std::fs::File::create(&log).unwrap());
+    let mut child = tests::binaries::apart(&mut broker).spawn().unwrap();
     let mut ready = String::new();
     std::io::BufRead::read_line(
         &mut std::io::BufReader::new(child.stdout.take().unwrap()),

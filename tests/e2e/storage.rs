@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use tests::binaries::{Process, path};
+use tests::binaries::{Process, apart, path};
 use tests::certs;
 use tests::lab::{Actor, Extra, code_of, to_broker, wall_clock as now};
 use tests::site::Site;
@@ -54,7 +54,7 @@ fn code(reply: &Reply) -> Code {
 /// Runs one of the programs.
 fn run(program: &str, words: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
     let mut command = Command::new(path(program).unwrap());
-    command.env_remove("FEM_CONTEXT");
+    apart(&mut command);
     for word in words {
         command.arg(word.as_ref());
     }

@@ -1,5 +1,6 @@
 //! The real binaries: built once for a test run, started, killed.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,24 @@ fn build(packages: &[&str], arguments: &[&str]) -> Result<PathBuf> {
     Ok(folder.to_path_buf())
 }
 
+/// What stands in the environment of a test run is not for the programs that it starts: they would log
+/// something else than a test reads, or speak as somebody else.
+pub fn apart(command: &mut Command) -> &mut Command {
+    without(command, std::env::vars_os().map(|(name, _)| name))
+}
+
+/// Takes those of these variables away that the programs would read, unless the command says one itself.
+fn without(command: &mut Command, names: impl Iterator<Item = OsString>) -> &mut Command {
+    let said: Vec<OsString> = command.get_envs().map(|(name, _)| name.into()).collect();
+    for name in names {
+        let is_ours = name.as_encoded_bytes().starts_with(b"FEM_");
+        if (is_ours || name == "RUST_LOG") && !said.contains(&name) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// The workspace's folder.
 #[must_use]
 pub fn root() -> &'static Path {
@@ -129,7 +148,7 @@ impl Process {
             let level = std::env::var("FEM_LOG").unwrap_or_else(|_| "warn".into());
             command.env("FEM_LOG", level);
         }
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut child = apart(command).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("its standard output")?;
         BufReader::new(stdout).read_line(&mut line)?;
@@ -196,5 +215,28 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_hears_nothing_of_the_environment_that_a_test_does_not_say() {
+        let mut command = Command::new("fem-broker");
+        command.env("FEM_LOG", "debug");
+        let around = ["FEM_LOG", "FEM_LOG_JSON", "FEM_AGENT", "RUST_LOG", "PATH"];
+        without(&mut command, around.iter().map(OsString::from));
+        let mut said: Vec<_> = command.get_envs().collect();
+        said.sort();
+        let debug = Some("debug".as_ref());
+        let expected = [
+            ("FEM_AGENT", None),
+            ("FEM_LOG", debug),
+            ("FEM_LOG_JSON", None),
+            ("RUST_LOG", None),
+        ];
+        assert_eq!(said, expected.map(|(name, value)| (name.as_ref(), value)));
     }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
 
-use crate::binaries::{Process, path};
+use crate::binaries::{Process, apart, path};
 use crate::site::free;
 
 /// `fem-cli` in a folder that is all it knows.
@@ -18,10 +18,8 @@ use crate::site::free;
 /// When it cannot be built.
 pub fn fem_cli(folder: &Path) -> Result<Command> {
     let mut command = Command::new(path("fem-cli")?);
-    command
-        .current_dir(folder)
-        .env("XDG_CONFIG_HOME", folder)
-        .env_remove("FEM_CONTEXT");
+    command.current_dir(folder).env("XDG_CONFIG_HOME", folder);
+    apart(&mut command);
     Ok(command)
 }
 

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use tests::binaries::{path, root};
+use tests::binaries::{apart, path, root};
 use tests::mcp::shelf::Shelf;
 use tests::mcp::toolbox;
 
@@ -41,8 +41,8 @@ fn shell(script: &str, folder: &Path) -> Command {
         .current_dir(folder)
         .env("PATH", search)
         .env("HOME", folder)
-        .env_remove("XDG_CONFIG_HOME")
-        .env_remove("FEM_CONTEXT");
+        .env_remove("XDG_CONFIG_HOME");
+    apart(&mut shell);
     shell
 }
 

@@ -62,8 +62,11 @@ pub(crate) fn fem(dir: &Path, arguments: &[&str]) -> Command {
         .current_dir(dir)
         .args(arguments)
         .env("XDG_CONFIG_HOME", dir.join("config"));
-    for name in ["FEM_CONTEXT", "FEM_BROKER", "FEM_AGENT", "FEM_KEY_FILE"] {
-        command.env_remove(name);
+    // What stands in the environment of a test run is not for the programs that it starts.
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"FEM_") {
+            command.env_remove(name);
+        }
     }
     command
 }
