@@ -34,8 +34,9 @@ Example:
 struct Issue {
     /// Which names may register with it: build-7, build-*
     names: NamePattern,
-    /// An agent gets what it asks for within these; may be repeated
-    #[arg(long, value_name = "PATTERN")]
+    /// What they may do: each gets what it asks for within these; may be repeated. An agent that only serves
+    /// asks for nothing, whatever stands here
+    #[arg(long, value_name = "PATTERN", required = true)]
     ceiling: Vec<Pattern>,
     /// Under which names they may ask to offer tools; may be repeated [default: their own]
     #[arg(long = "prefix", value_name = "PATTERN")]

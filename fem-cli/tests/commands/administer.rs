@@ -148,6 +148,9 @@ fn an_enrolment_token_is_its_owners_alone_and_good_for_one_agent_if_nothing_else
         2,
         "enrol issue build-* --ceiling repo.* --uses 0 --out c.enrol",
     );
+    let unbounded = ["enrol", "issue", "build-*", "--out", "c.enrol"];
+    let unbounded = offline(org.dir.path(), 2, &unbounded, "");
+    assert!(unbounded.contains("--ceiling <PATTERN>"), "{unbounded}");
     let register =
         |name: &str| format!("agent register {name} --enrol b.enrol --context acme/join.toml");
     org.run(3, &register("other"));
