@@ -346,6 +346,22 @@ async fn an_error_keeps_its_code_and_data() {
 }
 
 #[tokio::test]
+#[test]
+fn a_tool_that_says_that_it_failed_is_printed_and_ends_the_command_as_a_tools_error() {
+    let site = Site::new();
+    for era in ["legacy", "modern"] {
+        let _wrap = site.wrap("", &[era]);
+        for json in [&[][..], &["--json"]] {
+            let call = ["call", "fs@acme", "fs.go_wrong", "--context", "ada.toml"];
+            let (code, said) = fem(site.acme.folder(), &[&call[..], json].concat()).unwrap();
+            assert!(
+                code == 7 && said.contains("it went wrong"),
+                "{code}: {said}"
+            );
+        }
+    }
+}
+
 async fn arguments_that_do_not_fit_never_reach_the_server() {
     let site = Site::new();
     let ada = site.agent("ada");

@@ -11,7 +11,7 @@ use proto_spec::message::Unsigned;
 use serde_json::{Map, Value};
 
 use crate::connect::Chosen;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::files;
 use crate::output::{self, Output, escape, escape_lines, note};
 use crate::time;
@@ -119,9 +119,20 @@ pub(crate) async fn run(args: Call, chosen: &Chosen, output: Output) -> Outcome 
     };
     let result: Value = serde_json::from_str(result.get())?;
     if output.json {
-        return output::json(&result);
+        output::json(&result)?;
+    } else {
+        output::print(&for_people(&result, std::io::stdout().is_terminal()))?;
     }
-    output::print(&for_people(&result, std::io::stdout().is_terminal()))
+    match is_failed(&result) {
+        // The result has said it.
+        true => Err(Failure::told(Exit::ToolFailed)),
+        false => Ok(()),
+    }
+}
+
+/// Whether it is the result of an MCP server's tool that failed: MCP says so in the result itself.
+fn is_failed(result: &Value) -> bool {
+    result["isError"] == true && result["content"].is_array()
 }
 
 fn shown(step: &Progress) -> String {
@@ -174,6 +185,21 @@ mod tests {
         assert_eq!(arguments(None, Vec::new()).unwrap(), serde_json::json!({}));
         assert!(arguments(Some(r#"{"a":0}"#), one("a")).is_err());
         assert!(arguments(Some("[1]"), Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_failed_tool_of_an_mcp_server_says_so_in_its_result_and_any_other_result_is_one() {
+        use serde_json::json;
+        assert!(is_failed(&json!({"content": [], "isError": true})));
+        for result in [
+            json!({"content": [], "isError": false}),
+            json!({"content": []}),
+            json!({"isError": true}),
+            json!("isError"),
+            json!(null),
+        ] {
+            assert!(!is_failed(&result), "{result}");
+        }
     }
 
     #[test]

@@ -89,6 +89,7 @@ TOOLS = [
     tool("flood"),
     tool("log"),
     tool("fail"),
+    tool("go_wrong"),
     tool("slow"),
     tool("finish"),
     tool("reach", {"what": STRING, "paths": {"type": "object"}}),
@@ -161,6 +162,8 @@ def call(id, params, line):
         answer(id, text(STATE["level"]))
     elif name == "fail":
         refuse(id, -32042, "it fails", {"why": [1, {"b": 1, "a": 2}]})
+    elif name == "go_wrong":
+        answer(id, {**text("it went wrong"), "isError": True})
     elif name == "slow":
         WAITING["slow"] = id
         if "progressToken" in meta:
