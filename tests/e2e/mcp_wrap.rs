@@ -2,6 +2,7 @@
 //! does wrong hurts nobody but itself.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -345,7 +346,6 @@ async fn an_error_keeps_its_code_and_data() {
     }
 }
 
-#[tokio::test]
 #[test]
 fn a_tool_that_says_that_it_failed_is_printed_and_ends_the_command_as_a_tools_error() {
     let site = Site::new();
@@ -362,6 +362,7 @@ fn a_tool_that_says_that_it_failed_is_printed_and_ends_the_command_as_a_tools_er
     }
 }
 
+#[tokio::test]
 async fn arguments_that_do_not_fit_never_reach_the_server() {
     let site = Site::new();
     let ada = site.agent("ada");
@@ -852,7 +853,9 @@ impl Listening {
 
 impl Site {
     fn reach(&self, server: &Listening) -> Wrap {
-        std::fs::write(self.acme.folder().join("token.txt"), "Bearer secret\n").unwrap();
+        let token = self.acme.folder().join("token.txt");
+        std::fs::write(&token, "Bearer secret\n").unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
         let mut command = fem_cli(self.acme.folder()).unwrap();
         let url = format!("http://127.0.0.1:{}/mcp", server.port);
         command.args(["mcp", "wrap", "--context", "fs.toml", "--url", &url]);

@@ -1,5 +1,6 @@
 //! Secrets, and where they are: in memory they are wiped, and nothing shows them.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -77,27 +78,42 @@ pub enum Place {
 }
 
 impl Place {
+    /// What stands there, at most 16 KiB of a file.
+    ///
+    /// # Errors
+    ///
+    /// Where there is nothing, or others can read the file.
+    pub fn text(&self) -> Result<Zeroizing<String>, String> {
+        match self {
+            Self::File(path) => {
+                let text = read_private(path, SECRET_BYTES_MAX as u64);
+                text.map_err(|why| why.to_string())
+            }
+            Self::Variable(name) => {
+                let text = std::env::var(name);
+                let text = text.map_err(|_| format!("the variable {name:?} is not set"))?;
+                Ok(Zeroizing::new(text))
+            }
+        }
+    }
+
     /// The secret as it is there.
     ///
     /// # Errors
     ///
-    /// Where there is none, or others can read the file.
+    /// As [`Self::text`], and where it is not one word that a header can say.
     pub(crate) fn read(&self) -> Result<Secret, String> {
-        let (text, shown) = match self {
-            Self::File(path) => {
-                let text = read_private(path, SECRET_BYTES_MAX as u64);
-                (
-                    text.map_err(|why| why.to_string())?,
-                    path.display().to_string(),
-                )
-            }
-            Self::Variable(name) => {
-                let text =
-                    std::env::var(name).map_err(|_| format!("the variable {name:?} is not set"))?;
-                (Zeroizing::new(text), name.clone())
-            }
-        };
-        Secret::new(text.trim().to_owned()).map_err(|why| format!("the secret in {shown} {why}"))
+        let text = self.text()?;
+        Secret::new(text.trim().to_owned()).map_err(|why| format!("the secret in {self} {why}"))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Variable(name) => f.write_str(name),
+        }
     }
 }
 

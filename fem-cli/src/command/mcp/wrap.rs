@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_sdk::mcp::login::{Keeper, Place};
+use agent_sdk::mcp::login::Keeper;
 use agent_sdk::mcp::wrap::{NoServer, Options, Program, Site, Source, Wrapped};
 use agent_sdk::mcp::{Address, roots};
 use agent_sdk::sandbox::{Files, Network, NotRun, Sandbox, Tier, Wanted};
@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::command::agent::register::{Own, pending};
 use crate::connect::Chosen;
 use crate::failure::{Exit, Failure, Outcome};
-use crate::files::{self, absolute, quoted};
+use crate::files::{absolute, quoted};
 use crate::output::{Output, note};
 use crate::token_file;
 
@@ -217,11 +217,8 @@ fn site(args: &Wrap, url: &Address) -> Outcome<Site> {
 fn header(text: &str) -> Outcome<(HeaderName, HeaderValue)> {
     let shape = || Failure::usage("--header NAME=@FILE, or NAME=env:VAR");
     let (name, place) = text.split_once('=').ok_or_else(shape)?;
-    let value = match super::place(place).map_err(|_| shape())? {
-        Place::File(file) => files::read_text(&file)?,
-        Place::Variable(name) => std::env::var(&name)
-            .map_err(|_| Failure::usage(format!("the variable {name:?} is not set")))?,
-    };
+    let value = super::place(place).map_err(|_| shape())?;
+    let value = value.text().map_err(Failure::fault)?;
     let name = HeaderName::try_from(name).map_err(|_| shape())?;
     let mut value = HeaderValue::try_from(value.trim())
         .map_err(|_| Failure::fault(format!("what {place} holds is no header's value")))?;
@@ -338,7 +335,10 @@ impl Wrap {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::files::{self, Readers};
 
     #[test]
     fn a_header_comes_from_a_file_or_a_variable_and_never_from_the_command_line() {
@@ -351,6 +351,21 @@ mod tests {
         ] {
             assert!(header(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_header_that_others_can_read_is_not_shown_to_a_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token.txt");
+        files::create(&path, b"Bearer secret\n", Readers::Owner).unwrap();
+        let asked = format!("Authorization=@{}", path.display());
+        assert_eq!(header(&asked).unwrap().1, "Bearer secret");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+        let why = header(&asked).unwrap_err().to_string();
+        assert!(
+            why.contains("chmod 600") && !why.contains("secret\n"),
+            "{why}"
+        );
     }
 
     #[test]
