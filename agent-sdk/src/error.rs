@@ -50,7 +50,7 @@ pub enum Error {
     #[error(
         "the broker does not sign with the configured `broker_key` ({}), nor with one that follows from it: {why}.{} Nothing it says is believed, so what was sent to it, if anything was, may or may not have acted. If its key was changed on purpose, get the new one from an admin, compare the fingerprints, and configure it as `broker_key`; never take it from the network alone",
         configured,
-        claim(shown.as_deref())
+        claim(configured, shown.as_deref())
     )]
     NotTheBroker {
         /// Which check failed.
@@ -198,9 +198,16 @@ impl Error {
     }
 }
 
-fn claim(shown: Option<&str>) -> String {
-    let say = |fingerprint| format!(" It says that its key is {fingerprint}.");
-    shown.map(say).unwrap_or_default()
+/// What the server says of its key: another one; or this very one, and then it is another organisation's.
+fn claim(configured: &str, shown: Option<&str>) -> String {
+    match shown {
+        None => String::new(),
+        Some(same) if same == configured => {
+            " It says that it has this very key: is the organisation in `agent` the broker's?"
+                .into()
+        }
+        Some(other) => format!(" It says that its key is {other}."),
+    }
 }
 
 fn bullets(problems: &[String]) -> String {

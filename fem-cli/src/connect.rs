@@ -154,7 +154,11 @@ impl From<Error> for Failure {
         let message = error.to_string();
         let exit = match &error {
             Error::Refused { code, message, .. } => {
-                return Self::refused(*code, message.clone()).or_next(next_after(*code));
+                let refused = Self::refused(*code, message.clone());
+                return match next_after(*code) {
+                    Some(next) => refused.or_next(next),
+                    None => refused,
+                };
             }
             Error::Unreachable { .. } | Error::Tls { .. } | Error::NotTheBroker { .. } => {
                 Exit::Unreachable
@@ -168,8 +172,8 @@ impl From<Error> for Failure {
 }
 
 /// What a person at a terminal can do about a refusal.
-fn next_after(code: Code) -> &'static str {
-    match code {
+fn next_after(code: Code) -> Option<&'static str> {
+    Some(match code {
         Code::NotAuthentic => {
             "is this key registered under this name? `fem-cli agent register NAME` asks, an admin approves"
         }
@@ -192,6 +196,7 @@ fn next_after(code: Code) -> &'static str {
             "try again a little later; `fem-cli peer doctor ORG` says how the link is"
         }
         Code::OutcomeUnknown => "it may or may not have happened: look before you repeat it",
-        _ => code.meaning(),
-    }
+        // The broker's words say it all.
+        _ => return None,
+    })
 }

@@ -132,6 +132,12 @@ impl Failure {
         self.exit
     }
 
+    /// What went wrong, and what to do next.
+    pub(crate) fn apart(mut self) -> (String, Option<String>) {
+        let next = self.next.take();
+        (self.to_string(), next)
+    }
+
     /// For `--json`.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         serde_json::json!({"error": {

@@ -5,7 +5,7 @@ use std::path::Path;
 use proto_spec::message::{
     Ack, AgentRecord, List, PendingRecord, ProposalRecord, TokenRecord, TokenTree, TreeNode,
 };
-use proto_spec::{Audience, Digest, Kind, Name, Timestamp};
+use proto_spec::{Audience, Code, Digest, Kind, Name, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 
@@ -17,14 +17,23 @@ use crate::time;
 /// Pages that a listing follows before it gives up: a broker that never ends one is broken.
 const PAGES_MAX: usize = 10_000;
 
-/// Sends one act to the broker.
+/// Sends one act to the broker. An admin's act is refused to everybody else, who may have chosen a context of
+/// her own by mistake.
 pub(crate) async fn act(
     agent: &agent_sdk::Agent,
     kind: Kind,
     body: &impl Serialize,
 ) -> Outcome<Ack> {
     let to = Audience::Broker(agent.id().org().clone());
-    Ok(agent.request(kind, to, body).await?)
+    match agent.request(kind, to, body).await {
+        Err(why) if kind.is_admin() && why.code() == Some(Code::Denied) => {
+            let me = agent.id();
+            Err(Failure::from(why).next(format!(
+                "{me} may not do {kind}, or not this far: choose the context of an admin who may, as with --context ORG/admin.toml"
+            )))
+        }
+        done => Ok(done?),
+    }
 }
 
 /// Sends an act that grants. Where it takes a second admin, says what to tell that admin, and ends as

@@ -206,7 +206,7 @@ pub struct Digest(pub [u8; 32]);
 
 /// The text is not 32 bytes of base64url without padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a digest is 43 characters of base64url")]
+#[error("an id, or another digest, is 43 characters of base64url")]
 pub struct BadDigest;
 
 impl Digest {

@@ -7,6 +7,7 @@
 
 mod administer;
 mod federate;
+mod messages;
 mod org;
 
 use std::time::Duration;

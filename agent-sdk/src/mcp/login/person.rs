@@ -85,7 +85,12 @@ impl Login {
             }
             (Some(terms), _) => terms.checked()?,
             (None, Some(before)) => before.terms.clone(),
-            (None, None) => return Err(format!("{} does not exist", file.display())),
+            (None, None) => {
+                let file = file.display();
+                return Err(format!(
+                    "{file} does not exist, so nothing says which server it is for: a first login names it with --url"
+                ));
+            }
         };
         Ok(Self {
             file,

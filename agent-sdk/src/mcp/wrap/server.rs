@@ -88,9 +88,11 @@ impl Server {
                 tracing::debug!(%why, "no server of 2026-07-28: asking in the older way");
                 connection.end().await;
                 let greeted = Self::greet(source, Era::Legacy, capabilities, news).await;
-                greeted.map_err(|older| match older {
-                    NoServer::Silent(older) => format!("{older}; and before: {why}").into(),
-                    other => other,
+                greeted.map_err(|older| match (older, why) {
+                    (NoServer::Silent(older), NoServer::Silent(why)) if older != why => {
+                        format!("{older}; and before: {why}").into()
+                    }
+                    (older, _) => older,
                 })
             }
         }

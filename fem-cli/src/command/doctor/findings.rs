@@ -48,6 +48,11 @@ impl Findings {
     ) {
         self.add(Health::Fail, what, seen, next);
     }
+    /// What a command would have failed with, and its next step.
+    pub(super) fn failed(&mut self, what: &'static str, failure: Failure) {
+        let (seen, next) = failure.apart();
+        self.fail(what, seen, next.unwrap_or_default());
+    }
     /// Shows all lines. A failed one makes the command fail.
     pub(crate) fn give(&self, output: Output) -> Outcome {
         output.give(&self.0, || told(&self.0))?;

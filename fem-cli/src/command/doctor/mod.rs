@@ -42,7 +42,7 @@ pub(crate) async fn run(args: &Doctor, chosen: &Chosen, output: Output) -> Outco
     match chosen.context() {
         Ok(context) => outside(&mut found, &context).await,
         Err(_) if args.config.is_some() => {}
-        Err(failure) => found.fail("context", failure.to_string(), ""),
+        Err(failure) => found.failed("context", failure),
     }
     found.give(output)
 }
@@ -53,7 +53,9 @@ fn configuration(found: &mut Findings, path: &Path) {
         Ok(config) => config,
         Err(problems) => {
             for problem in problems.0 {
-                found.fail("config", problem, format!("edit {}", quoted(path)));
+                // A parser draws what it means in several lines; here one thing is one line.
+                let words: Vec<&str> = problem.split_whitespace().collect();
+                found.fail("config", words.join(" "), format!("edit {}", quoted(path)));
             }
             return;
         }
@@ -187,7 +189,7 @@ fn identity(found: &mut Findings, context: &Context, seen: &Seen) {
             format!("the broker is {}'s, the context {org}'s", said.org),
             "correct `agent` or `broker` in the context",
         ),
-        Err(failure) => found.fail("organisation", failure.to_string(), ""),
+        Err(failure) => found.failed("organisation", failure),
     }
     if said.key == context.broker_key {
         found.ok("broker key", said.key.fingerprint());
@@ -258,7 +260,7 @@ async fn standing(found: &mut Findings, context: &Context) {
     let agent = configure(context).and_then(|config| Ok(Agent::new(config)?));
     let agent = match agent {
         Ok(agent) => agent,
-        Err(failure) => return found.fail("agent", failure.to_string(), ""),
+        Err(failure) => return found.failed("agent", failure),
     };
     let question = DiscoverTools {
         limit: Some(1),
@@ -268,7 +270,7 @@ async fn standing(found: &mut Findings, context: &Context) {
         Ok(_) => found.ok("agent", format!("the broker knows {id} by this key")),
         Err(error) => {
             let failure = Failure::from(error);
-            return found.fail("agent", failure.to_string(), "");
+            return found.failed("agent", failure);
         }
     }
     match agent.attach().await {
