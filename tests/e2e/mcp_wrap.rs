@@ -835,8 +835,12 @@ impl Drop for Listening {
 
 impl Listening {
     fn start(era: &str) -> Self {
+        Self::with(&[era])
+    }
+
+    fn with(words: &[&str]) -> Self {
         let mut command = Command::new("python3");
-        command.args(["-c", FIXTURE, era, "http"]);
+        command.args(["-c", FIXTURE]).args(words).arg("http");
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -915,6 +919,72 @@ async fn a_legacy_server_reached_by_http_asks_has_sessions_and_tells_of_changes(
         .await
         .unwrap();
     assert_eq!(text(&again), "a new session");
+}
+
+/// What is said to one who asks about a task that is not theirs: of one that there is not.
+async fn unknown_task(agent: &Agent, method: &str, task: &str) -> (String, String, Option<String>) {
+    let tool = format!("fs.mcp.tasks.{method}");
+    match call(agent, &tool, json!({"taskId": task})).await {
+        Err(Error::Tool {
+            code,
+            message,
+            data,
+        }) => (code, message, data.map(|data| data.get().to_owned())),
+        other => panic!("{method} {task}: {other:?}"),
+    }
+}
+
+/// Both know the id, and the server would answer either.
+async fn only_who_began_a_task_knows_it(site: &Site) {
+    let (ada, bob) = (site.agent("ada"), site.agent("bob"));
+    let begun = call(&ada, "fs.begin", json!({"text": "adas"})).await;
+    let begun = begun.unwrap();
+    let task = begun["taskId"]
+        .as_str()
+        .or(begun["task"]["taskId"].as_str());
+    let task = task.unwrap();
+    for method in ["get", "update", "cancel"] {
+        let others = unknown_task(&bob, method, task).await;
+        assert_eq!(others, unknown_task(&bob, method, "no-such").await);
+        assert_eq!(others, unknown_task(&ada, method, "no-such").await);
+    }
+    let get = async || call(&ada, "fs.mcp.tasks.get", json!({"taskId": task})).await;
+    assert_eq!(text(&get().await.unwrap()["result"]), "adas");
+    let cancelled = call(&ada, "fs.mcp.tasks.cancel", json!({"taskId": task})).await;
+    assert!(cancelled.is_ok());
+    assert_eq!(code(get().await), "MCP_ERROR", "the server's own answer");
+}
+
+#[tokio::test]
+async fn a_task_is_its_beginners_alone_and_no_task_to_others() {
+    let site = Site::new();
+    for (options, era) in [("", "modern"), ("--shared", "legacy"), ("", "legacy")] {
+        let _wrap = site.wrap(options, &[era, "tasks"]);
+        only_who_began_a_task_knows_it(&site).await;
+    }
+    for era in ["modern", "legacy"] {
+        let server = Listening::with(&[era, "tasks"]);
+        let _wrap = site.reach(&server);
+        only_who_began_a_task_knows_it(&site).await;
+    }
+}
+
+#[tokio::test]
+async fn who_listens_hears_of_their_own_tasks_only() {
+    let site = Site::new();
+    let (ada, bob) = (site.agent("ada"), site.agent("bob"));
+    let _wrap = site.wrap("", &["modern", "tasks"]);
+    let begun = call(&ada, "fs.begin", json!({"text": "adas"})).await;
+    let task = begun.unwrap()["taskId"].clone();
+    for (who, heard) in [(&ada, json!([task])), (&bob, json!([]))] {
+        let wanted = json!({"notifications": {"taskIds": [task, "no-such"]}});
+        let mcp = options(&meta(&json!({})));
+        let listen = "fs.mcp.subscriptions.listen";
+        let listening = who.call_with("fs@acme", listen, &wanted, mcp).await;
+        let first = listening.unwrap().progress().await.unwrap();
+        let first: Value = serde_json::from_str(first.data.unwrap().get()).unwrap();
+        assert_eq!(first["params"]["notifications"], json!({"taskIds": heard}));
+    }
 }
 
 #[tokio::test]

@@ -113,6 +113,7 @@ TOOLS = [
     tool("later"),
     tool("cut_again"),
     tool("touch"),
+    tool("begin", {"text": STRING}, ["text"]),
     tool("dotted.name/with odd\u001b"),
     tool("long_" + "x" * 300),
 ]
@@ -234,6 +235,10 @@ def call(id, params, line):
         for listening in STATE.get("listening", []):
             notify("notifications/tools/list_changed", {"_meta": {"io.modelcontextprotocol/subscriptionId": listening}})
         answer(id, text("changed"))
+    elif name == "begin":
+        task = {"taskId": "task-%d" % len(TASKS), "status": "working"}
+        TASKS[task["taskId"]] = given["text"]
+        answer(id, {"resultType": "task", **task} if ERA == "modern" else {"task": task})
     elif name == "touch":
         notify("notifications/resources/updated", {"uri": "test://one"})
         notify("notifications/resources/updated", {"uri": "test://two"})
@@ -271,6 +276,19 @@ def modern_elicit(id, params):
         say({"id": id, "result": {"resultType": "input_required", "inputRequests": {"who": {"method": "elicitation/create", "params": {"message": "Who?"}}}, "requestState": "state 1"}})
 
 
+def about_task(id, method, params):
+    task = params["taskId"]
+    if task not in TASKS:
+        refuse(id, -32602, "the server knows no task " + task)
+    elif method == "tasks/get":
+        answer(id, {"taskId": task, "status": "completed", "result": text(TASKS[task])})
+    elif method == "tasks/cancel":
+        del TASKS[task]
+        answer(id, {})
+    else:
+        answer(id, {"updated": params["inputResponses"]})
+
+
 def listed():
     extra = [tool("extra")] if STATE["extra"] else []
     return TOOLS + extra
@@ -283,6 +301,9 @@ CAPABILITIES = {
     "completions": {},
     "logging": {},
 }
+TASKS = {}
+if "tasks" in HOSTILE:
+    CAPABILITIES["extensions"] = {"io.modelcontextprotocol/tasks": {}}
 INFO = {"name": "fixture", "version": "1.0", "odd": [1]}
 
 
@@ -315,6 +336,8 @@ def request(id, method, params, line):
         answer(id, {"contents": [{"uri": params["uri"], "text": "read", "odd": 1.0}]})
     elif method == "resources/list":
         answer(id, {"resources": [{"uri": "test://one", "name": "one"}]})
+    elif method.startswith("tasks/") and "tasks" in HOSTILE:
+        about_task(id, method, params)
     elif method == "prompts/get":
         answer(id, {"messages": [], "description": json.dumps(params.get("arguments"))})
     elif method == "resources/subscribe":
@@ -407,7 +430,7 @@ class Http(BaseHTTPRequestHandler):
         if ERA == "legacy" and message["method"] == "server/discover":
             return self.end_with(400, {"Content-Type": "text/plain"}, b"who are you?")
         if ERA == "modern":
-            name = params.get("name", params.get("uri"))
+            name = params.get("name", params.get("uri", params.get("taskId")))
             text = params.get("arguments", {}).get("text") if name == "echo" else None
             label = self.headers.get("Mcp-Param-Text")
             if label and label.startswith("=?base64?"):

@@ -3,7 +3,8 @@
 //! Nothing that the server says is trusted: `stdio` bounds what it prints, `hear` what can be carried, `desk`
 //! decides whose it is, `offer` and `schema` which of its tools can be offered. `server` finds out which era of MCP
 //! it speaks, `pool` keeps callers' connections to a legacy one apart, and `relay` makes the calls: what a legacy
-//! server asks in mid-call is `parked` until its caller comes back with the answers.
+//! server asks in mid-call is `parked` until its caller comes back with the answers, and `tasks` knows whose a task is
+//! that outlives its call.
 //!
 //! What a server keeps in a connection is its caller's alone, unless [`Options::shared`]; what it keeps elsewhere (on
 //! disk, in another service) is its own affair. A caller who can be asked has a connection to itself while a call
@@ -25,6 +26,7 @@ mod server;
 mod site;
 mod sse;
 mod stdio;
+mod tasks;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,6 +49,7 @@ pub(crate) use self::server::discovery_message;
 use self::server::{Era, Server};
 pub use self::site::Site;
 pub use self::stdio::Program;
+use self::tasks::{Home, Tasks};
 use crate::agent::Offered;
 use crate::link::backoff::Backoff;
 use crate::mcp::MODERN;
@@ -105,6 +108,7 @@ pub struct Wrapped {
 struct Inner {
     pool: Arc<Pool>,
     parked: Parked<Box<Talk>>,
+    tasks: Tasks,
     shared: bool,
     sandbox: Option<&'static str>,
     discovered: Mutex<Object>,
@@ -132,6 +136,7 @@ impl Wrapped {
             inner: Arc::new(Inner {
                 pool,
                 parked: Parked::new(PARKED_FOR),
+                tasks: Tasks::default(),
                 shared: options.shared,
                 sandbox,
                 discovered,
@@ -251,6 +256,12 @@ impl Inner {
                 capabilities: capabilities.raw().get().into(),
             },
         }
+    }
+
+    /// Which server knows a caller's tasks: its own, or one that others reach too.
+    fn home<'a>(&self, caller: &'a str) -> &'a Home {
+        let is_everybodys = self.shared || self.pool.is_one_server();
+        if is_everybodys { "" } else { caller }
     }
 
     fn seen(&self) -> MutexGuard<'_, Object> {

@@ -17,6 +17,7 @@ use super::pool::NoServer;
 use super::relay::{Target, relay};
 use super::schema::Schema;
 use super::server::Server;
+use super::tasks::TASKS;
 use super::{ASK_PATIENCE, MODERN, client_info};
 use crate::mcp::rpc::Object;
 use crate::mcp::words::quoted;
@@ -59,7 +60,6 @@ const METHODS: [(&str, &str); 10] = [
     ("tasks/update", TASKS),
     ("tasks/cancel", TASKS),
 ];
-const TASKS: &str = "io.modelcontextprotocol/tasks";
 
 /// What a server offers.
 #[derive(Default)]

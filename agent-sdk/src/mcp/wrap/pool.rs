@@ -130,6 +130,11 @@ impl Pool {
         self.era
     }
 
+    /// Whether all connections lead to one server, which keeps what is not kept in a connection for all callers.
+    pub(super) fn is_one_server(&self) -> bool {
+        self.era == Era::Modern || matches!(self.source, Source::Site(_))
+    }
+
     /// Puts in a connection that exists.
     pub(super) fn adopt(self: &Arc<Self>, key: Key, server: Server) -> Lease {
         let server = Arc::new(server);

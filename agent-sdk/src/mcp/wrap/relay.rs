@@ -10,6 +10,7 @@ use std::time::Duration;
 use proto_spec::Digest;
 use proto_spec::limits::DEADLINE_DEFAULT;
 use serde_json::value::{RawValue, to_raw_value};
+use tokio::time::Instant;
 
 use super::connection::Exchange;
 use super::desk::Wants;
@@ -19,6 +20,7 @@ use super::parked::Whose;
 use super::pool::{Key, Lease, NoServer};
 use super::schema::Schema;
 use super::server::Era;
+use super::tasks::{self, TASK_REQUESTS, TASKS};
 use super::{
     Inner, MODERN, SERVER_BUSY, SERVER_LOGIN_NEEDED, SERVER_LOST, SERVER_SILENT, client_info,
 };
@@ -149,7 +151,9 @@ pub(super) async fn relay(
     let rest = rest.map_err(|why| invalid(format!("`mcp`: {why}")))?;
     let patience = call.deadline().unwrap_or(DEADLINE_DEFAULT);
     let params = target.params(arguments, rest.unwrap_or_default());
-    let params = params.map_err(invalid)?;
+    let mut params = params.map_err(invalid)?;
+    let caller = whose.caller.clone();
+    let task = inner.may_ask(&caller, target.method(), &mut params)?;
     let answered = async {
         match (inner.pool.era(), target) {
             (Era::Modern, _) => modern(inner, target, params, &mut call).await,
@@ -160,7 +164,11 @@ pub(super) async fn relay(
         }
     };
     let answered = tokio::time::timeout(patience, answered).await;
-    answered.unwrap_or_else(|_| Err(silent(patience)))
+    let answered = answered.unwrap_or_else(|_| Err(silent(patience)));
+    match task {
+        Some(task) => inner.told_of(&caller, &task, answered),
+        None => inner.begins(&caller, answered?),
+    }
 }
 
 async fn modern(
@@ -405,6 +413,77 @@ pub(super) async fn pass_on(
 }
 
 impl Inner {
+    /// Holds the tasks that a request is about against who asks: the one of a request about one task.
+    ///
+    /// # Errors
+    ///
+    /// The task is none that the caller began; or there is no room to remember one, which the server might begin.
+    fn may_ask(
+        &self,
+        caller: &str,
+        method: &str,
+        params: &mut Object,
+    ) -> Result<Option<String>, ToolError> {
+        let now = Instant::now();
+        let is_own = |id: &String| self.tasks.is_of(self.home(caller), id, caller, now);
+        if TASK_REQUESTS.contains(&method) {
+            let id = params.read::<String>("taskId").filter(is_own);
+            return id.map(Some).ok_or_else(|| mcp_error(&tasks::unknown()));
+        }
+        if let Some(mut wanted) = params.object("notifications")
+            && method == "subscriptions/listen"
+            && wanted.has("taskIds")
+        {
+            let ids: Vec<String> = wanted.read("taskIds").unwrap_or_default();
+            let own: Vec<String> = ids.into_iter().filter(is_own).collect();
+            wanted.put("taskIds", &own);
+            params.put("notifications", &wanted);
+        }
+        if knows_tasks(params) && !self.tasks.make_room(caller, now) {
+            let why = "too many of your tasks run, or wait to be asked about";
+            return Err(ToolError::new(SERVER_BUSY, why));
+        }
+        Ok(None)
+    }
+
+    /// Notes what the server said of a task of this caller's.
+    fn told_of(
+        &self,
+        caller: &str,
+        task: &str,
+        answered: Result<Box<RawValue>, ToolError>,
+    ) -> Result<Box<RawValue>, ToolError> {
+        let is_over = match &answered {
+            Ok(said) => tasks::is_end(said),
+            Err(why) => is_invalid(why),
+        };
+        if is_over {
+            self.tasks.over(self.home(caller), task);
+        }
+        answered
+    }
+
+    /// Remembers whose the task is that a result begins.
+    ///
+    /// # Errors
+    ///
+    /// [`SERVER_LOST`] where there is no room: nobody could ask about it.
+    fn begins(&self, caller: &str, result: Box<RawValue>) -> Result<Box<RawValue>, ToolError> {
+        let Some(id) = tasks::begun(&result) else {
+            return Ok(result);
+        };
+        match self
+            .tasks
+            .begin(self.home(caller), &id, caller, Instant::now())
+        {
+            true => Ok(result),
+            false => Err(ToolError::new(
+                SERVER_LOST,
+                "the server began a task, and there was no room to remember whose",
+            )),
+        }
+    }
+
     /// The outcome of a request, as a tool's.
     fn told(&self, outcome: Outcome) -> Result<Box<RawValue>, ToolError> {
         match outcome {
@@ -427,6 +506,14 @@ impl Key {
             capabilities: "{}".into(),
         }
     }
+}
+
+/// Whether a request says that its answer may be a task.
+fn knows_tasks(params: &Object) -> bool {
+    let meta = params.object("_meta").unwrap_or_default();
+    let capabilities = meta.object("io.modelcontextprotocol/clientCapabilities");
+    let extensions = capabilities.and_then(|capabilities| capabilities.object("extensions"));
+    params.has("task") || extensions.is_some_and(|extensions| extensions.has(TASKS))
 }
 
 /// Of a client's capabilities those that a legacy server's questions need.
@@ -471,6 +558,13 @@ pub(super) fn mcp_error(error: &RpcError) -> ToolError {
         _ => error,
     };
     ToolError::new(MCP_ERROR, told.message.clone()).with(told)
+}
+
+/// Whether it is a server's error about what was asked: of a task that it knows no more, say.
+fn is_invalid(error: &ToolError) -> bool {
+    let said = error.data.as_ref().filter(|_| error.code == MCP_ERROR);
+    let said = said.and_then(|said| Object::parse(said.get()).ok());
+    said.is_some_and(|said| said.read("code") == Some(INVALID_PARAMS))
 }
 
 fn silent(patience: Duration) -> ToolError {

@@ -1,0 +1,206 @@
+//! Whose the tasks are that a server has begun: known to who began them, and to nobody else.
+//!
+//! A server that many callers reach over one connection, or that is one for all connections, cannot tell them apart,
+//! and an id is no secret: it stands in logs and in models' contexts. So every id is held against this before the
+//! server sees it. What is not remembered is unknown, also to who began it: a start of this process forgets all.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto_spec::Digest;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
+
+/// The extension whose tasks these are.
+pub(super) const TASKS: &str = "io.modelcontextprotocol/tasks";
+/// Requests about one task.
+pub(super) const TASK_REQUESTS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
+
+/// Tasks that are remembered, of all callers together. Nobody has more than are left for others.
+const TASKS_MAX: usize = 4_096;
+/// A task that nobody asked about for so long may be forgotten for another's sake.
+const ABANDONED_AFTER: Duration = Duration::from_secs(86_400);
+
+/// Which server knows a task: whose, where each caller has one of its own, else nobody's.
+pub(super) type Home = str;
+
+/// Who began which task.
+#[derive(Debug, Default)]
+pub(super) struct Tasks {
+    known: Mutex<HashMap<(Box<Home>, Digest), Task>>,
+}
+
+#[derive(Debug)]
+struct Task {
+    owner: String,
+    /// Its owner was told how it ended.
+    is_over: bool,
+    /// When its owner last asked about it.
+    used: Instant,
+}
+
+impl Task {
+    fn may_go(&self, now: Instant) -> bool {
+        self.is_over || now.duration_since(self.used) >= ABANDONED_AFTER
+    }
+}
+
+impl Tasks {
+    /// Remembers who began a task. A server that gives an id again has forgotten the task that had it. Not where
+    /// there is no room: those go first that ended or are asked about no more, and no others.
+    #[must_use]
+    pub(super) fn begin(&self, home: &Home, id: &str, owner: &str, now: Instant) -> bool {
+        let mut known = self.known();
+        let place = place(home, id);
+        known.remove(&place);
+        if !make_room(&mut known, owner, now) {
+            return false;
+        }
+        let task = Task {
+            owner: owner.to_owned(),
+            is_over: false,
+            used: now,
+        };
+        known.insert(place, task);
+        true
+    }
+
+    /// Makes room for a task that somebody may begin. Whether there is.
+    pub(super) fn make_room(&self, owner: &str, now: Instant) -> bool {
+        make_room(&mut self.known(), owner, now)
+    }
+
+    /// Whether somebody began this task.
+    pub(super) fn is_of(&self, home: &Home, id: &str, owner: &str, now: Instant) -> bool {
+        let mut known = self.known();
+        let task = known.get_mut(&place(home, id));
+        let own = task.filter(|task| task.owner == owner);
+        own.map(|task| task.used = now).is_some()
+    }
+
+    /// Its owner was told how it ended; it may be asked about for as long as there is room.
+    pub(super) fn over(&self, home: &Home, id: &str) {
+        if let Some(task) = self.known().get_mut(&place(home, id)) {
+            task.is_over = true;
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<(Box<Home>, Digest), Task>> {
+        // Nothing that can panic runs under this lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn place(home: &Home, id: &str) -> (Box<Home>, Digest) {
+    (home.into(), Digest::of(id.as_bytes()))
+}
+
+/// Makes room for one more of `owner`'s, if there is none: of their own tasks where they have their share.
+fn make_room<K: Clone + Eq + std::hash::Hash>(
+    known: &mut HashMap<K, Task>,
+    owner: &str,
+    now: Instant,
+) -> bool {
+    let own = known.values().filter(|task| task.owner == owner).count();
+    let has_share = own > 0 && own >= TASKS_MAX - known.len();
+    if !has_share && known.len() < TASKS_MAX {
+        return true;
+    }
+    let may_go = known
+        .iter()
+        .filter(|(_, task)| task.may_go(now) && (!has_share || task.owner == owner));
+    let first = may_go.min_by_key(|(_, task)| task.used);
+    let first = first.map(|(place, _)| place.clone());
+    first.is_some_and(|place| known.remove(&place).is_some())
+}
+
+/// What is said of a task that does not exist, or is another's.
+pub(super) fn unknown() -> RpcError {
+    RpcError::new(INVALID_PARAMS, "there is no such task")
+}
+
+/// The task that a result is the beginning of: in the manner of the extension, or of 2025-11-25.
+pub(super) fn begun(result: &RawValue) -> Option<String> {
+    // Few are, and reading one may cost as much as all else that is done with it.
+    if !result.get().contains("taskId") {
+        return None;
+    }
+    let result = Object::parse(result.get()).ok()?;
+    match result.read::<String>("resultType").as_deref() {
+        Some("task") => result.read("taskId"),
+        _ => result.object("task")?.read("taskId"),
+    }
+}
+
+/// Whether what a server says of a task is how it ended.
+pub(super) fn is_end(said: &RawValue) -> bool {
+    let said = Object::parse(said.get()).unwrap_or_default();
+    let status: String = said.read("status").unwrap_or_default();
+    matches!(status.as_str(), "completed" | "failed" | "cancelled")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(tasks: &Tasks, owner: &str, ids: std::ops::Range<usize>, now: Instant) -> usize {
+        let ids = ids.map(|n| format!("{owner}-{n}"));
+        ids.filter(|id| tasks.begin("", id, owner, now)).count()
+    }
+
+    #[test]
+    fn a_task_is_known_to_who_began_it_at_the_server_that_did() {
+        let (tasks, now) = (Tasks::default(), Instant::now());
+        assert!(tasks.begin("", "t", "ada", now));
+        assert!(tasks.is_of("", "t", "ada", now));
+        for (home, id, owner) in [("", "t", "bob"), ("", "u", "ada"), ("ada", "t", "ada")] {
+            assert!(!tasks.is_of(home, id, owner, now), "{home} {id} {owner}");
+        }
+        assert!(tasks.begin("", "t", "bob", now), "given again");
+        assert!(tasks.is_of("", "t", "bob", now) && !tasks.is_of("", "t", "ada", now));
+    }
+
+    #[test]
+    fn nobody_has_more_tasks_than_are_left_for_others() {
+        let (tasks, now) = (Tasks::default(), Instant::now());
+        assert_eq!(begin(&tasks, "eve", 0..TASKS_MAX, now), TASKS_MAX / 2);
+        assert!(!tasks.make_room("eve", now));
+        assert_eq!(begin(&tasks, "ada", 0..TASKS_MAX, now), TASKS_MAX / 4);
+        assert!(tasks.is_of("", "eve-0", "eve", now));
+    }
+
+    #[test]
+    fn only_what_ended_or_was_abandoned_makes_room() {
+        let (tasks, now) = (Tasks::default(), Instant::now());
+        let share = begin(&tasks, "ada", 0..TASKS_MAX, now);
+        tasks.over("", "ada-7");
+        assert!(tasks.is_of("", "ada-7", "ada", now), "while there is room");
+        assert!(tasks.begin("", "new", "ada", now));
+        assert!(!tasks.is_of("", "ada-7", "ada", now));
+        assert!(!tasks.begin("", "newer", "ada", now));
+        let later = now + ABANDONED_AFTER;
+        assert!(tasks.is_of("", "ada-0", "ada", later));
+        assert_eq!(begin(&tasks, "ada", share..share * 3, later), share - 1);
+        assert!(tasks.is_of("", "ada-0", "ada", later));
+    }
+
+    #[test]
+    fn a_result_that_begins_a_task_names_it_in_either_manner() {
+        for (text, id) in [
+            (
+                r#"{"resultType":"task","taskId":"a","status":"working"}"#,
+                Some("a"),
+            ),
+            (r#"{"task":{"taskId":"b"}}"#, Some("b")),
+            (r#"{"resultType":"complete","taskId":"c"}"#, None),
+            (r#"{"content":[{"text":"taskId"}]}"#, None),
+            (r#"{"resultType":"task","taskId":7}"#, None),
+        ] {
+            let result = RawValue::from_string(text.into()).unwrap();
+            assert_eq!(begun(&result).as_deref(), id, "{text}");
+        }
+    }
+}
