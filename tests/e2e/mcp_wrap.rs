@@ -734,6 +734,38 @@ async fn a_caller_hears_what_a_legacy_server_says_about_no_request() {
 }
 
 #[tokio::test]
+async fn a_subscription_at_a_legacy_server_ends_with_the_last_who_listens() {
+    let site = Site::new();
+    let ada = site.agent("ada");
+    let _wrap = site.wrap("", &["legacy"]);
+    let listen = async || {
+        let wanted = json!({"notifications": {"resourceSubscriptions": ["test://one"]}});
+        let mcp = options(&meta(&json!({})));
+        let tool = "fs.mcp.subscriptions.listen";
+        let mut listening = ada.call_with("fs@acme", tool, &wanted, mcp).await.unwrap();
+        listening.progress().await.unwrap();
+        listening
+    };
+    let subscribed = async || {
+        let told = call(&ada, "fs.subscribed", json!({})).await.unwrap();
+        text(&told).to_owned()
+    };
+    let (first, mut second) = (listen().await, listen().await);
+    assert_eq!(subscribed().await, "['test://one']", "asked for once");
+    drop(first);
+    call(&ada, "fs.touch", json!({})).await.unwrap();
+    assert!(second.progress().await.is_some());
+    assert_eq!(subscribed().await, "['test://one']");
+    drop(second);
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while subscribed().await != "[]" {
+        assert!(std::time::Instant::now() < until, "it is still subscribed");
+    }
+    let _again = listen().await;
+    assert_eq!(subscribed().await, "['test://one']");
+}
+
+#[tokio::test]
 async fn at_the_bound_of_children_a_call_is_told_that_all_are_in_use() {
     let site = Site::new();
     let (ada, bob) = (site.agent("ada"), site.agent("bob"));

@@ -113,6 +113,7 @@ TOOLS = [
     tool("later"),
     tool("cut_again"),
     tool("touch"),
+    tool("subscribed"),
     tool("begin", {"text": STRING}, ["text"]),
     tool("dotted.name/with odd\u001b"),
     tool("long_" + "x" * 300),
@@ -239,6 +240,8 @@ def call(id, params, line):
         task = {"taskId": "task-%d" % len(TASKS), "status": "working"}
         TASKS[task["taskId"]] = given["text"]
         answer(id, {"resultType": "task", **task} if ERA == "modern" else {"task": task})
+    elif name == "subscribed":
+        answer(id, text(STATE.get("uris", [])))
     elif name == "touch":
         notify("notifications/resources/updated", {"uri": "test://one"})
         notify("notifications/resources/updated", {"uri": "test://two"})
@@ -342,6 +345,9 @@ def request(id, method, params, line):
         answer(id, {"messages": [], "description": json.dumps(params.get("arguments"))})
     elif method == "resources/subscribe":
         STATE.setdefault("uris", []).append(params["uri"])
+        answer(id, {})
+    elif method == "resources/unsubscribe":
+        STATE["uris"].remove(params["uri"])
         answer(id, {})
     elif method == "logging/setLevel":
         STATE["level"] = params["level"]

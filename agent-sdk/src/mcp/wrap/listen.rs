@@ -1,13 +1,18 @@
 //! `subscriptions/listen` on a legacy server: what its connections say about no request, as one call.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
 use proto_spec::limits::SUBSCRIPTIONS_MAX;
 use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Inner;
+use super::connection::Unanswered;
 use super::desk::{News, SUBSCRIPTION};
 use super::pool::Key;
 use super::relay::{mcp_error, no_server, pass_on};
+use super::server::Server;
+use super::{ASK_PATIENCE, Inner};
 use crate::incoming::Call;
 use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
 use crate::tool::{INVALID_ARGUMENTS, ToolError};
@@ -65,16 +70,14 @@ pub(super) async fn listen(
     // The server as a whole is looked at on a connection that is nobody's.
     let mut own = senders.0.subscribe();
     let mut common = senders.1.subscribe();
-    if !heed.uris.is_empty() {
-        drop(
-            inner
-                .pool
-                .take(key, false)
-                .await
-                .map_err(|why| no_server(&why))?,
-        );
-        subscribe(inner, key, &heed.uris).await?;
-    }
+    let _subscriptions = match heed.uris.is_empty() {
+        true => Vec::new(),
+        false => {
+            let lease = inner.pool.take(key, false).await;
+            drop(lease.map_err(|why| no_server(&why))?);
+            subscribe(inner, key, &heed.uris).await?
+        }
+    };
     let id = call.id().to_string();
     say(
         call,
@@ -106,21 +109,89 @@ pub(super) async fn listen(
     }
 }
 
-/// Has the owner's connections tell of these resources.
-async fn subscribe(inner: &Inner, key: &Key, uris: &[String]) -> Result<(), ToolError> {
+/// Has the owner's connections tell of these resources, while what this gives is held.
+async fn subscribe(
+    inner: &Inner,
+    key: &Key,
+    uris: &[String],
+) -> Result<Vec<Subscription>, ToolError> {
+    let mut all = Vec::new();
     for server in inner.pool.living(&key.owner) {
         for uri in uris {
-            let mut params = Object::default();
-            params.put("uri", uri);
-            let asked = server
-                .connection
-                .ask("resources/subscribe", params, super::ASK_PATIENCE);
-            asked
-                .await
-                .map_err(|why| ToolError::new(super::SERVER_LOST, why.to_string()))?;
+            let subscribed = Subscription::to(&server, uri).await;
+            let lost = |why: Unanswered| ToolError::new(super::SERVER_LOST, why.to_string());
+            all.push(subscribed.map_err(lost)?);
         }
     }
-    Ok(())
+    Ok(all)
+}
+
+/// The resources that a connection tells of, and for how many who listen to each.
+pub(super) type Subscribed = HashMap<String, Listeners>;
+
+#[derive(Default)]
+pub(super) struct Listeners {
+    count: usize,
+    /// Whether the server said that it will tell of it.
+    is_told: bool,
+}
+
+/// That a server tells of a resource. When the last of these goes, the server is told that nobody listens.
+struct Subscription {
+    /// Whoever listens does not keep a connection that makes room for another.
+    server: Weak<Server>,
+    uri: String,
+}
+
+impl Subscription {
+    async fn to(server: &Arc<Server>, uri: &str) -> Result<Self, Unanswered> {
+        // Held while the server is asked: to subscribe and to take it back never overtake each other.
+        let mut subscribed = server.subscribed.lock().await;
+        let listeners = subscribed.entry(uri.to_owned()).or_default();
+        listeners.count += 1;
+        // From here on whoever drops it takes it back.
+        let own = Self {
+            server: Arc::downgrade(server),
+            uri: uri.to_owned(),
+        };
+        if !listeners.is_told {
+            ask(server, "resources/subscribe", uri).await?;
+            listeners.is_told = true;
+        }
+        Ok(own)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let (server, uri) = (self.server.upgrade(), std::mem::take(&mut self.uri));
+        if let (Some(server), Ok(runtime)) = (server, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move { take_back(&server, &uri).await });
+        }
+    }
+}
+
+async fn take_back(server: &Server, uri: &str) {
+    let mut subscribed = server.subscribed.lock().await;
+    let Some(listeners) = subscribed.get_mut(uri) else {
+        return;
+    };
+    listeners.count -= 1;
+    if listeners.count > 0 {
+        return;
+    }
+    subscribed.remove(uri);
+    // It may have heard what it did not answer.
+    if let Err(why) = ask(server, "resources/unsubscribe", uri).await {
+        tracing::debug!(%why, "an MCP server was not told that nobody listens any more");
+    }
+}
+
+async fn ask(server: &Server, method: &str, uri: &str) -> Result<(), Unanswered> {
+    let mut params = Object::default();
+    params.put("uri", uri);
+    let asked = server.connection.ask(method, params, ASK_PATIENCE).await;
+    asked.map(drop)
 }
 
 async fn say(call: &mut Call, id: &str, method: &str, mut params: Object) {

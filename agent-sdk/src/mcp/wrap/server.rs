@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, broadcast};
 use super::client_info;
 use super::connection::{Connection, Unanswered};
 use super::desk::{Desk, News};
+use super::listen::Subscribed;
 use super::pool::NoServer;
 use super::site::Site;
 use super::stdio::Program;
@@ -64,6 +65,8 @@ pub(super) struct Server {
     pub(super) discovered: Object,
     /// The level of log messages that it was last told, if it is one that is told.
     level: Mutex<Option<Box<str>>>,
+    /// Of which resources a legacy one tells.
+    pub(super) subscribed: Mutex<Subscribed>,
 }
 
 impl Server {
@@ -130,7 +133,8 @@ impl Server {
             connection,
             era: Era::Modern,
             discovered,
-            level: Mutex::new(None),
+            level: Mutex::default(),
+            subscribed: Mutex::default(),
         }
     }
 
@@ -235,7 +239,8 @@ async fn initialize(connection: Connection, capabilities: &RawValue) -> Result<S
         connection,
         era: Era::Legacy,
         discovered: as_discovered(&mut result),
-        level: Mutex::new(None),
+        level: Mutex::default(),
+        subscribed: Mutex::default(),
     })
 }
 
