@@ -33,6 +33,9 @@ pub(super) trait Wire: Send + Sync + 'static {
     /// Nobody waits for this request any more: says so to the server, without waiting.
     fn cancel(&self, request: u64);
 
+    /// This request has its outcome: lets go what is still open for it, without waiting.
+    fn let_go(&self, request: u64);
+
     /// Ends the connection, and waits until it has ended.
     fn end(&self) -> BoxFuture<'_, ()>;
 }
@@ -213,8 +216,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if self.connection.desk.close(self.id) {
-            self.connection.wire.cancel(self.id);
+        match self.connection.desk.close(self.id) {
+            true => self.connection.wire.cancel(self.id),
+            false => self.connection.wire.let_go(self.id),
         }
         for id in std::mem::take(&mut *self.open()) {
             let nobody = RpcError::new(INTERNAL_ERROR, "nobody answers this any more");

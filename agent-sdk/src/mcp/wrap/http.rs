@@ -137,14 +137,17 @@ impl Wire for Http {
     }
 
     fn cancel(&self, request: u64) {
-        let mut under_way = self.line.under_way();
-        if let Some(task) = under_way.requests.remove(&request) {
-            // To a server of 2026-07-28 closing the stream is the word for it.
-            task.abort();
-        }
-        drop(under_way);
+        // To a server of 2026-07-28 closing the stream is the word for it.
+        self.let_go(request);
         if self.line.greeting().is_legacy {
             self.tell(cancelled(request));
+        }
+    }
+
+    fn let_go(&self, request: u64) {
+        // An answer may come on another stream than the request's own, which the server may keep open without end.
+        if let Some(task) = self.line.under_way().requests.remove(&request) {
+            task.abort();
         }
     }
 
@@ -560,7 +563,66 @@ fn header(text: &str) -> Result<HeaderValue, String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::broadcast;
+
     use super::*;
+    use crate::mcp::wrap::desk::Wants;
+    use crate::mcp::wrap::mailbox::{Next, Outcome};
+
+    /// A server's side of a request, whose answer is a stream that says `events` and stays open.
+    async fn stream(server: &TcpListener, events: &str) -> TcpStream {
+        let (mut tcp, _) = server.accept().await.unwrap();
+        let mut read = vec![0; 16 << 10];
+        // The body comes with the head or after it, and is there before the answer is.
+        while !read.windows(9).any(|part| part == b"\"jsonrpc\"") {
+            let at = read.iter().position(|byte| *byte == 0).unwrap();
+            assert_ne!(tcp.read(&mut read[at..]).await.unwrap(), 0);
+        }
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-type: {EVENTS}\r\n\r\n{events}");
+        tcp.write_all(answer.as_bytes()).await.unwrap();
+        tcp
+    }
+
+    async fn is_closed(mut tcp: TcpStream) {
+        let mut rest = Vec::new();
+        let closed = tcp.read_to_end(&mut rest);
+        let closed = tokio::time::timeout(Duration::from_secs(30), closed).await;
+        assert!(closed.is_ok(), "it is kept open");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_stays_open_after_its_answer_came_is_let_go() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/mcp", server.local_addr().unwrap());
+        let roots = crate::mcp::roots(None).unwrap();
+        let site = Site::new(address.parse().unwrap(), Vec::new(), None, &roots).unwrap();
+        let connection = site.connect(Arc::new(Desk::new(broadcast::Sender::new(1))));
+        let ask = async || {
+            let asked =
+                connection.request("x", Wants::default(), Vec::new(), |_| Object::default());
+            asked.await
+        };
+        let first = ask().await;
+        let silent = stream(&server, ": no answer here\n\n").await;
+        let second = ask().await;
+        let both = r#"data: {"jsonrpc":"2.0","id":1,"result":{}}
+
+data: {"jsonrpc":"2.0","id":2,"result":{}}
+
+"#;
+        let both = stream(&server, both).await;
+        for exchange in [first, second] {
+            let next = exchange.next().await;
+            assert!(
+                matches!(next, Next::Over(Outcome::Answered(Ok(_)))),
+                "{next:?}"
+            );
+        }
+        is_closed(both).await;
+        is_closed(silent).await;
+    }
 
     #[test]
     fn what_no_header_can_say_is_said_in_base64() {

@@ -232,6 +232,8 @@ impl Wire for Pipe {
         self.desk.doubt();
     }
 
+    fn let_go(&self, _: u64) {}
+
     fn tell(&self, message: Message) {
         // One that does not read for long is ended by whoever writes; until then nobody's cancellations
         // are a reason to.
