@@ -2,7 +2,7 @@
 //! caller is to see another's.
 //!
 //! Bounded in number. Nobody uses more than is left for others. Where there is no room for one more, the one that was idle for longest ends; where none
-//! is idle, there is none. A server that keeps dying is started again with growing waits.
+//! is idle, there is none. A server that keeps dying is started again with growing waits, which are its owner's own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +14,11 @@ use tokio::time::Instant;
 use super::connection::Unanswered;
 use super::desk::{NEWS_MAX, News};
 use super::server::{Era, Server, Source};
-use crate::link::backoff::Backoff;
+use crate::link::backoff::{Backoff, LONGEST};
 use crate::mcp::rpc::Object;
+
+/// Owners whose servers died, each of whom waits alone. Whose die beyond that wait together.
+const PACES_MAX: usize = 1_024;
 
 /// A server, once it was greeted; whoever needs it waits for that.
 type Starting = Arc<OnceCell<Arc<Server>>>;
@@ -75,7 +78,7 @@ pub(super) struct Pool {
     era: Era,
     most: usize,
     slots: Mutex<Slots>,
-    pace: Mutex<Pace>,
+    paces: Mutex<Paces>,
     news: Mutex<HashMap<String, broadcast::WeakSender<News>>>,
     #[expect(dead_code, reason = "held so that what is nobody's has one sender")]
     common: broadcast::Sender<News>,
@@ -98,11 +101,49 @@ struct Slot {
     used: u64,
 }
 
-/// When the next one may be started.
+/// When each owner's next connection may be started: whose servers die delays nobody else. Pure.
 #[derive(Default)]
+struct Paces {
+    of: HashMap<String, Pace>,
+}
+
 struct Pace {
     backoff: Backoff,
-    not_before: Option<Instant>,
+    not_before: Instant,
+}
+
+impl Paces {
+    /// A connection of this owner's did not start, or died.
+    fn failed(&mut self, owner: &str, now: Instant, random: u64) {
+        if self.of.len() >= PACES_MAX {
+            // Who has not come back for so long begins anew.
+            self.of.retain(|_, pace| now < pace.not_before + LONGEST);
+        }
+        let owner = self.whose(owner).to_owned();
+        let pace = self.of.entry(owner).or_insert(Pace {
+            backoff: Backoff::default(),
+            not_before: now,
+        });
+        pace.not_before = now + pace.backoff.failed(random);
+    }
+
+    /// A connection of this owner's works.
+    fn works(&mut self, owner: &str) {
+        self.of.remove(owner);
+    }
+
+    fn not_before(&self, owner: &str) -> Option<Instant> {
+        let pace = self.of.get(self.whose(owner))?;
+        Some(pace.not_before)
+    }
+
+    /// Whose pace an owner has: where there is no place for one of their own, nobody's.
+    fn whose<'a>(&self, owner: &'a str) -> &'a str {
+        match self.of.contains_key(owner) || self.of.len() < PACES_MAX {
+            true => owner,
+            false => "",
+        }
+    }
 }
 
 impl Pool {
@@ -121,7 +162,7 @@ impl Pool {
             era,
             most,
             slots: Mutex::default(),
-            pace: Mutex::default(),
+            paces: Mutex::default(),
             news: Mutex::new(HashMap::from([common])),
         }
     }
@@ -139,11 +180,13 @@ impl Pool {
     pub(super) fn adopt(self: &Arc<Self>, key: Key, server: Server) -> Lease {
         let server = Arc::new(server);
         let cell = Arc::new(OnceCell::new_with(Some(Arc::clone(&server))));
+        let owner = key.owner.clone();
         let id = self.slots().push(key, cell, false);
         Lease {
             place: Place {
                 pool: Arc::clone(self),
                 id,
+                owner,
             },
             server,
         }
@@ -174,6 +217,7 @@ impl Pool {
         let place = Place {
             pool: Arc::clone(self),
             id,
+            owner: key.owner.clone(),
         };
         let server = Arc::clone(cell.get_or_try_init(|| self.start(key)).await?);
         Ok(Lease { place, server })
@@ -200,11 +244,6 @@ impl Pool {
             .collect()
     }
 
-    /// A server did what it was asked: the next start need not wait.
-    pub(super) fn works(&self) {
-        *self.pace() = Pace::default();
-    }
-
     /// Ends all connections, and waits until they have ended.
     pub(super) async fn end(&self) {
         let all = std::mem::take(&mut self.slots().all);
@@ -215,9 +254,8 @@ impl Pool {
     /// Finds a place, or makes one, and counts its use.
     fn place(&self, key: &Key, exclusive: bool) -> Result<(u64, Starting), NoServer> {
         let mut slots = self.slots();
-        let died = slots.bury();
-        if died > 0 {
-            self.failed();
+        for owner in slots.bury() {
+            self.failed(&owner);
         }
         if let Some(slot) = slots.fitting(key, exclusive) {
             slot.uses += 1;
@@ -237,7 +275,7 @@ impl Pool {
     }
 
     async fn start(&self, key: &Key) -> Result<Arc<Server>, NoServer> {
-        let not_before = self.pace().not_before;
+        let not_before = self.paces().not_before(&key.owner);
         if let Some(not_before) = not_before {
             tokio::time::sleep_until(not_before).await;
         }
@@ -246,15 +284,14 @@ impl Pool {
         let news = self.news(&key.owner);
         let met = Server::greet(&self.source, self.era, &capabilities, &news).await;
         if met.is_err() {
-            self.failed();
+            self.failed(&key.owner);
         }
         met.map(Arc::new)
     }
 
-    fn failed(&self) {
-        let mut pace = self.pace();
-        let wait = pace.backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
-        pace.not_before = Some(Instant::now() + wait);
+    fn failed(&self, owner: &str) {
+        let random = getrandom::u64().unwrap_or(u64::MAX);
+        self.paces().failed(owner, Instant::now(), random);
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -262,8 +299,8 @@ impl Pool {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    fn paces(&self) -> MutexGuard<'_, Paces> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,14 +318,13 @@ impl Slots {
         self.last
     }
 
-    /// Takes out the connections that are over; how many. Their calls have been told already.
-    fn bury(&mut self) -> usize {
-        let before = self.all.len();
-        self.all.retain(|slot| {
+    /// Takes out the connections that are over; whose they were. Their calls have been told already.
+    fn bury(&mut self) -> Vec<String> {
+        let over = self.all.extract_if(.., |slot| {
             let server = slot.server.get();
-            !server.is_some_and(|server| server.connection.is_over())
+            server.is_some_and(|server| server.connection.is_over())
         });
-        before - self.all.len()
+        over.map(|slot| slot.key.owner).collect()
     }
 
     /// The one of this key that was used last.
@@ -323,15 +359,22 @@ impl Slots {
 
 /// A connection that is in use.
 pub(super) struct Lease {
-    #[expect(dead_code, reason = "held until the connection is no longer used")]
     place: Place,
     pub(super) server: Arc<Server>,
+}
+
+impl Lease {
+    /// The server did what it was asked: its owner's next start need not wait.
+    pub(super) fn works(&self) {
+        self.place.pool.paces().works(&self.place.owner);
+    }
 }
 
 /// A use of a slot, until it is dropped.
 struct Place {
     pool: Arc<Pool>,
     id: u64,
+    owner: String,
 }
 
 impl Drop for Place {
@@ -353,6 +396,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn key(owner: &str) -> Key {
@@ -369,6 +414,40 @@ mod tests {
             slots.all.last_mut().unwrap().uses = *uses;
         }
         slots
+    }
+
+    #[test]
+    fn one_whose_servers_die_delays_nobody_else() {
+        let (mut paces, now) = (Paces::default(), Instant::now());
+        let wait = |paces: &Paces, owner: &str| {
+            let until = paces.not_before(owner);
+            until.map_or(0, |until| until.duration_since(now).as_millis())
+        };
+        for _ in 0..3 {
+            paces.failed("eve", now, u64::MAX);
+        }
+        assert_eq!((wait(&paces, "eve"), wait(&paces, "ada")), (800, 0));
+        paces.works("ada");
+        assert_eq!(wait(&paces, "eve"), 800);
+        paces.works("eve");
+        assert_eq!(wait(&paces, "eve"), 0);
+    }
+
+    #[test]
+    fn beyond_the_bound_of_paces_who_fails_waits_with_others_and_none_is_forgotten() {
+        let (mut paces, now) = (Paces::default(), Instant::now());
+        for n in 0..PACES_MAX + 10 {
+            paces.failed(&format!("eve{n}"), now, u64::MAX);
+        }
+        assert_eq!(paces.of.len(), PACES_MAX + 1);
+        assert_eq!(
+            paces.not_before("eve0"),
+            Some(now + Duration::from_millis(200))
+        );
+        assert_eq!(paces.not_before("ada"), Some(now + LONGEST));
+        let later = now + LONGEST * 3;
+        paces.failed("ada", later, u64::MAX);
+        assert_eq!(paces.of.len(), 1);
     }
 
     #[test]

@@ -58,7 +58,6 @@ pub(super) enum Target {
 pub(super) struct Talk {
     // First the request is taken back, then the connection is free.
     exchange: Exchange,
-    #[expect(dead_code, reason = "held until the request is over")]
     lease: Lease,
     token: Option<Box<RawValue>>,
     asked: Vec<(String, Question)>,
@@ -222,7 +221,7 @@ async fn modern(
             Next::Said(Said::Notification { method, params }) => {
                 pass_on(call, method, params, token.as_deref()).await;
             }
-            Next::Over(outcome) => return inner.told(outcome),
+            Next::Over(outcome) => return told(&lease, outcome),
         }
     }
 }
@@ -339,7 +338,7 @@ async fn go_on(
                 pass_on(call, method, params, talk.token.as_deref()).await;
             }
             Next::Said(Said::Question(question)) => talk.ask(question).await,
-            Next::Over(outcome) => return inner.told(outcome),
+            Next::Over(outcome) => return told(&talk.lease, outcome),
         }
         // What it asks beyond that waits until these are answered.
         if talk.has_asked_enough() {
@@ -483,18 +482,18 @@ impl Inner {
             )),
         }
     }
+}
 
-    /// The outcome of a request, as a tool's.
-    fn told(&self, outcome: Outcome) -> Result<Box<RawValue>, ToolError> {
-        match outcome {
-            Outcome::Answered(answer) => {
-                self.pool.works();
-                let answer = answer.and_then(|result| carried(&result).map(|()| result));
-                answer.map_err(|error| mcp_error(&error))
-            }
-            Outcome::Lost(why) => Err(ToolError::new(SERVER_LOST, why)),
-            Outcome::Barred(why) => Err(ToolError::new(SERVER_LOGIN_NEEDED, why)),
+/// The outcome of a request, as a tool's.
+fn told(lease: &Lease, outcome: Outcome) -> Result<Box<RawValue>, ToolError> {
+    match outcome {
+        Outcome::Answered(answer) => {
+            lease.works();
+            let answer = answer.and_then(|result| carried(&result).map(|()| result));
+            answer.map_err(|error| mcp_error(&error))
         }
+        Outcome::Lost(why) => Err(ToolError::new(SERVER_LOST, why)),
+        Outcome::Barred(why) => Err(ToolError::new(SERVER_LOGIN_NEEDED, why)),
     }
 }
 
