@@ -546,6 +546,30 @@ async fn what_a_legacy_server_keeps_is_its_callers_alone_unless_it_is_shared() {
 }
 
 #[tokio::test]
+async fn a_modern_server_is_one_for_all_callers_unless_they_are_kept_apart() {
+    let site = Site::new();
+    let (ada, bob) = (site.agent("ada"), site.agent("bob"));
+    let count = async |agent: &Agent| {
+        let counted = call(agent, "fs.count", json!({})).await.unwrap();
+        text(&counted).to_owned()
+    };
+    let wrap = site.wrap("", &["modern"]);
+    assert_eq!([count(&ada).await, count(&bob).await], ["1", "2"]);
+    drop(wrap);
+    let wrap = site.wrap("--apart", &["modern", "tasks"]);
+    assert_eq!(
+        [count(&ada).await, count(&ada).await, count(&bob).await],
+        ["1", "2", "1"]
+    );
+    only_who_began_a_task_knows_it(&site).await;
+    drop(wrap);
+    let _wrap = site.wrap("--apart --children 2", &["modern"]);
+    let slow = slow_call(&ada).await;
+    assert_eq!(code(call(&bob, "fs.count", json!({})).await), "SERVER_BUSY");
+    drop(slow);
+}
+
+#[tokio::test]
 async fn a_server_that_dies_in_mid_call_is_started_again() {
     let site = Site::new();
     let ada = site.agent("ada");

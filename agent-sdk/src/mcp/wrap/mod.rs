@@ -6,8 +6,8 @@
 //! server asks in mid-call is `parked` until its caller comes back with the answers, and `tasks` knows whose a task is
 //! that outlives its call.
 //!
-//! What a server keeps in a connection is its caller's alone, unless [`Options::shared`]; what it keeps elsewhere (on
-//! disk, in another service) is its own affair. A caller who can be asked has a connection to itself while a call
+//! What a server keeps in a connection is its caller's alone, unless [`Sharing`] says otherwise; what it keeps
+//! elsewhere (on disk, in another service) is its own affair. A caller who can be asked has a connection to itself while a call
 //! runs: two calls at once are two connections. One that was idle for long may be ended for another's sake, with what
 //! the server kept in it.
 
@@ -78,11 +78,24 @@ fn client_info() -> Box<RawValue> {
     info.raw()
 }
 
+/// Whose the state is that a server keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sharing {
+    /// What it keeps in a connection is each caller's own. Servers of 2026-07-28 keep nothing there: all callers
+    /// have one.
+    #[default]
+    ByEra,
+    /// All callers have one connection.
+    Shared,
+    /// Each caller has a connection of its own also to a server of 2026-07-28: a process, where it is a program.
+    Apart,
+}
+
 /// How a server is wrapped.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Whether all callers share the state that the server keeps in a connection.
-    pub shared: bool,
+    /// Whose the state is that it keeps.
+    pub sharing: Sharing,
     /// Connections to it at once, the one included with which it is looked at: at least 2.
     pub connections: usize,
 }
@@ -90,7 +103,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            shared: false,
+            sharing: Sharing::default(),
             connections: 8,
         }
     }
@@ -109,7 +122,7 @@ struct Inner {
     pool: Arc<Pool>,
     parked: Parked<Box<Talk>>,
     tasks: Tasks,
-    shared: bool,
+    sharing: Sharing,
     sandbox: Option<&'static str>,
     discovered: Mutex<Object>,
 }
@@ -137,7 +150,7 @@ impl Wrapped {
                 pool,
                 parked: Parked::new(PARKED_FOR),
                 tasks: Tasks::default(),
-                shared: options.shared,
+                sharing: options.sharing,
                 sandbox,
                 discovered,
             }),
@@ -242,16 +255,17 @@ impl Wrapped {
 }
 
 impl Inner {
-    /// Over which connections a caller's calls to a legacy server go. What is shared is also what the server is
-    /// looked at with, so that it is one state that callers see and that is offered.
+    /// Over which connections a caller's calls go. What is shared is also what a legacy server is looked at with, so
+    /// that it is one state that callers see and that is offered.
     fn key(&self, caller: &str, capabilities: &Object) -> Key {
-        match self.shared {
-            true if capabilities.is_empty() => looking_key(Era::Legacy),
-            true => Key {
+        match (self.sharing, self.pool.era()) {
+            (Sharing::Shared, Era::Legacy) if capabilities.is_empty() => looking_key(Era::Legacy),
+            (Sharing::Shared | Sharing::ByEra, Era::Modern) => Key::everybody(),
+            (Sharing::Shared, Era::Legacy) => Key {
                 owner: String::new(),
                 capabilities: capabilities.raw().get().into(),
             },
-            false => Key {
+            (Sharing::ByEra, Era::Legacy) | (Sharing::Apart, _) => Key {
                 owner: caller.to_owned(),
                 capabilities: capabilities.raw().get().into(),
             },
@@ -260,8 +274,16 @@ impl Inner {
 
     /// Which server knows a caller's tasks: its own, or one that others reach too.
     fn home<'a>(&self, caller: &'a str) -> &'a Home {
-        let is_everybodys = self.shared || self.pool.is_one_server();
-        if is_everybodys { "" } else { caller }
+        let has_own = match self.sharing {
+            Sharing::Shared => false,
+            Sharing::ByEra => self.pool.era() == Era::Legacy,
+            Sharing::Apart => true,
+        };
+        if has_own && self.pool.has_processes() {
+            caller
+        } else {
+            ""
+        }
     }
 
     fn seen(&self) -> MutexGuard<'_, Object> {

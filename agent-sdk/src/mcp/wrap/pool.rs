@@ -171,9 +171,9 @@ impl Pool {
         self.era
     }
 
-    /// Whether all connections lead to one server, which keeps what is not kept in a connection for all callers.
-    pub(super) fn is_one_server(&self) -> bool {
-        self.era == Era::Modern || matches!(self.source, Source::Site(_))
+    /// Whether each connection leads to a process of its own, and not all to one server elsewhere.
+    pub(super) fn has_processes(&self) -> bool {
+        matches!(self.source, Source::Program(_))
     }
 
     /// Puts in a connection that exists.

@@ -202,7 +202,7 @@ async fn modern(
     let method = target.method();
     let lease = inner
         .pool
-        .take(&Key::everybody(), false)
+        .take(&inner.key(&wants.owner, &Object::default()), false)
         .await
         .map_err(|why| no_server(&why))?;
     let connection = &lease.server.connection;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_sdk::mcp::login::Keeper;
-use agent_sdk::mcp::wrap::{NoServer, Options, Program, Site, Source, Wrapped};
+use agent_sdk::mcp::wrap::{NoServer, Options, Program, Sharing, Site, Source, Wrapped};
 use agent_sdk::mcp::{Address, roots};
 use agent_sdk::sandbox::{Files, Network, NotRun, Sandbox, Tier, Wanted};
 use agent_sdk::{Agent, RegisterOptions, Registration};
@@ -81,6 +81,9 @@ pub(super) struct Wrap {
     /// Let all callers share the state that the server keeps
     #[arg(long)]
     shared: bool,
+    /// Give each caller a process of its own, also of a server of 2026-07-28, which is one for all otherwise
+    #[arg(long, conflicts_with_all = ["shared", "url"])]
+    apart: bool,
     /// Processes of the server at once
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(2..=256))]
     children: u16,
@@ -109,7 +112,7 @@ pub(super) async fn run(args: Wrap, chosen: &Chosen, output: Output) -> Outcome 
     };
     let (agent, name) = agent(&args, chosen).await?;
     let options = Options {
-        shared: args.shared,
+        sharing: args.sharing(),
         connections: args.children.into(),
     };
     let opened = Wrapped::open(name, source, &options).await;
@@ -298,6 +301,14 @@ impl Wrap {
             wanted.tier = Tier::WithoutNamespaces;
         }
         wanted.check().map_err(refused)
+    }
+
+    fn sharing(&self) -> Sharing {
+        match (self.shared, self.apart) {
+            (true, _) => Sharing::Shared,
+            (false, true) => Sharing::Apart,
+            (false, false) => Sharing::ByEra,
+        }
     }
 
     fn is_boxed(&self) -> bool {
