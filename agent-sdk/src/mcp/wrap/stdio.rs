@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use proto_spec::limits::ENVELOPE_BYTES;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader,
 };
@@ -145,7 +146,8 @@ impl Program {
             }
             Place::Bare => {
                 let mut command = tokio::process::Command::new(program);
-                command.args(args).env_clear().kill_on_drop(true);
+                // Whatever it starts is in its group, and ends with it.
+                command.args(args).env_clear().process_group(0);
                 for name in ["PATH", "HOME", "LANG", "TMPDIR", "USER"] {
                     if let Some(value) = std::env::var_os(name) {
                         command.env(name, value);
@@ -167,7 +169,7 @@ impl Program {
                     stdin: Box::new(stdin),
                     stdout: Box::new(stdout),
                     stderr: Box::new(stderr),
-                    life: Life::Bare(child),
+                    life: Life::Bare(Group { leader: child }),
                 })
             }
         }
@@ -185,7 +187,51 @@ struct Child {
 enum Life {
     #[cfg(all(feature = "sandbox", target_os = "linux"))]
     Boxed(Box<Running>),
-    Bare(tokio::process::Child),
+    Bare(Group),
+}
+
+/// A child without a box, and all that it has started: dropping it kills them. What leaves its process group (a
+/// daemon) outlives it; only the box keeps that.
+struct Group {
+    leader: tokio::process::Child,
+}
+
+impl Group {
+    /// Waits a little for the child's end. Those that it leaves behind are killed: at once where it ended, and with it
+    /// where it did not. How it ended.
+    async fn end(mut self) -> String {
+        let group = self.id();
+        let ended = tokio::time::timeout(END_PATIENCE, self.leader.wait()).await;
+        // At once: an empty group's number is given anew some time.
+        kill(group);
+        match ended {
+            Ok(Ok(status)) => status.to_string(),
+            Ok(Err(why)) => why.to_string(),
+            Err(_) => {
+                let killed = self.leader.wait().await;
+                killed.map_or_else(|why| why.to_string(), |_| "killed".into())
+            }
+        }
+    }
+
+    /// Its number is the child's, and nobody else's while one of it is there. None once the child's end was heard.
+    fn id(&self) -> Option<Pid> {
+        let id = i32::try_from(self.leader.id()?).ok()?;
+        Pid::from_raw(id)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        kill(self.id());
+    }
+}
+
+fn kill(group: Option<Pid>) {
+    if let Some(group) = group {
+        // It may be empty by now.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
 }
 
 impl Life {
@@ -197,15 +243,7 @@ impl Life {
                 Ok(finished) => finished.ended.to_string(),
                 Err(why) => why.to_string(),
             },
-            Self::Bare(mut child) => {
-                if let Ok(Ok(status)) = tokio::time::timeout(END_PATIENCE, child.wait()).await {
-                    return status.to_string();
-                }
-                match child.kill().await {
-                    Ok(()) => "killed".into(),
-                    Err(why) => why.to_string(),
-                }
-            }
+            Self::Bare(group) => group.end().await,
         }
     }
 }
@@ -504,6 +542,8 @@ fn shown(line: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
     use crate::mcp::rpc::METHOD_NOT_FOUND;
     use crate::mcp::wrap::desk::Wants;
@@ -569,6 +609,37 @@ mod tests {
         tokio::select! {
             why = watch(&desk, &way) => panic!("{why}"),
             () = answering => {}
+        }
+    }
+
+    /// Reads what a child says, and then to the end that comes when nobody is left who could say more.
+    async fn last_words(mut stdout: impl AsyncRead + Unpin) {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(END_PATIENCE * 10, stdout.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "somebody is left who keeps it open");
+    }
+
+    #[tokio::test]
+    async fn without_a_box_what_a_child_has_started_ends_with_it() {
+        for (script, how) in [
+            ("sleep 1000 & echo; read x; exit 3", "exit status: 3"),
+            ("sleep 1000 & echo; sleep 1000", "killed"),
+        ] {
+            for is_dropped in [false, true] {
+                let words = ["sh", "-c", script].map(str::to_owned);
+                let child = Program::bare(words.to_vec(), Vec::new())
+                    .start()
+                    .await
+                    .unwrap();
+                let mut stdout = BufReader::new(child.stdout);
+                stdout.read_line(&mut String::new()).await.unwrap();
+                drop(child.stdin);
+                match is_dropped {
+                    true => drop(child.life),
+                    false => assert_eq!(child.life.end().await, how),
+                }
+                last_words(stdout).await;
+            }
         }
     }
 
