@@ -819,6 +819,39 @@ fn a_server_that_does_not_start_or_speak_ends_the_command_with_the_reason() {
 }
 
 #[tokio::test]
+async fn why_a_server_does_not_start_is_for_the_log_and_not_for_callers() {
+    let site = Site::new();
+    let (ada, folder) = (site.agent("ada"), site.acme.folder());
+    let script = folder.join("secret-place.sh");
+    let run = "#!/bin/sh\nexec python3 -I -c \"$FIXTURE\" legacy\n";
+    std::fs::write(&script, run).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let mut command = fem_cli(folder).unwrap();
+    command.args(["mcp", "wrap", "--context", "fs.toml", "--without-box"]);
+    command.args(["--env", "FIXTURE", "--"]).arg(&script);
+    command.env("FIXTURE", FIXTURE);
+    let wrap = Wrap::start({
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    });
+    std::fs::remove_file(&script).unwrap();
+    let Err(Error::Tool {
+        code,
+        message,
+        data,
+    }) = call(&ada, "fs.count", json!({})).await
+    else {
+        panic!()
+    };
+    assert_eq!((code.as_str(), data.is_none()), ("SERVER_LOST", true));
+    assert!(message.contains("cannot be spoken to"), "{message}");
+    for detail in ["secret-place", "No such file", "os error", "/"] {
+        assert!(!message.contains(detail), "{message}");
+    }
+    wrap.logs(&["secret-place.sh", "No such file"]);
+}
+
+#[tokio::test]
 async fn a_server_may_ask_out_of_turn_print_a_banner_and_stay_when_told_to_go() {
     let site = Site::new();
     let ada = site.agent("ada");

@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::connection::Unanswered;
 use super::desk::{News, SUBSCRIPTION};
 use super::pool::Key;
-use super::relay::{mcp_error, no_server, pass_on};
+use super::relay::{lost, mcp_error, no_server, pass_on};
 use super::server::Server;
 use super::{ASK_PATIENCE, Inner};
 use crate::incoming::Call;
@@ -119,8 +119,7 @@ async fn subscribe(
     for server in inner.pool.living(&key.owner) {
         for uri in uris {
             let subscribed = Subscription::to(&server, uri).await;
-            let lost = |why: Unanswered| ToolError::new(super::SERVER_LOST, why.to_string());
-            all.push(subscribed.map_err(lost)?);
+            all.push(subscribed.map_err(|why| not_told(&why))?);
         }
     }
     Ok(all)
@@ -184,6 +183,14 @@ async fn take_back(server: &Server, uri: &str) {
     // It may have heard what it did not answer.
     if let Err(why) = ask(server, "resources/unsubscribe", uri).await {
         tracing::debug!(%why, "an MCP server was not told that nobody listens any more");
+    }
+}
+
+/// The server's own refusal is its caller's; whatever else went wrong is not.
+fn not_told(why: &Unanswered) -> ToolError {
+    match why {
+        Unanswered::Refused(error) => mcp_error(error),
+        other => lost(&other.to_string()),
     }
 }
 

@@ -492,8 +492,8 @@ fn told(lease: &Lease, outcome: Outcome) -> Result<Box<RawValue>, ToolError> {
             let answer = answer.and_then(|result| carried(&result).map(|()| result));
             answer.map_err(|error| mcp_error(&error))
         }
-        Outcome::Lost(why) => Err(ToolError::new(SERVER_LOST, why)),
-        Outcome::Barred(why) => Err(ToolError::new(SERVER_LOGIN_NEEDED, why)),
+        Outcome::Lost(why) => Err(lost(&why)),
+        Outcome::Barred(why) => Err(barred(&why)),
     }
 }
 
@@ -574,13 +574,31 @@ fn silent(patience: Duration) -> ToolError {
     )
 }
 
+/// What a caller is told of a server that is gone. Why it is may name paths, addresses and what else there is of
+/// this machine: that is the log's.
+pub(super) fn lost(why: &str) -> ToolError {
+    tracing::warn!(why, "a call is lost at the MCP server");
+    let told = "the server was gone before it answered: it may or may not have acted";
+    ToolError::new(SERVER_LOST, told)
+}
+
+/// What a caller is told where somebody has to log in: not how, which is for whoever runs this.
+fn barred(why: &str) -> ToolError {
+    tracing::info!(why, "a call is refused until somebody has logged in");
+    let told = "whoever runs this agent has to log in at its server first";
+    ToolError::new(SERVER_LOGIN_NEEDED, told)
+}
+
 pub(super) fn no_server(why: &NoServer) -> ToolError {
-    let code = match why {
-        NoServer::Busy(_) | NoServer::Share(_) => SERVER_BUSY,
-        NoServer::Silent(_) => SERVER_LOST,
-        NoServer::LoginNeeded(_) => SERVER_LOGIN_NEEDED,
-    };
-    ToolError::new(code, why.to_string())
+    match why {
+        NoServer::Busy(_) | NoServer::Share(_) => ToolError::new(SERVER_BUSY, why.to_string()),
+        NoServer::LoginNeeded(why) => barred(why),
+        NoServer::Silent(why) => {
+            tracing::warn!(why, "the MCP server cannot be spoken to");
+            let told = "the server cannot be spoken to: it did not start, or does not answer";
+            ToolError::new(SERVER_LOST, told)
+        }
+    }
 }
 
 #[cfg(test)]
