@@ -115,21 +115,31 @@ impl Agent {
     ///
     /// Those of [`Agent::request`].
     pub async fn discover(&self, wanted: DiscoverTools) -> Result<Vec<DiscoveredTool>> {
-        let mut wanted = wanted;
         let mut found = Vec::new();
+        self.discover_pages(wanted, |page| found.extend(page))
+            .await?;
+        Ok(found)
+    }
+
+    /// The same page by page, for whoever does not keep all of it.
+    pub(crate) async fn discover_pages(
+        &self,
+        mut wanted: DiscoverTools,
+        mut take: impl FnMut(Vec<DiscoveredTool>),
+    ) -> Result<()> {
+        let mut found = 0;
         loop {
             let envelope = self
                 .ask(Kind::DiscoverTools, self.broker(), &wanted)
                 .await?;
             let page: ToolsDiscovered = expect(&envelope, Kind::ToolsDiscovered)?;
-            found.extend(page.tools);
+            found += page.tools.len();
+            take(page.tools);
             match page.next {
-                Some(next)
-                    if wanted.after.as_ref() != Some(&next) && found.len() < DISCOVERED_MAX =>
-                {
+                Some(next) if wanted.after.as_ref() != Some(&next) && found < DISCOVERED_MAX => {
                     wanted.after = Some(next);
                 }
-                _ => return Ok(found),
+                _ => return Ok(()),
             }
         }
     }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_sdk::mcp::gateway::{
-    Allowed, Body, Bounds, Catalogue, Failure, Gateway, Ongoing, Outgoing, Scope, Step, Upstream,
+    Allowed, Body, Bounds, Catalogue, Failure, Gateway, Gathered, Ongoing, Outgoing, Scope, Step,
+    Upstream,
 };
 use agent_sdk::mcp::rpc::{Message, RpcError};
 use agent_sdk::proto_spec::SigningKey;
@@ -75,7 +76,9 @@ impl Upstream for Fake {
     ) -> BoxFuture<'a, Result<Arc<Catalogue>, RpcError>> {
         self.looks.fetch_add(1, Ordering::Relaxed);
         let tools = self.tools.lock().unwrap().clone();
-        let catalogue = Catalogue::of(scope, self.me.org(), tools);
+        let mut gathered = Gathered::new(scope, self.me.org());
+        gathered.take(tools);
+        let catalogue = Catalogue::of(gathered);
         Box::pin(async move { Ok(Arc::new(catalogue)) })
     }
 

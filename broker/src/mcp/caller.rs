@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use agent_sdk::Progress;
-use agent_sdk::mcp::gateway::{Catalogue, Failure, Ongoing, Outgoing, Scope, Step, Upstream};
+use agent_sdk::mcp::gateway::{
+    Catalogue, Failure, Gathered, Ongoing, Outgoing, Scope, Step, Upstream,
+};
 use agent_sdk::mcp::rpc::RpcError;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,9 +17,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lru::LruCache;
 use proto_spec::capability::Token;
-use proto_spec::message::{
-    DiscoverTools, DiscoveredTool, ToolCall, ToolCancel, ToolProgress, ToolResult,
-};
+use proto_spec::message::{DiscoverTools, ToolCall, ToolCancel, ToolProgress, ToolResult};
 use proto_spec::refusal::ErrorBody;
 use proto_spec::{
     AgentId, Audience, Code, Digest, Draft, Envelope, Kind, Refusal, Sealed, SigningKey, Speaker,
@@ -296,8 +296,8 @@ impl Bearer {
             return Ok(Arc::clone(&found.catalogue));
         }
         let (seen, at) = (Seen::of(&core.state), Instant::now());
-        let tools = self.discovered(scope.only()).await?;
-        let catalogue = Arc::new(Catalogue::of(scope, self.agent.org(), tools));
+        let gathered = self.gathered(scope).await?;
+        let catalogue = Arc::new(Catalogue::of(gathered));
         let found = Found {
             seen,
             at,
@@ -307,13 +307,13 @@ impl Bearer {
         Ok(catalogue)
     }
 
-    async fn discovered(&self, only: Option<&AgentId>) -> Result<Vec<DiscoveredTool>, RpcError> {
+    async fn gathered(&self, scope: &Scope) -> Result<Gathered, RpcError> {
         let broker = Audience::Broker(self.agent.org().clone());
         let mut wanted = DiscoverTools {
-            agent: only.cloned(),
+            agent: scope.only().cloned(),
             ..DiscoverTools::default()
         };
-        let mut all = Vec::new();
+        let mut all = Gathered::new(scope, self.agent.org());
         loop {
             let said = self
                 .kept
@@ -325,7 +325,7 @@ impl Bearer {
                 Ok(_) => return Err(told(&Refusal::Internal)),
                 Err(answer) => return Err(RpcError::from(&refused_at_once(answer))),
             };
-            all.extend(page.tools);
+            all.take(page.tools);
             match page.next {
                 Some(next) if wanted.after.as_ref() != Some(&next) => wanted.after = Some(next),
                 _ => return Ok(all),

@@ -8,6 +8,7 @@ use proto_spec::message::DiscoveredTool;
 use proto_spec::{AgentId, Org};
 use serde_json::value::RawValue;
 
+use super::gathered::Gathered;
 use super::{definition, names};
 use crate::mcp::rpc::Object;
 
@@ -81,20 +82,14 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// Of what an agent of `home` found.
+    /// Of what was found.
     #[must_use]
-    pub fn of(scope: &Scope, home: &Org, found: Vec<DiscoveredTool>) -> Self {
-        let mut seen = HashSet::new();
-        // A tool may be found on several ways; one is enough to call it.
-        let mut found: Vec<DiscoveredTool> = found
-            .into_iter()
-            .filter(|tool| scope.only().is_none_or(|only| *only == tool.agent))
-            .filter(|tool| seen.insert((tool.agent.clone(), tool.tool.name.clone())))
-            .collect();
+    pub fn of(gathered: Gathered) -> Self {
+        let (scope, home, mut found) = gathered.finish();
         found.sort_by(|a, b| (&a.agent, &a.tool.name).cmp(&(&b.agent, &b.tool.name)));
         let (tools, requests) = found.into_iter().partition(is_tool);
         let mut tools = match scope {
-            Scope::All => publicly(home, tools),
+            Scope::All => publicly(&home, tools),
             Scope::One(_) => originally(tools),
         };
         tools.sort_by(|a, b| a.name.cmp(&b.name));
@@ -229,8 +224,14 @@ mod tests {
         serde_json::from_value(written).unwrap()
     }
 
+    fn catalogue(scope: &Scope, found: Vec<DiscoveredTool>) -> Catalogue {
+        let mut gathered = Gathered::new(scope, &"acme".parse().unwrap());
+        gathered.take(found);
+        Catalogue::of(gathered)
+    }
+
     fn names(scope: &Scope, found: Vec<DiscoveredTool>) -> Vec<String> {
-        let catalogue = Catalogue::of(scope, &"acme".parse().unwrap(), found);
+        let catalogue = catalogue(scope, found);
         let listed = catalogue.tools().iter();
         listed.map(|listed| listed.name.clone()).collect()
     }
@@ -262,7 +263,7 @@ mod tests {
     #[test]
     fn how_a_tool_is_shown_is_written_once() {
         let found = vec![tool("fs@acme", "fs.a", None)];
-        let catalogue = Catalogue::of(&Scope::All, &"acme".parse().unwrap(), found);
+        let catalogue = catalogue(&Scope::All, found);
         let listed = catalogue.tool("fs__a").unwrap();
         let (first, second) = (listed.shown(&Scope::All), listed.shown(&Scope::All));
         assert!(std::ptr::eq(first, second));

@@ -3,6 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::catalogue::{Catalogue, Listed, Scope, original};
+use super::lists::ANSWER_BYTES_MAX;
 use crate::mcp::rpc::Object;
 
 /// Where a tool says whose it is, at `/mcp`.
@@ -79,8 +80,8 @@ fn of_object(schema: Option<&RawValue>) -> Box<RawValue> {
     schema.raw()
 }
 
-/// One page of `tools/list`: the tools behind the one called `after`, at most `most` of them, and the name of
-/// the last where there are more.
+/// One page of `tools/list`: the tools behind the one called `after`, at most `most` of them and
+/// [`ANSWER_BYTES_MAX`] of bytes but for the first, and the name of the last where there are more.
 pub(super) fn page<'a>(
     catalogue: &'a Catalogue,
     scope: &Scope,
@@ -91,11 +92,18 @@ pub(super) fn page<'a>(
     let from =
         tools.partition_point(|listed| after.is_some_and(|after| listed.name.as_str() <= after));
     let rest = tools.get(from..).unwrap_or_default();
-    let shown: Vec<&Listed> = rest.iter().take(most.max(1)).collect();
+    let mut bytes = 0;
+    let fits = |shown: &&RawValue| {
+        let is_first = bytes == 0;
+        bytes += shown.get().len();
+        is_first || bytes <= ANSWER_BYTES_MAX
+    };
+    let shown = rest.iter().map(|listed| listed.shown(scope));
+    let shown: Vec<&RawValue> = shown.take(most.max(1)).take_while(fits).collect();
     let more = shown.len() < rest.len();
-    let next = shown.last().filter(|_| more).map(|last| last.name.clone());
-    let shown = shown.into_iter().map(|listed| listed.shown(scope));
-    (shown.collect(), next)
+    let last = shown.len().checked_sub(1).filter(|_| more);
+    let next = last.and_then(|last| rest.get(last));
+    (shown, next.map(|last| last.name.clone()))
 }
 
 #[cfg(test)]
@@ -103,6 +111,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::mcp::gateway::Gathered;
 
     fn shown(offered: &Value, scope: &Scope) -> Value {
         let mut written = json!({
@@ -184,5 +193,34 @@ mod tests {
             shown(&said, &Scope::All)["outputSchema"],
             json!({"type": "object"})
         );
+    }
+
+    #[test]
+    fn a_page_of_tools_has_so_many_bytes_and_pages_have_all_of_them() {
+        let found = (0..400).map(|n| {
+            let written = json!({
+                "agent": (if n % 2 == 0 { "fs@acme" } else { "web@acme" }),
+                "key": proto_spec::SigningKey::from_seed(&[7; 32]).public(),
+                "name": format!("fs.t{n}"),
+                "description": "x".repeat(20_000 + n),
+            });
+            serde_json::from_value(written).unwrap()
+        });
+        let mut gathered = Gathered::new(&Scope::All, &"acme".parse().unwrap());
+        gathered.take(found.collect());
+        let catalogue = Catalogue::of(gathered);
+        let (mut seen, mut pages, mut after) = (0, 0, None);
+        loop {
+            let (shown, next) = page(&catalogue, &Scope::All, after.as_deref(), 1_000);
+            let bytes: usize = shown.iter().map(|tool| tool.get().len()).sum();
+            assert!(bytes <= ANSWER_BYTES_MAX && !shown.is_empty());
+            (seen, pages, after) = (seen + shown.len(), pages + 1, next);
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((seen, pages > 1), (catalogue.tools().len(), true));
+        let (first, _) = page(&catalogue, &Scope::All, None, 0);
+        assert_eq!(first.len(), 1);
     }
 }

@@ -21,9 +21,9 @@ use crate::mcp::rpc::{INVALID_PARAMS, Object};
 const ASKED_AT_ONCE: usize = 8;
 /// Pages that one agent's list may have.
 const PAGES_MAX: usize = 64;
-/// Bytes of one agent's list, and of what is answered of all agents' lists at once.
+/// Bytes of one agent's list, and of one page of a list here, which has one entry at least.
 const LIST_BYTES_MAX: usize = 1 << 20;
-const ANSWER_BYTES_MAX: usize = 4 << 20;
+pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Bytes of all agents' prompts together: they have to be known before a name is.
 const PROMPTS_BYTES_MAX: usize = 16 << 20;
 

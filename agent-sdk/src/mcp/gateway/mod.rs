@@ -6,8 +6,8 @@
 //! may call at that moment, and every call is decided anew by the broker.
 //!
 //! In the order in which a request meets them: [`Allowed`], `http` or `stdio`, `era` and `headers`, `session` and
-//! `memory` for the legacy, `guest`, which answers it, with `catalogue`, `names`, `lists` and `listen`; `definition`,
-//! `outcome`, `notes`, `uris` and `fault` are how things look to the client.
+//! `memory` for the legacy, `guest`, which answers it, with `gathered`, `catalogue`, `names`, `lists` and `listen`;
+//! `definition`, `outcome`, `notes`, `uris` and `fault` are how things look to the client.
 
 mod allowed;
 mod answering;
@@ -16,6 +16,7 @@ mod catalogue;
 mod definition;
 mod era;
 mod fault;
+mod gathered;
 mod guest;
 mod headers;
 mod http;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 pub use allowed::Allowed;
 pub use bounds::Bounds;
 pub use catalogue::{Catalogue, Scope};
+pub use gathered::Gathered;
 pub use http::Body;
 pub use through_agent::ThroughAgent;
 pub use upstream::{Failure, Ongoing, Outgoing, Shared, Step, Upstream};

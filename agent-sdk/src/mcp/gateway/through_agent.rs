@@ -9,6 +9,7 @@ use proto_spec::{AgentId, Code, Digest, Timestamp};
 use tokio::sync::{Mutex, watch};
 
 use super::catalogue::{Catalogue, Scope};
+use super::gathered::Gathered;
 use super::upstream::{Failure, Ongoing, Outgoing, Step, Upstream};
 use crate::mcp::rpc::RpcError;
 use crate::{Agent, CallHandle, CallOptions, Error};
@@ -67,10 +68,11 @@ impl ThroughAgent {
             agent: scope.only().cloned(),
             ..DiscoverTools::default()
         };
-        let tools = self.agent.discover(wanted).await?;
-        let digest = Digest::of(&serde_json::to_vec(&tools).unwrap_or_default());
-        let catalogue = Catalogue::of(scope, self.agent.id().org(), tools);
-        let catalogue = Arc::new(catalogue);
+        let mut gathered = Gathered::new(scope, self.agent.id().org());
+        let take = |page| gathered.take(page);
+        self.agent.discover_pages(wanted, take).await?;
+        let digest = Digest::of(&serde_json::to_vec(&gathered.tools).unwrap_or_default());
+        let catalogue = Arc::new(Catalogue::of(gathered));
         let before = found.replace(Found {
             at: self.agent.clock().now(),
             scope: scope.clone(),
