@@ -26,7 +26,7 @@ use rustix::thread::UnshareFlags;
 use super::confine::{self, Calls, Place, Rights};
 use super::fork_server;
 use super::job::{self, How, Job, Program, Report, Said};
-use super::policy::{Policy, Wanted};
+use super::policy::{Network, Policy, Wanted};
 use super::probe;
 use super::room::{self, FILES, Missing, of};
 use super::watch::{self, Inside};
@@ -229,12 +229,11 @@ fn inner(Rules { policy, calls }: Rules) -> Result<(), Stopped> {
         program.map_err(|why| Stopped::NotStarted(cannot(&job.program, &command, &why)))?;
     drop(command);
     job::say(io::stdin(), &Said::Started, None).map_err(|_| Stopped::Alone)?;
-    finish(watch::keep(
-        program.id(),
-        &policy,
-        &Inside::Namespace(room.processes),
-        io::stdin(),
-    ))
+    let inside = match wanted.network {
+        Network::Closed => Inside::Namespace(room.processes),
+        Network::Open => Inside::OpenNetwork(room.processes, wanted.descriptors),
+    };
+    finish(watch::keep(program.id(), &policy, &inside, io::stdin()))
 }
 
 fn keeper(policy: &Policy) -> Result<(), Stopped> {

@@ -1,11 +1,13 @@
 //! Keeps a running program within what all its processes together may use.
 
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Dir, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, pidfd_open,
     wait, waitid,
@@ -25,8 +27,11 @@ const SOCKET_BYTES: u64 = 320 << 10;
 
 /// Which processes are in the box.
 pub(super) enum Inside {
-    /// All that this file system shows, for it is that of a namespace of their own.
+    /// All that this file system shows, for it is that of a namespace of their own, and so are the
+    /// sockets.
     Namespace(OwnedFd),
+    /// The same, in everybody's network: each may have so many descriptors.
+    OpenNetwork(OwnedFd, u32),
     /// All that come from this process.
     Descendants,
 }
@@ -92,9 +97,9 @@ pub(super) fn keep(
     })
 }
 
-fn interrupted(why: rustix::io::Errno) -> rustix::io::Result<usize> {
+fn interrupted(why: Errno) -> rustix::io::Result<usize> {
     match why {
-        rustix::io::Errno::INTR => Ok(0),
+        Errno::INTR => Ok(0),
         other => Err(other),
     }
 }
@@ -137,7 +142,7 @@ impl Inside {
         // One that is gone by now uses nothing.
         let memory = ids.iter().filter_map(|id| memory(&processes, *id));
         Some(Usage {
-            memory_bytes: memory.sum::<u64>() + self.sockets() * SOCKET_BYTES,
+            memory_bytes: memory.sum::<u64>() + self.sockets(&ids) * SOCKET_BYTES,
             cpu_ms: cpu(&processes, own, &ids)?,
         })
     }
@@ -152,24 +157,29 @@ impl Inside {
     /// Where the processes are shown, and which of them is this one.
     fn shown(&self) -> Option<(OwnedFd, u32)> {
         match self {
-            Self::Namespace(processes) => Some((processes.try_clone().ok()?, 1)),
+            Self::Namespace(processes) | Self::OpenNetwork(processes, _) => {
+                Some((processes.try_clone().ok()?, 1))
+            }
             Self::Descendants => Some((open_proc().ok()?, std::process::id())),
         }
     }
 
     /// The sockets of the box. Without a namespace they cannot be told from those of others.
-    fn sockets(&self) -> u64 {
-        let Self::Namespace(processes) = self else {
-            return 0;
-        };
-        let all = text(processes, "self/net/unix").unwrap_or_default();
-        // The first line is the table's head.
-        all.lines().skip(1).count() as u64
+    fn sockets(&self, ids: &[u32]) -> u64 {
+        match self {
+            Self::Namespace(processes) => {
+                let all = text(processes, "self/net/unix").unwrap_or_default();
+                // The first line is the table's head.
+                all.lines().skip(1).count() as u64
+            }
+            Self::OpenNetwork(processes, most) => held(processes, ids, *most),
+            Self::Descendants => 0,
+        }
     }
 
     fn ids(&self, processes: &OwnedFd, own: u32) -> Option<Vec<u32>> {
         match self {
-            Self::Namespace(_) => Some(
+            Self::Namespace(_) | Self::OpenNetwork(..) => Some(
                 listed(processes)?
                     .into_iter()
                     .filter(|id| *id != own)
@@ -189,6 +199,27 @@ fn listed(folder: &OwnedFd) -> Option<Vec<u32>> {
     let entries = Dir::read_from(folder).ok()?;
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok());
     Some(numbers.collect())
+}
+
+/// The sockets that these processes have open. One that does not show its descriptors has as many as it may.
+fn held(processes: &OwnedFd, ids: &[u32], most: u32) -> u64 {
+    let mut sockets = HashSet::new();
+    let mut unseen = 0;
+    for id in ids {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(processes, format!("{id}/fd"), flags, Mode::empty());
+        match opened {
+            Ok(opened) => {
+                let numbers = listed(&opened).unwrap_or_default().into_iter();
+                let named =
+                    numbers.filter_map(|n| rustix::fs::readlinkat(&opened, n.to_string(), []).ok());
+                sockets.extend(named.filter(|name| name.as_bytes().starts_with(b"socket:")));
+            }
+            Err(Errno::NOENT | Errno::SRCH) => {}
+            Err(_) => unseen += u64::from(most),
+        }
+    }
+    sockets.len() as u64 + unseen
 }
 
 fn descendants(processes: &OwnedFd, own: u32) -> Vec<u32> {

@@ -121,6 +121,20 @@ fn descriptors_that_others_of_the_user_have_under_way_keep_no_box_from_starting(
 }
 
 #[test]
+fn with_an_open_network_a_box_answers_for_its_own_sockets_and_for_nobody_elses() {
+    let site = Site::new();
+    let small = "network = \"open\"\nmemory_bytes = 33554432";
+    let mut other = site.begin_outside("keep-sockets");
+    soon(|| site.has(&format!("ready-{}", other.id())).then_some(()));
+    let idle = site.inside(User::Ordinary, "idle", small);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(idle["ended"], "exited 0", "{idle}");
+    let full = site.inside(User::Ordinary, "keep-sockets", small);
+    assert_eq!(full["ended"], "killed: memory", "{full}");
+}
+
+#[test]
 fn what_is_mounted_below_a_granted_folder_is_read_only_too() {
     let site = Site::new();
     for attack in ["chmod", "utime", "create", "unlink"] {
