@@ -60,6 +60,21 @@ impl<W: Write> Write for Line<W> {
 /// An event with everything escaped that a terminal would obey, or that would hide or reorder text; and cut.
 /// Escapes are JSON's, so that a line of JSON stays one.
 fn shown(event: &str) -> String {
+    let line = escaped(event);
+    match line.char_indices().nth(LINE_CHARS_MAX) {
+        None => line,
+        Some((end, _)) => match serde_json::from_str(&line) {
+            Ok(Value::Object(mut fields)) => {
+                fields.values_mut().for_each(shorten);
+                // What was read has its escapes no more.
+                escaped(&Value::Object(fields).to_string())
+            }
+            _ => format!("{}…", &line[..end]),
+        },
+    }
+}
+
+fn escaped(event: &str) -> String {
     let mut line = String::with_capacity(event.len());
     for c in event.chars() {
         match c {
@@ -76,16 +91,7 @@ fn shown(event: &str) -> String {
             c => line.push(c),
         }
     }
-    match line.char_indices().nth(LINE_CHARS_MAX) {
-        None => line,
-        Some((end, _)) => match serde_json::from_str(&line) {
-            Ok(Value::Object(mut fields)) => {
-                fields.values_mut().for_each(shorten);
-                Value::Object(fields).to_string()
-            }
-            _ => format!("{}…", &line[..end]),
-        },
-    }
+    line
 }
 
 /// Cuts every text in a value.
@@ -156,9 +162,10 @@ mod tests {
 
     #[test]
     fn whatever_others_said_a_line_of_the_log_is_one_line_that_a_terminal_only_shows() {
-        for json in [false, true] {
+        let long = HOSTILE.to_owned() + &"x".repeat(LINE_CHARS_MAX);
+        for (json, also) in [(false, ""), (true, ""), (false, &*long), (true, &*long)] {
             let said = logged(json, || {
-                tracing::warn!(why = %HOSTILE, reason = ?HOSTILE, text = HOSTILE, "{HOSTILE}");
+                tracing::warn!(why = %HOSTILE, reason = ?HOSTILE, text = HOSTILE, also, "{HOSTILE}");
             });
             let line = said.strip_suffix('\n').unwrap();
             let obeyed = |c: char| c.is_control() || "\u{202e}\u{200b}\u{e0041}".contains(c);
