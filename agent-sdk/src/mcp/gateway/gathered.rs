@@ -109,10 +109,12 @@ fn bytes(found: &DiscoveredTool) -> usize {
         .into_iter()
         .flatten()
         .map(|part: &RawValue| part.get().len());
+    let method = tool.mcp.as_ref().map(|mcp| &mcp.method);
     let texts = found
         .checks
         .iter()
         .chain(&tool.description)
+        .chain(method)
         .map(String::len);
     TOOL_BYTES_MORE + parts.chain(texts).sum::<usize>()
 }
