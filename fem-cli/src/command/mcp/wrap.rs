@@ -1,6 +1,7 @@
 //! `mcp wrap`: an MCP server becomes an agent.
 
 use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
 
 use agent_sdk::mcp::login::Keeper;
 use agent_sdk::mcp::wrap::{NoServer, Options, Program, Sharing, Site, Source, Wrapped};
@@ -115,29 +116,43 @@ pub(super) async fn run(args: Wrap, chosen: &Chosen, output: Output) -> Outcome 
         sharing: args.sharing(),
         connections: args.children.into(),
     };
-    let opened = Wrapped::open(name, source, &options).await;
+    let mut stopped = pin!(stopped()?);
+    let opened = tokio::select! {
+        opened = Wrapped::open(name, source, &options) => opened,
+        () = &mut stopped => return Ok(()),
+    };
     let wrapped = opened.map_err(|why| match why {
         NoServer::LoginNeeded(_) => Failure::new(Exit::Pending, why.to_string()),
         other if args.is_boxed() => Failure::fault(other.to_string()).next(NOT_OPEN),
         other => Failure::fault(other.to_string()),
     })?;
-    let served = serve(&args, &agent, &wrapped, output).await;
+    let served = serve(&args, &agent, &wrapped, output, stopped).await;
     wrapped.end().await;
     served
 }
 
-async fn serve(args: &Wrap, agent: &Agent, wrapped: &Wrapped, output: Output) -> Outcome {
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
-    let stopped = async {
+/// Comes back when somebody wants an end, which from now on no signal brings by itself: what was started
+/// ends too.
+fn stopped() -> Outcome<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
-    };
-    tokio::pin!(stopped);
+    })
+}
+
+async fn serve(
+    args: &Wrap,
+    agent: &Agent,
+    wrapped: &Wrapped,
+    output: Output,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+) -> Outcome {
     let serving = tokio::select! {
         offered = agent.offer(wrapped.tools()) => offered?,
         () = &mut stopped => return Ok(()),
