@@ -167,6 +167,15 @@ impl Store {
         context.save(&self.path_of(name))
     }
 
+    fn unknown(&self, name: &str) -> Failure {
+        let place = self.directory.join("contexts");
+        Failure::not_found(format!(
+            "there is no context {name:?} in {}",
+            place.display()
+        ))
+        .next("see `fem-cli context list`, or name a file: --context acme/admin.toml")
+    }
+
     /// The one that is used where none is named.
     pub(crate) fn current(&self) -> Option<String> {
         let text = std::fs::read_to_string(self.directory.join("current")).ok()?;
@@ -177,7 +186,7 @@ impl Store {
     pub(crate) fn use_by_default(&self, name: &str) -> Outcome {
         check_name(name)?;
         if !self.path_of(name).exists() {
-            return Err(unknown(name));
+            return Err(self.unknown(name));
         }
         let temporary = self
             .directory
@@ -195,11 +204,6 @@ fn check_name(name: &str) -> Outcome {
     }
     Err(Failure::usage(format!("{name:?} is no name for a context"))
         .next("use letters, digits and - _ @ ."))
-}
-
-fn unknown(name: &str) -> Failure {
-    Failure::not_found(format!("there is no context {name:?}"))
-        .next("see `fem-cli context list`, or name a file: --context acme/admin.toml")
 }
 
 /// Which context file is meant: a file, a stored name, or the current one where nothing is named.
@@ -225,11 +229,12 @@ pub(crate) fn find(named: Option<&str>) -> Outcome<PathBuf> {
         ));
     }
     check_name(named)?;
-    let path = Store::of_user()?.path_of(named);
+    let store = Store::of_user()?;
+    let path = store.path_of(named);
     if path.is_file() {
         Ok(path)
     } else {
-        Err(unknown(named))
+        Err(store.unknown(named))
     }
 }
 

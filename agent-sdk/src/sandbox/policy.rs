@@ -209,7 +209,7 @@ fn no_place(kind: &str, path: &Path) -> Option<String> {
     };
     let own = OWN_PLACES.iter().find(|own| first.to_str() == Some(own))?;
     Some(format!(
-        "{kind}: {shown:?} cannot be opened: the box has a /{own} of its own"
+        "{kind}: {shown:?} cannot be opened: the box has a /{own} of its own. Have it elsewhere, below /srv or a home"
     ))
 }
 

@@ -1,5 +1,6 @@
 //! `sandbox`: what this machine enforces, and trying a policy by hand.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use agent_sdk::sandbox::{
@@ -50,7 +51,7 @@ struct Run {
     #[arg(long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// Copy what it leaves in its folder into this one
+    /// Copy what it leaves in its folder into this one of yours, which is made if it is not there
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
 
@@ -209,10 +210,11 @@ async fn one(args: &Run, output: Output) -> Outcome {
             bytes.map_err(|why| Failure::fault(format!("{}: {why}", path.display())))?,
         );
     }
+    let into = args.keep.as_deref().map(place_to_keep).transpose()?;
     let sandbox = Sandbox::open(policy).await.map_err(not_run)?;
     let finished = sandbox.run(command).await.map_err(not_run)?;
     let told = finished.told().await;
-    if let Some(into) = &args.keep {
+    if let Some(into) = &into {
         keep(&finished, into)?;
     }
     let ended = finished.ended;
@@ -235,11 +237,22 @@ async fn one(args: &Run, output: Output) -> Outcome {
 const KEPT_MAX: usize = 1 << 20;
 const KEPT_NAMES_BYTES_MAX: usize = 64 << 20;
 
+/// Before anything runs: a folder that cannot be had is told then.
+fn place_to_keep(into: &Path) -> Outcome<Folder> {
+    let failed = |why| {
+        let next = "nothing was run; --keep names a folder of yours";
+        Failure::fault(format!("{}: {why}", into.display())).next(next)
+    };
+    match std::fs::create_dir(into) {
+        Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(failed(why)),
+        _ => {}
+    }
+    Folder::open(into).map_err(failed)
+}
+
 /// Copies what it left, by descriptor: what is no plain file stays behind, and is listed so. A file that
 /// cannot be read, because its maker closed it, is skipped and named.
-fn keep(finished: &Finished, into: &Path) -> Outcome {
-    let into =
-        Folder::open(into).map_err(|why| Failure::fault(format!("{}: {why}", into.display())))?;
+fn keep(finished: &Finished, into: &Folder) -> Outcome {
     let left = finished.folder().list(KEPT_MAX, KEPT_NAMES_BYTES_MAX);
     if let Some(why) = left.cut {
         return Err(Failure::fault(format!("nothing was kept: {why}")));

@@ -91,15 +91,16 @@ impl Gateway {
         B::Data: Send,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
+        let arriving = self.0.arriving.take_for(&*visit.upstream);
+        let arriving = arriving.map_err(|fault| failed(None, &fault, Era::Modern))?;
+        // Before any refusal: there are clients of HTTP/2 that lose an answer to what they have not said yet.
+        let bytes = self.receive(body).await?;
         if !is(&headers, JSON) {
             return Err(Box::new(refusal(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "a message is application/json",
             )));
         }
-        let arriving = self.0.arriving.take_for(&*visit.upstream);
-        let arriving = arriving.map_err(|fault| failed(None, &fault, Era::Modern))?;
-        let bytes = self.receive(body).await?;
         let message =
             Message::parse(&bytes).map_err(|why| failed(None, &why.into(), Era::Modern))?;
         drop((bytes, arriving));

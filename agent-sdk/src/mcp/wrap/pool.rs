@@ -36,7 +36,7 @@ pub(super) struct Key {
 #[derive(Debug, thiserror::Error)]
 pub enum NoServer {
     /// All are in use.
-    #[error("all {0} connections to the server are in use")]
+    #[error("all {0} connections to the server are in use, one of them to hear what it offers")]
     Busy(usize),
     /// The others are left for other callers.
     #[error(

@@ -85,7 +85,7 @@ pub(super) struct Wrap {
     /// Give each caller a process of its own, also of a server of 2026-07-28, which is one for all otherwise
     #[arg(long, conflicts_with_all = ["shared", "url"])]
     apart: bool,
-    /// Processes of the server at once
+    /// Processes of the server at once, 2 to 256: one hears what it offers, the others are callers'
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(2..=256))]
     children: u16,
     /// The server's program and its arguments. There is no shell
