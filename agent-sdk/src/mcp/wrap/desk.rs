@@ -2,7 +2,8 @@
 //!
 //! Over stdio a server's words name no request but in their content, so whose they are is decided here:
 //! an answer by its id, progress by its token, what belongs to a subscription by its id, and a question
-//! or a log message only where it can be but one caller's. What might be another's goes to nobody.
+//! or a log message only where it can be but one caller's. What might be another's goes to nobody. A task speaks
+//! longer than its call lasts: what names one is its owner's, and while another's is open, what names none is nobody's.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, watch};
 
 use super::mailbox::{Mailbox, Outcome, Question, Said};
+use super::tasks::{self, AtHome};
 use crate::mcp::rpc::{METHOD_NOT_FOUND, Message, Object, RpcError};
 
 /// Questions that no request can be told to have caused: they wait for the connection's next call.
@@ -30,6 +32,8 @@ pub(super) struct Wants {
     pub(super) questions: Vec<&'static str>,
     /// Whether what it brings are notifications, and its end may never come.
     pub(super) is_endless: bool,
+    /// Whether its answer may be a task, which is its owner's then.
+    pub(super) begins_task: bool,
 }
 
 /// A notification that is about no request.
@@ -39,11 +43,28 @@ pub(super) struct News {
     pub(super) params: Object,
 }
 
+/// What connections have in common that lead to one home.
+#[derive(Debug, Clone)]
+pub(super) struct House {
+    /// Is told what is about no request.
+    pub(super) news: broadcast::Sender<News>,
+    pub(super) tasks: AtHome,
+}
+
+impl Default for House {
+    fn default() -> Self {
+        Self {
+            news: broadcast::Sender::new(NEWS_MAX),
+            tasks: AtHome::default(),
+        }
+    }
+}
+
 /// Who waits for what on one connection.
 #[derive(Debug)]
 pub(super) struct Desk {
     state: Mutex<State>,
-    news: broadcast::Sender<News>,
+    house: House,
     over: watch::Sender<bool>,
     doubt: watch::Sender<Doubt>,
 }
@@ -73,11 +94,10 @@ struct Waiting {
 }
 
 impl Desk {
-    /// `news` is told what is about no request.
-    pub(super) fn new(news: broadcast::Sender<News>) -> Self {
+    pub(super) fn new(house: House) -> Self {
         Self {
             state: Mutex::default(),
-            news,
+            house,
             over: watch::Sender::new(false),
             doubt: watch::Sender::default(),
         }
@@ -129,7 +149,15 @@ impl Desk {
                 let id = id.and_then(|id| id.as_json().parse().ok());
                 let waiting = id.and_then(|id| self.state().waiting.remove(&id));
                 match waiting {
-                    Some(waiting) => waiting.mailbox.end(Outcome::Answered(outcome)),
+                    Some(waiting) => {
+                        // Before whatever the task says next.
+                        if waiting.wants.begins_task
+                            && let Some(task) = outcome.as_deref().ok().and_then(tasks::begun)
+                        {
+                            self.house.tasks.begin(&task, &waiting.wants.owner);
+                        }
+                        waiting.mailbox.end(Outcome::Answered(outcome));
+                    }
                     None => tracing::debug!("an answer that nobody waits for is dropped"),
                 }
                 None
@@ -230,19 +258,26 @@ impl Desk {
     fn notified(&self, method: String, params: Object, bytes: usize, about: Option<u64>) {
         let state = self.state();
         let about = about.or_else(|| named(&method, &params));
-        let mailbox = match about {
-            Some(id) => state.waiting.get(&id).map(|waiting| &waiting.mailbox),
+        let task = tasks::named(&method, &params);
+        let waiting = match about {
+            Some(id) => state
+                .waiting
+                .get(&id)
+                .filter(|one| self.may_tell(one, &task)),
             None if is_news(&method) => {
                 // Where nobody listens it is nobody's.
-                let _ = self.news.send(News { method, params });
+                let _ = self.house.news.send(News { method, params });
                 return;
             }
-            None if method == "notifications/progress" => None,
-            None => state.only(|wants| wants.logs),
+            None if method == "notifications/progress" || tasks::is_told(&method) => None,
+            None => state
+                .only(|wants| wants.logs)
+                .filter(|one| self.may_be_of(&one.wants.owner, &task)),
         };
-        match mailbox {
-            Some(mailbox) => {
-                mailbox.put(Said::Notification { method, params }, bytes);
+        match waiting {
+            Some(waiting) => {
+                let said = Said::Notification { method, params };
+                waiting.mailbox.put(said, bytes);
             }
             None => {
                 tracing::debug!(method = %method.escape_debug(), "a notification that is nobody's is dropped");
@@ -252,37 +287,55 @@ impl Desk {
 
     fn asked(&self, question: Question, bytes: usize, about: Option<u64>) -> Option<Message> {
         let mut state = self.state();
-        let Question { id, method, .. } = &question;
+        let Question { id, method, params } = &question;
+        let task = tasks::named(method, params);
         let refusal = |why: &str| {
             let error = RpcError::new(METHOD_NOT_FOUND, why);
             Some(Message::answer(id.clone(), Err(error)))
         };
-        let mailbox = match about {
+        let waiting = match about {
             Some(about) => state
                 .waiting
                 .get(&about)
-                .filter(|waiting| waiting.wants.can(method))
-                .map(|waiting| &waiting.mailbox),
+                .filter(|one| one.wants.can(method) && self.may_tell(one, &task)),
             None if state.waiting.is_empty() => {
-                if state.early.len() == EARLY_QUESTIONS_MAX || !is_question(method) {
+                let owner = state.owner.clone();
+                let may_wait = state.early.len() < EARLY_QUESTIONS_MAX && is_question(method);
+                if !may_wait || !self.may_be_of(owner.as_deref().unwrap_or_default(), &task) {
                     return refusal("nobody is there who could be asked");
                 }
-                let owner = state.owner.clone();
                 state.early.push((question, bytes, owner));
                 return None;
             }
             // Whose question it is can be known only while one call runs.
             None if state.waiting.len() > 1 => None,
-            None => state.only(|wants| wants.can(method)),
+            None => state
+                .only(|wants| wants.can(method))
+                .filter(|one| self.may_be_of(&one.wants.owner, &task)),
         };
-        match mailbox {
-            Some(mailbox) => {
+        match waiting {
+            Some(waiting) => {
                 let id = id.clone();
                 let full = RpcError::new(METHOD_NOT_FOUND, "too much was asked already");
-                let put = mailbox.put(Said::Question(question), bytes);
+                let put = waiting.mailbox.put(Said::Question(question), bytes);
                 (!put).then(|| Message::answer(id, Err(full)))
             }
             None => refusal("the caller did not say that it can be asked this"),
+        }
+    }
+
+    /// Whether what belongs to this request may be told to it: of a task, where that is its owner's.
+    fn may_tell(&self, waiting: &Waiting, task: &Option<String>) -> bool {
+        let is_own = |task: &String| self.house.tasks.is_of(task, &waiting.wants.owner);
+        task.as_ref().is_none_or(is_own)
+    }
+
+    /// Whether what belongs to no request can be this owner's: about a task of theirs, or about none while no task of
+    /// another's is open.
+    fn may_be_of(&self, owner: &str, task: &Option<String>) -> bool {
+        match task {
+            Some(task) => self.house.tasks.is_of(task, owner),
+            None => !self.house.tasks.has_others(owner),
         }
     }
 
@@ -314,7 +367,7 @@ impl State {
 
     /// The newest request that wants it, if all callers' that wait are of one owner: anybody's may have
     /// caused it.
-    fn only(&self, wants: impl Fn(&Wants) -> bool) -> Option<&Arc<Mailbox>> {
+    fn only(&self, wants: impl Fn(&Wants) -> bool) -> Option<&Waiting> {
         let owners = self.waiting.values().map(|one| &one.wants.owner);
         // Our own requests are nobody's.
         let mut owners = owners.filter(|owner| !owner.is_empty());
@@ -324,7 +377,7 @@ impl State {
         }
         let eligible = self.waiting.iter().filter(|(_, one)| wants(&one.wants));
         let (_, newest) = eligible.max_by_key(|(id, _)| **id)?;
-        Some(&newest.mailbox)
+        Some(newest)
     }
 }
 
@@ -356,7 +409,7 @@ mod tests {
     use crate::mcp::wrap::mailbox::Next;
 
     fn desk() -> Desk {
-        Desk::new(broadcast::Sender::new(NEWS_MAX))
+        Desk::new(House::default())
     }
 
     fn wants(owner: &str, logs: bool, questions: &[&'static str]) -> Wants {
@@ -365,6 +418,7 @@ mod tests {
             logs,
             questions: questions.to_vec(),
             is_endless: false,
+            begins_task: true,
         }
     }
 
@@ -522,6 +576,66 @@ mod tests {
         assert!(!desk.is_alone(ping));
         desk.close(call);
         assert!(desk.is_alone(ping));
+    }
+
+    const TASK: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"task","taskId":"t"}}"#;
+    const QUESTION: &str = "elicitation/create";
+
+    /// What may be said of the task `t`, with the methods' names: of a request, or of none.
+    fn said_of_the_task() -> [String; 3] {
+        let about = r#""_meta":{"io.modelcontextprotocol/related-task":{"taskId":"t"}}"#;
+        [
+            r#"{"jsonrpc":"2.0","method":"notifications/tasks","params":{"taskId":"t"}}"#.into(),
+            LOG.replace("\"params\":{", &format!("\"params\":{{{about}")),
+            ASK.replace('}', &format!(r#","params":{{{about}}}}}"#)),
+        ]
+    }
+
+    #[test]
+    fn what_a_task_says_after_its_call_is_told_to_no_other_who_waits_alone() {
+        let desk = desk();
+        let (_, _ada) = desk.open(wants("ada", true, &[QUESTION]));
+        hear(&desk, TASK);
+        let (id, bob) = desk.open(wants("bob", true, &[QUESTION]));
+        for text in said_of_the_task()
+            .iter()
+            .map(String::as_str)
+            .chain([LOG, ASK])
+        {
+            hear(&desk, text);
+        }
+        assert_eq!(methods(&bob), Vec::<String>::new());
+        desk.close(id);
+        let [_, _, ask] = said_of_the_task();
+        for text in [ASK, &ask] {
+            assert!(hear(&desk, text).unwrap().contains("-32601"), "{text}");
+        }
+        let (_, ada) = desk.open(wants("ada", true, &[QUESTION]));
+        for text in said_of_the_task()
+            .iter()
+            .map(String::as_str)
+            .chain([LOG, ASK])
+        {
+            hear(&desk, text);
+        }
+        let told = ["notifications/message", QUESTION];
+        assert_eq!(methods(&ada), [told, told].concat());
+    }
+
+    #[test]
+    fn who_listens_is_told_of_no_task_that_became_anothers() {
+        let desk = desk();
+        let (_, _ada) = desk.open(wants("ada", false, &[]));
+        hear(&desk, TASK);
+        let (_, listening) = desk.open(wants("ada", false, &[]));
+        let text = r#"{"jsonrpc":"2.0","method":"notifications/tasks","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":2},"taskId":"t"}}"#;
+        hear(&desk, text);
+        assert_eq!(methods(&listening), ["notifications/tasks"]);
+        desk.open(wants("bob", false, &[]));
+        hear(&desk, &TASK.replace("\"id\":1", "\"id\":3"));
+        hear(&desk, text);
+        hear(&desk, &text.replace("\"t\"", "7"));
+        assert!(methods(&listening).is_empty());
     }
 
     #[test]

@@ -565,10 +565,9 @@ fn header(text: &str) -> Result<HeaderValue, String> {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
-    use tokio::sync::broadcast;
 
     use super::*;
-    use crate::mcp::wrap::desk::Wants;
+    use crate::mcp::wrap::desk::{House, Wants};
     use crate::mcp::wrap::mailbox::{Next, Outcome};
 
     /// A server's side of a request, whose answer is a stream that says `events` and stays open.
@@ -598,7 +597,7 @@ mod tests {
         let address = format!("http://{}/mcp", server.local_addr().unwrap());
         let roots = crate::mcp::roots(None).unwrap();
         let site = Site::new(address.parse().unwrap(), Vec::new(), None, &roots).unwrap();
-        let connection = site.connect(Arc::new(Desk::new(broadcast::Sender::new(1))));
+        let connection = site.connect(Arc::new(Desk::new(House::default())));
         let ask = async || {
             let asked =
                 connection.request("x", Wants::default(), Vec::new(), |_| Object::default());

@@ -33,11 +33,10 @@ use std::time::Duration;
 
 use proto_spec::Name;
 use serde_json::value::RawValue;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use self::connection::Exchange;
-use self::desk::{NEWS_MAX, Wants};
+use self::desk::{House, Wants};
 use self::mailbox::{Next, Outcome, Said};
 use self::offer::Catalogue;
 use self::parked::{PARKED_FOR, Parked};
@@ -121,7 +120,7 @@ pub struct Wrapped {
 struct Inner {
     pool: Arc<Pool>,
     parked: Parked<Box<Talk>>,
-    tasks: Tasks,
+    tasks: Arc<Tasks>,
     sharing: Sharing,
     sandbox: Option<&'static str>,
     discovered: Mutex<Object>,
@@ -134,10 +133,11 @@ impl Wrapped {
     ///
     /// Why it cannot be spoken to.
     pub async fn open(name: Name, source: Source, options: &Options) -> Result<Self, NoServer> {
-        let first = broadcast::Sender::new(NEWS_MAX);
+        let first = House::default();
         let server = Server::meet(&source, &every_capability(), &first).await?;
         let catalogue = Catalogue::read(&server).await?;
         let sandbox = source.sandbox();
+        let tasks = Arc::clone(&first.tasks.all);
         let pool = Pool::new(source, server.era, options.connections.max(2), first);
         let pool = Arc::new(pool);
         let discovered = Mutex::new(server.discovered.clone());
@@ -149,7 +149,7 @@ impl Wrapped {
             inner: Arc::new(Inner {
                 pool,
                 parked: Parked::new(PARKED_FOR),
-                tasks: Tasks::default(),
+                tasks,
                 sharing: options.sharing,
                 sandbox,
                 discovered,
@@ -279,11 +279,7 @@ impl Inner {
             Sharing::ByEra => self.pool.era() == Era::Legacy,
             Sharing::Apart => true,
         };
-        if has_own && self.pool.has_processes() {
-            caller
-        } else {
-            ""
-        }
+        self.pool.home(if has_own { caller } else { "" })
     }
 
     fn seen(&self) -> MutexGuard<'_, Object> {

@@ -12,8 +12,9 @@ use tokio::sync::{OnceCell, broadcast};
 use tokio::time::Instant;
 
 use super::connection::Unanswered;
-use super::desk::{NEWS_MAX, News};
+use super::desk::{House, NEWS_MAX, News};
 use super::server::{Era, Server, Source};
+use super::tasks::{AtHome, Home, Tasks};
 use crate::link::backoff::{Backoff, LONGEST};
 use crate::mcp::rpc::Object;
 
@@ -82,6 +83,7 @@ pub(super) struct Pool {
     news: Mutex<HashMap<String, broadcast::WeakSender<News>>>,
     #[expect(dead_code, reason = "held so that what is nobody's has one sender")]
     common: broadcast::Sender<News>,
+    tasks: Arc<Tasks>,
 }
 
 #[derive(Default)]
@@ -147,17 +149,13 @@ impl Paces {
 }
 
 impl Pool {
-    /// At most `most` connections to a server of this era; none yet. `news` is told what those say that are
+    /// At most `most` connections to a server of this era; none yet. `first` is the house of those that are
     /// nobody's.
-    pub(super) fn new(
-        source: Source,
-        era: Era,
-        most: usize,
-        news: broadcast::Sender<News>,
-    ) -> Self {
-        let common = (String::new(), news.downgrade());
+    pub(super) fn new(source: Source, era: Era, most: usize, first: House) -> Self {
+        let common = (String::new(), first.news.downgrade());
         Self {
-            common: news,
+            common: first.news,
+            tasks: first.tasks.all,
             source,
             era,
             most,
@@ -171,9 +169,13 @@ impl Pool {
         self.era
     }
 
-    /// Whether each connection leads to a process of its own, and not all to one server elsewhere.
-    pub(super) fn has_processes(&self) -> bool {
-        matches!(self.source, Source::Program(_))
+    /// Which server knows the tasks that are begun over an owner's connections: each leads to a process of its own, or
+    /// all to one server elsewhere.
+    pub(super) fn home<'a>(&self, owner: &'a str) -> &'a Home {
+        match self.source {
+            Source::Program(_) => owner,
+            Source::Site(_) => "",
+        }
     }
 
     /// Puts in a connection that exists.
@@ -281,8 +283,14 @@ impl Pool {
         }
         let capabilities = RawValue::from_string(key.capabilities.to_string())
             .unwrap_or_else(|_| Object::default().raw());
-        let news = self.news(&key.owner);
-        let met = Server::greet(&self.source, self.era, &capabilities, &news).await;
+        let house = House {
+            news: self.news(&key.owner),
+            tasks: AtHome {
+                all: Arc::clone(&self.tasks),
+                home: self.home(&key.owner).into(),
+            },
+        };
+        let met = Server::greet(&self.source, self.era, &capabilities, &house).await;
         if met.is_err() {
             self.failed(&key.owner);
         }

@@ -38,6 +38,8 @@ const QUESTIONS: [(&str, &str); 3] = [
     ("sampling", "sampling/createMessage"),
 ];
 
+/// The one request whose answer may be a task.
+const CALL: &str = "tools/call";
 /// What those capabilities say more of: how people are asked, and what models are given.
 const ELICITATION: [&str; 2] = ["form", "url"];
 const SAMPLING: [&str; 2] = ["tools", "context"];
@@ -85,7 +87,7 @@ impl Talk {
 impl Target {
     fn method(&self) -> &str {
         match self {
-            Self::Tool { .. } => "tools/call",
+            Self::Tool { .. } => CALL,
             Self::Method(method) => method,
         }
     }
@@ -166,7 +168,8 @@ pub(super) async fn relay(
     let answered = answered.unwrap_or_else(|_| Err(silent(patience)));
     match task {
         Some(task) => inner.told_of(&caller, &task, answered),
-        None => inner.begins(&caller, answered?),
+        None if target.method() == CALL => inner.begun(&caller, answered?),
+        None => answered,
     }
 }
 
@@ -194,6 +197,7 @@ async fn modern(
         logs: meta.has(&format!("{PREFIX}logLevel")),
         questions: Vec::new(),
         is_endless: matches!(target, Target::Method("subscriptions/listen")),
+        begins_task: matches!(target, Target::Tool { .. }),
     };
     let labels = match target {
         Target::Tool { schema, .. } => schema.labels(params.get("arguments")),
@@ -264,6 +268,7 @@ async fn legacy(
             .map(|(_, method)| *method)
             .collect(),
         is_endless: false,
+        begins_task: method == CALL,
     };
     if method == "subscriptions/listen" {
         return super::listen::listen(inner, &key, &params, call).await;
@@ -462,18 +467,18 @@ impl Inner {
         answered
     }
 
-    /// Remembers whose the task is that a result begins.
+    /// Holds back a task that it was not noted of that it is its beginner's.
     ///
     /// # Errors
     ///
-    /// [`SERVER_LOST`] where there is no room: nobody could ask about it.
-    fn begins(&self, caller: &str, result: Box<RawValue>) -> Result<Box<RawValue>, ToolError> {
+    /// [`SERVER_LOST`] where there was no room: nobody could ask about it.
+    fn begun(&self, caller: &str, result: Box<RawValue>) -> Result<Box<RawValue>, ToolError> {
         let Some(id) = tasks::begun(&result) else {
             return Ok(result);
         };
         match self
             .tasks
-            .begin(self.home(caller), &id, caller, Instant::now())
+            .is_of(self.home(caller), &id, caller, Instant::now())
         {
             true => Ok(result),
             false => Err(ToolError::new(

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::Mutex;
 
 use super::client_info;
 use super::connection::{Connection, Unanswered};
-use super::desk::{Desk, News};
+use super::desk::{Desk, House};
 use super::listen::Subscribed;
 use super::pool::NoServer;
 use super::site::Site;
@@ -48,8 +48,8 @@ impl Source {
         }
     }
 
-    async fn connect(&self, news: &broadcast::Sender<News>) -> Result<Connection, String> {
-        let desk = Arc::new(Desk::new(news.clone()));
+    async fn connect(&self, house: &House) -> Result<Connection, String> {
+        let desk = Arc::new(Desk::new(house.clone()));
         match self {
             Self::Program(program) => program.connect(desk).await,
             Self::Site(site) => Ok(site.connect(desk)),
@@ -81,16 +81,16 @@ impl Server {
     pub(super) async fn meet(
         source: &Source,
         capabilities: &RawValue,
-        news: &broadcast::Sender<News>,
+        house: &House,
     ) -> Result<Self, NoServer> {
-        let connection = source.connect(news).await?;
+        let connection = source.connect(house).await?;
         match discover(&connection, PROBE_PATIENCE).await {
             Ok(discovered) => Ok(Self::modern(connection, discovered)),
             Err(why @ NoServer::LoginNeeded(_)) => Err(why),
             Err(why) => {
                 tracing::debug!(%why, "no server of 2026-07-28: asking in the older way");
                 connection.end().await;
-                let greeted = Self::greet(source, Era::Legacy, capabilities, news).await;
+                let greeted = Self::greet(source, Era::Legacy, capabilities, house).await;
                 greeted.map_err(|older| match (older, why) {
                     (NoServer::Silent(older), NoServer::Silent(why)) if older != why => {
                         format!("{older}; and before: {why}").into()
@@ -110,9 +110,9 @@ impl Server {
         source: &Source,
         era: Era,
         capabilities: &RawValue,
-        news: &broadcast::Sender<News>,
+        house: &House,
     ) -> Result<Self, NoServer> {
-        let connection = source.connect(news).await?;
+        let connection = source.connect(house).await?;
         let greeted = match era {
             Era::Modern => discover(&connection, GREETING_PATIENCE)
                 .await

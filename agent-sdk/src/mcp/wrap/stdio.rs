@@ -546,7 +546,7 @@ mod tests {
 
     use super::*;
     use crate::mcp::rpc::METHOD_NOT_FOUND;
-    use crate::mcp::wrap::desk::Wants;
+    use crate::mcp::wrap::desk::{House, Wants};
 
     async fn lines(bytes: &[u8]) -> (Vec<usize>, Result<Line, String>) {
         let mut stream = BufReader::new(bytes);
@@ -578,7 +578,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_child_that_does_not_hear_is_given_up_once_nobody_else_waits_for_it() {
-        let desk = Desk::new(tokio::sync::broadcast::Sender::new(1));
+        let desk = Desk::new(House::default());
         let (lines, mut waiting) = mpsc::channel(1);
         let way = lines.downgrade();
         let (id, _mailbox) = desk.open(Wants::default());
@@ -596,7 +596,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_child_that_answers_that_it_knows_no_ping_hears() {
-        let desk = Desk::new(tokio::sync::broadcast::Sender::new(1));
+        let desk = Desk::new(House::default());
         let (lines, mut waiting) = mpsc::channel(1);
         let way = lines.downgrade();
         desk.doubt();

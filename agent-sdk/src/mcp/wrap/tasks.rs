@@ -5,7 +5,7 @@
 //! server sees it. What is not remembered is unknown, also to who began it: a start of this process forgets all.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto_spec::Digest;
@@ -16,6 +16,8 @@ use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
 
 /// The extension whose tasks these are.
 pub(super) const TASKS: &str = "io.modelcontextprotocol/tasks";
+/// What names the task that a message is about.
+const RELATED: &str = "io.modelcontextprotocol/related-task";
 /// Requests about one task.
 pub(super) const TASK_REQUESTS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
 
@@ -94,6 +96,36 @@ impl Tasks {
     }
 }
 
+/// The tasks of one home: what its connections know.
+#[derive(Debug, Clone, Default)]
+pub(super) struct AtHome {
+    pub(super) all: Arc<Tasks>,
+    pub(super) home: Box<Home>,
+}
+
+impl AtHome {
+    /// Remembers who began a task, where there is room.
+    pub(super) fn begin(&self, id: &str, owner: &str) {
+        if !self.all.begin(&self.home, id, owner, Instant::now()) {
+            tracing::warn!("there is no room to remember whose task was begun");
+        }
+    }
+
+    /// Whether what is about this task is for this owner. It is not their asking about it.
+    pub(super) fn is_of(&self, id: &str, owner: &str) -> bool {
+        let known = self.all.known();
+        let task = known.get(&place(&self.home, id));
+        task.is_some_and(|task| task.owner == owner)
+    }
+
+    /// Whether a task of somebody else's may still say something.
+    pub(super) fn has_others(&self, owner: &str) -> bool {
+        let known = self.all.known();
+        let mut open = known.iter().filter(|(_, task)| !task.is_over);
+        open.any(|((home, _), task)| *home == self.home && task.owner != owner)
+    }
+}
+
 fn place(home: &Home, id: &str) -> (Box<Home>, Digest) {
     (home.into(), Digest::of(id.as_bytes()))
 }
@@ -133,6 +165,23 @@ pub(super) fn begun(result: &RawValue) -> Option<String> {
         Some("task") => result.read("taskId"),
         _ => result.object("task")?.read("taskId"),
     }
+}
+
+/// Whether it tells how a task is, and nothing else.
+pub(super) fn is_told(method: &str) -> bool {
+    method == "notifications/tasks" || method.starts_with("notifications/tasks/")
+}
+
+/// The task that a notification or a question is about, if about one. Where that cannot be read it is one that nobody
+/// has.
+pub(super) fn named(method: &str, params: &Object) -> Option<String> {
+    let id = |said: &Object| said.read("taskId").unwrap_or_default();
+    if is_told(method) {
+        return Some(id(params));
+    }
+    let meta = params.object("_meta")?;
+    let related = || meta.object(RELATED).unwrap_or_default();
+    meta.has(RELATED).then(|| id(&related()))
 }
 
 /// Whether what a server says of a task is how it ended.
