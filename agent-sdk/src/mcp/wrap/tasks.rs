@@ -56,8 +56,6 @@ impl Tasks {
     #[must_use]
     pub(super) fn begin(&self, home: &Home, id: &str, owner: &str, now: Instant) -> bool {
         let mut known = self.known();
-        let place = place(home, id);
-        known.remove(&place);
         if !make_room(&mut known, owner, now) {
             return false;
         }
@@ -66,7 +64,7 @@ impl Tasks {
             is_over: false,
             used: now,
         };
-        known.insert(place, task);
+        known.insert(place(home, id), task);
         true
     }
 
@@ -219,6 +217,15 @@ mod tests {
         assert!(!tasks.make_room("eve", now));
         assert_eq!(begin(&tasks, "ada", 0..TASKS_MAX, now), TASKS_MAX / 4);
         assert!(tasks.is_of("", "eve-0", "eve", now));
+    }
+
+    #[test]
+    fn a_task_that_there_is_no_room_for_takes_no_others_place() {
+        let (tasks, now) = (Tasks::default(), Instant::now());
+        assert!(tasks.begin("", "t", "ada", now));
+        begin(&tasks, "eve", 0..TASKS_MAX, now);
+        assert!(!tasks.begin("", "t", "eve", now));
+        assert!(tasks.is_of("", "t", "ada", now));
     }
 
     #[test]
