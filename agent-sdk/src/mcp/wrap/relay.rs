@@ -443,7 +443,7 @@ impl Inner {
             wanted.put("taskIds", &own);
             params.put("notifications", &wanted);
         }
-        if knows_tasks(params) && !self.tasks.make_room(caller, now) {
+        if method == CALL && knows_tasks(params) && !self.tasks.make_room(caller, now) {
             let why = "too many of your tasks run, or wait to be asked about";
             return Err(ToolError::new(SERVER_BUSY, why));
         }

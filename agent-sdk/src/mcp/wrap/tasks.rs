@@ -21,7 +21,8 @@ const RELATED: &str = "io.modelcontextprotocol/related-task";
 /// Requests about one task.
 pub(super) const TASK_REQUESTS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
 
-/// Tasks that are remembered, of all callers together. Nobody has more than are left for others.
+/// Tasks that are remembered, of all callers together. No organisation has more than are left for others, and no agent more than
+/// are left for its organisation.
 const TASKS_MAX: usize = 4_096;
 /// A task that nobody asked about for so long may be forgotten for another's sake.
 const ABANDONED_AFTER: Duration = Duration::from_secs(86_400);
@@ -128,23 +129,39 @@ fn place(home: &Home, id: &str) -> (Box<Home>, Digest) {
     (home.into(), Digest::of(id.as_bytes()))
 }
 
-/// Makes room for one more of `owner`'s, if there is none: of their own tasks where they have their share.
+/// Makes room for one more of `owner`'s, if there is none: of their own tasks where they have their share, else of
+/// their organisation's where that has.
 fn make_room<K: Clone + Eq + std::hash::Hash>(
     known: &mut HashMap<K, Task>,
     owner: &str,
     now: Instant,
 ) -> bool {
-    let own = known.values().filter(|task| task.owner == owner).count();
-    let has_share = own > 0 && own >= TASKS_MAX - known.len();
-    if !has_share && known.len() < TASKS_MAX {
-        return true;
+    let is_own = |task: &Task| task.owner == owner;
+    let is_orgs = |task: &Task| org(&task.owner) == org(owner);
+    let (mut own, mut orgs) = (0_usize, 0_usize);
+    for task in known.values().filter(|task| is_orgs(task)) {
+        orgs += 1;
+        own += usize::from(is_own(task));
     }
+    let left = TASKS_MAX - known.len();
+    let left_for_org = left.saturating_sub(orgs);
+    let makes_room: &dyn Fn(&Task) -> bool = match (own, orgs) {
+        (1.., _) if own >= left_for_org => &is_own,
+        (_, 1..) if left_for_org == 0 => &is_orgs,
+        _ if left > 0 => return true,
+        _ => &|_| true,
+    };
     let may_go = known
         .iter()
-        .filter(|(_, task)| task.may_go(now) && (!has_share || task.owner == owner));
+        .filter(|(_, task)| task.may_go(now) && makes_room(task));
     let first = may_go.min_by_key(|(_, task)| task.used);
     let first = first.map(|(place, _)| place.clone());
     first.is_some_and(|place| known.remove(&place).is_some())
+}
+
+/// Whose agent an owner is: an organisation vouches for its agents, and may name as many as it likes.
+fn org(owner: &str) -> &str {
+    owner.split_once('@').map_or(owner, |(_, org)| org)
 }
 
 /// What is said of a task that does not exist, or is another's.
@@ -195,7 +212,7 @@ mod tests {
 
     fn begin(tasks: &Tasks, owner: &str, ids: std::ops::Range<usize>, now: Instant) -> usize {
         let ids = ids.map(|n| format!("{owner}-{n}"));
-        ids.filter(|id| tasks.begin("", id, owner, now)).count()
+        ids.take_while(|id| tasks.begin("", id, owner, now)).count()
     }
 
     #[test]
@@ -213,10 +230,27 @@ mod tests {
     #[test]
     fn nobody_has_more_tasks_than_are_left_for_others() {
         let (tasks, now) = (Tasks::default(), Instant::now());
-        assert_eq!(begin(&tasks, "eve", 0..TASKS_MAX, now), TASKS_MAX / 2);
-        assert!(!tasks.make_room("eve", now));
-        assert_eq!(begin(&tasks, "ada", 0..TASKS_MAX, now), TASKS_MAX / 4);
-        assert!(tasks.is_of("", "eve-0", "eve", now));
+        let begin = |owner: &str| begin(&tasks, owner, 0..TASKS_MAX, now);
+        let eves = begin("eve@evil");
+        assert_eq!(eves.div_ceil(3), TASKS_MAX.div_ceil(9));
+        assert!(!tasks.make_room("eve@evil", now));
+        assert!(tasks.make_room("bob@evil", now));
+        assert!((1..eves).contains(&begin("bob@evil")));
+        assert!(tasks.is_of("", "eve@evil-0", "eve@evil", now));
+    }
+
+    #[test]
+    fn an_organisation_has_no_more_tasks_than_are_left_for_others_whatever_agents_it_names() {
+        let (tasks, now) = (Tasks::default(), Instant::now());
+        let owners = (0..32).map(|n| format!("eve{n}@evil"));
+        let all: usize = owners
+            .map(|owner| begin(&tasks, &owner, 0..TASKS_MAX, now))
+            .sum();
+        assert_eq!(all, TASKS_MAX / 2);
+        assert!(!tasks.make_room("eve32@evil", now));
+        assert!(begin(&tasks, "ada@acme", 0..TASKS_MAX, now) >= TASKS_MAX / 8);
+        tasks.over("", "eve0@evil-0");
+        assert!(tasks.make_room("eve32@evil", now), "of its organisation's");
     }
 
     #[test]
