@@ -290,6 +290,10 @@ impl Pool {
                 home: self.home(&key.owner).into(),
             },
         };
+        let is_anew = matches!(self.source, Source::Program(_));
+        if is_anew && self.living(&key.owner).is_empty() {
+            self.tasks.forget(&house.tasks.home);
+        }
         let met = Server::greet(&self.source, self.era, &capabilities, &house).await;
         if met.is_err() {
             self.failed(&key.owner);

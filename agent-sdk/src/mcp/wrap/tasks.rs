@@ -89,6 +89,11 @@ impl Tasks {
         }
     }
 
+    /// The server of this home is gone: the next one may give the same ids to others.
+    pub(super) fn forget(&self, home: &Home) {
+        self.known().retain(|(at, _), _| **at != *home);
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<(Box<Home>, Digest), Task>> {
         // Nothing that can panic runs under this lock.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -251,6 +256,14 @@ mod tests {
         assert!(begin(&tasks, "ada@acme", 0..TASKS_MAX, now) >= TASKS_MAX / 8);
         tasks.over("", "eve0@evil-0");
         assert!(tasks.make_room("eve32@evil", now), "of its organisation's");
+    }
+
+    #[test]
+    fn a_server_that_is_started_anew_has_no_tasks_and_others_keep_theirs() {
+        let (tasks, now) = (Tasks::default(), Instant::now());
+        assert!(tasks.begin("", "t", "ada", now) && tasks.begin("bob", "t", "bob", now));
+        tasks.forget("");
+        assert!(!tasks.is_of("", "t", "ada", now) && tasks.is_of("bob", "t", "bob", now));
     }
 
     #[test]
