@@ -24,6 +24,8 @@ pub const INTERNAL_ERROR: i64 = -32_603;
 
 /// The revision of MCP is none that is spoken there.
 pub const UNSUPPORTED_VERSION: i64 = -32_022;
+/// The client did not declare what it asks for, or would be asked.
+pub const MISSING_CAPABILITY: i64 = -32_021;
 
 /// A JSON object: its members in the order in which they came, their values as they were sent.
 #[derive(Debug, Clone, Default)]

@@ -7,16 +7,14 @@ use serde_json::json;
 use super::upstream::{Failure, REFUSED};
 use crate::mcp::MCP_ERROR;
 use crate::mcp::rpc::{
-    INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR, RpcError,
-    UNSUPPORTED_VERSION,
+    INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, MISSING_CAPABILITY,
+    PARSE_ERROR, RpcError, UNSUPPORTED_VERSION,
 };
 use crate::mcp::words::beginning;
 use crate::tool::INVALID_ARGUMENTS;
 
 /// Headers and body contradict each other.
 pub(super) const HEADER_MISMATCH: i64 = -32_020;
-/// The client did not declare what it would be asked.
-pub(super) const MISSING_CAPABILITY: i64 = -32_021;
 
 /// An error as it goes to the client.
 #[derive(Debug, Clone)]

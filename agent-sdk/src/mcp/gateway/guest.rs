@@ -17,7 +17,7 @@ use super::era::{
     CAPABILITIES_KEY, Client, Era, INFO_KEY, LEVEL_KEY, MODERN, SERVER_KEY, TASKS, VERSION_KEY,
     supported,
 };
-use super::fault::{Fault, MISSING_CAPABILITY, shown};
+use super::fault::{Fault, shown};
 use super::headers;
 use super::lists;
 use super::notes::Notes;
@@ -25,7 +25,9 @@ use super::outcome::{is_question, of_failed_tool, of_tool, shaped};
 use super::upstream::{Failure, Outgoing, Shared, Step};
 use super::uris;
 use crate::Clock;
-use crate::mcp::rpc::{INTERNAL_ERROR, INVALID_PARAMS, Id, METHOD_NOT_FOUND, Object, RpcError};
+use crate::mcp::rpc::{
+    INTERNAL_ERROR, INVALID_PARAMS, Id, METHOD_NOT_FOUND, MISSING_CAPABILITY, Object, RpcError,
+};
 use crate::mcp::{BESIDE, MCP_ERROR};
 
 /// Requests that go to an agent as they are, if it answers them.

@@ -431,6 +431,9 @@ impl Inner {
         let now = Instant::now();
         let is_own = |id: &String| self.tasks.is_of(self.home(caller), id, caller, now);
         if TASK_REQUESTS.contains(&method) {
+            if !knows_tasks(params) {
+                return Err(mcp_error(&tasks::undeclared()));
+            }
             let id = params.read::<String>("taskId").filter(is_own);
             return id.map(Some).ok_or_else(|| mcp_error(&tasks::unknown()));
         }

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto_spec::Digest;
-use serde_json::value::RawValue;
+use serde_json::json;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
 
-use crate::mcp::rpc::{INVALID_PARAMS, Object, RpcError};
+use crate::mcp::rpc::{INVALID_PARAMS, MISSING_CAPABILITY, Object, RpcError};
 
 /// The extension whose tasks these are.
 pub(super) const TASKS: &str = "io.modelcontextprotocol/tasks";
@@ -21,8 +22,8 @@ const RELATED: &str = "io.modelcontextprotocol/related-task";
 /// Requests about one task.
 pub(super) const TASK_REQUESTS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
 
-/// Tasks that are remembered, of all callers together. No organisation has more than are left for others, and no agent more than
-/// are left for its organisation.
+/// Tasks that are remembered, of all callers together. No organisation has more than are left for others, and no
+/// agent more than are left for its organisation.
 const TASKS_MAX: usize = 4_096;
 /// A task that nobody asked about for so long may be forgotten for another's sake.
 const ABANDONED_AFTER: Duration = Duration::from_secs(86_400);
@@ -167,6 +168,15 @@ fn make_room<K: Clone + Eq + std::hash::Hash>(
 /// Whose agent an owner is: an organisation vouches for its agents, and may name as many as it likes.
 fn org(owner: &str) -> &str {
     owner.split_once('@').map_or(owner, |(_, org)| org)
+}
+
+/// What is said to a client that asks about tasks, and did not say that it knows what they are.
+pub(super) fn undeclared() -> RpcError {
+    let data = to_raw_value(&json!({"requiredCapabilities": {"extensions": {TASKS: {}}}}));
+    RpcError {
+        data: data.ok(),
+        ..RpcError::new(MISSING_CAPABILITY, "the client did not declare tasks")
+    }
 }
 
 /// What is said of a task that does not exist, or is another's.
