@@ -9,6 +9,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -222,7 +223,9 @@ impl Keeper {
             if !self.is_held() || !passes(&why, was_up) {
                 return why;
             }
+            // Whoever lets go meanwhile is not attached again.
             let wait = backoff.failed(getrandom::u64().unwrap_or(u64::MAX));
+            let wait = wait.max(Duration::from_millis(1));
             tracing::warn!(agent = %self.core.voice.id(), %why, wait_ms = wait.as_millis() as u64, "attaching again");
             self.state.send_replace(State::Down(why.clone()));
             clock.sleep(wait).await;
