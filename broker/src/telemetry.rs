@@ -1,7 +1,7 @@
 //! The log: one line an outcome, to standard error.
 //!
 //! What others said may stand in any field: a peer's reason, an MCP server's words, an error that quotes what
-//! it read. [`Lines`] is where all of it passes, so that nobody has to think of it where an event is written.
+//! it read. `Lines` is where all of it passes, so that nobody has to think of it where an event is written.
 
 use std::io::{self, Write};
 
