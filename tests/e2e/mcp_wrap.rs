@@ -569,6 +569,26 @@ async fn a_modern_server_is_one_for_all_callers_unless_they_are_kept_apart() {
     drop(slow);
 }
 
+#[test]
+fn a_terminal_that_goes_away_ends_a_server_that_has_not_started_yet() {
+    let acme = ByHand::open("acme").unwrap();
+    acme.join("fs").unwrap();
+    // It says nothing, heeds no end of its input, and tells by which descriptor it is seen to live.
+    let lives = acme.folder().join("lives");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &lives, 0o600.into()).unwrap();
+    let server = format!("echo > {0}; exec sleep 600 > {0}", lives.display());
+    let mut command = fem_cli(acme.folder()).unwrap();
+    command.args("mcp wrap --context fs.toml --without-box -- sh -c".split(' '));
+    let mut wrap = command.arg(server).spawn().unwrap();
+    let mut heard = BufReader::new(std::fs::File::open(&lives).unwrap());
+    heard.read_line(&mut String::new()).unwrap();
+    let id = rustix::process::Pid::from_child(&wrap);
+    rustix::process::kill_process(id, Signal::HUP).unwrap();
+    assert!(wrap.wait().unwrap().success());
+    // Comes back when nobody is left who could write.
+    assert_eq!(heard.read_line(&mut String::new()).unwrap(), 0);
+}
+
 #[tokio::test]
 async fn a_server_that_dies_in_mid_call_is_started_again() {
     let site = Site::new();

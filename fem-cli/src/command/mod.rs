@@ -23,11 +23,16 @@ pub(crate) mod token;
 pub(crate) mod tools;
 pub(crate) mod trust;
 
+use std::time::Duration;
+
 use crate::args::{Cli, Command};
 use crate::connect::Chosen;
 use crate::demo;
 use crate::failure::{Failure, Outcome};
 use crate::output::Output;
+
+/// How long what a command has left behind may take to be let go.
+const LET_GO_MAX: Duration = Duration::from_secs(1);
 
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Outcome {
@@ -67,6 +72,8 @@ pub(crate) fn wait_for(work: impl Future<Output = Outcome>) -> Outcome {
     let runtime = runtime.map_err(|e| Failure::fault(format!("the runtime cannot start: {e}")))?;
     // On the heap: a command's state is large, and a main thread's stack is not.
     let ended = runtime.block_on(Box::pin(work));
-    runtime.shutdown_background();
+    // What is left is let go before the process ends, for it may have to be ended itself: another program, say.
+    // Bounded, since a read of standard input ends when somebody types.
+    runtime.shutdown_timeout(LET_GO_MAX);
     ended
 }
