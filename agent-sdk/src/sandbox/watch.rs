@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, pidfd_open,
     wait, waitid,
@@ -190,9 +191,13 @@ impl Inside {
     }
 }
 
-fn open_proc() -> std::io::Result<OwnedFd> {
+fn open_proc() -> rustix::io::Result<OwnedFd> {
+    folder(CWD, "/proc")
+}
+
+fn folder(above: impl AsFd, path: impl Arg) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)
+    rustix::fs::openat(above, path, flags, Mode::empty())
 }
 
 fn listed(folder: &OwnedFd) -> Option<Vec<u32>> {
@@ -206,9 +211,7 @@ fn held(processes: &OwnedFd, ids: &[u32], most: u32) -> u64 {
     let mut sockets = HashSet::new();
     let mut unseen = 0;
     for id in ids {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(processes, format!("{id}/fd"), flags, Mode::empty());
-        match opened {
+        match folder(processes, format!("{id}/fd")) {
             Ok(opened) => {
                 let numbers = listed(&opened).unwrap_or_default().into_iter();
                 let named =
@@ -233,9 +236,7 @@ fn descendants(processes: &OwnedFd, own: u32) -> Vec<u32> {
 }
 
 fn children(processes: &OwnedFd, of: u32) -> Vec<u32> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(threads) = rustix::fs::openat(processes, format!("{of}/task"), flags, Mode::empty())
-    else {
+    let Ok(threads) = folder(processes, format!("{of}/task")) else {
         return Vec::new();
     };
     let own = listed(&threads).unwrap_or_default();
@@ -273,8 +274,7 @@ fn memory(processes: &OwnedFd, id: u32) -> Option<u64> {
         return Some(in_memory(&whole));
     }
     // Where the first thread has gone, another shows what all of them have.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let threads = rustix::fs::openat(processes, format!("{id}/task"), flags, Mode::empty()).ok()?;
+    let threads = folder(processes, format!("{id}/task")).ok()?;
     let all = listed(&threads)?.into_iter();
     let shown = all.filter_map(|thread| text(&threads, &format!("{thread}/status")));
     shown.map(|status| in_memory(&status)).max()
