@@ -255,18 +255,22 @@ impl Wrapped {
 }
 
 impl Inner {
-    /// Over which connections a caller's calls go. What is shared is also what a legacy server is looked at with, so
+    /// Whose connections a caller's calls go over: the caller's own, or nobody's, where others' go too.
+    fn owner<'a>(&self, caller: &'a str) -> &'a str {
+        match (self.sharing, self.pool.era()) {
+            (Sharing::Apart, _) | (Sharing::ByEra, Era::Legacy) => caller,
+            (Sharing::Shared, _) | (Sharing::ByEra, Era::Modern) => "",
+        }
+    }
+
+    /// Over which connections a caller's calls go. What is shared is also what the server is looked at with, so
     /// that it is one state that callers see and that is offered.
     fn key(&self, caller: &str, capabilities: &Object) -> Key {
-        match (self.sharing, self.pool.era()) {
-            (Sharing::Shared, Era::Legacy) if capabilities.is_empty() => looking_key(Era::Legacy),
-            (Sharing::Shared | Sharing::ByEra, Era::Modern) => Key::everybody(),
-            (Sharing::Shared, Era::Legacy) => Key {
-                owner: String::new(),
-                capabilities: capabilities.raw().get().into(),
-            },
-            (Sharing::ByEra, Era::Legacy) | (Sharing::Apart, _) => Key {
-                owner: caller.to_owned(),
+        let owner = self.owner(caller);
+        match owner.is_empty() && capabilities.is_empty() {
+            true => looking_key(self.pool.era()),
+            false => Key {
+                owner: owner.to_owned(),
                 capabilities: capabilities.raw().get().into(),
             },
         }
@@ -274,12 +278,7 @@ impl Inner {
 
     /// Which server knows a caller's tasks: its own, or one that others reach too.
     fn home<'a>(&self, caller: &'a str) -> &'a Home {
-        let has_own = match self.sharing {
-            Sharing::Shared => false,
-            Sharing::ByEra => self.pool.era() == Era::Legacy,
-            Sharing::Apart => true,
-        };
-        self.pool.home(if has_own { caller } else { "" })
+        self.pool.home(self.owner(caller))
     }
 
     fn seen(&self) -> MutexGuard<'_, Object> {

@@ -252,9 +252,7 @@ async fn legacy(
         return resume(inner, whose, *talk, &answers.unwrap_or_default(), call).await;
     }
     let mut meta = params.object("_meta").unwrap_or_default();
-    let capabilities = meta
-        .object("io.modelcontextprotocol/clientCapabilities")
-        .unwrap_or_default();
+    let capabilities = declared(&meta);
     let level: Option<String> = meta.read("io.modelcontextprotocol/logLevel");
     meta.take_all(|name| name.starts_with(PREFIX));
     let token = token(&meta, call);
@@ -515,12 +513,17 @@ impl Key {
     }
 }
 
+/// What a request's `_meta` says that the client can do.
+fn declared(meta: &Object) -> Object {
+    let said = meta.object("io.modelcontextprotocol/clientCapabilities");
+    said.unwrap_or_default()
+}
+
 /// Whether a request says that its answer may be a task.
 fn knows_tasks(params: &Object) -> bool {
-    let meta = params.object("_meta").unwrap_or_default();
-    let capabilities = meta.object("io.modelcontextprotocol/clientCapabilities");
-    let extensions = capabilities.and_then(|capabilities| capabilities.object("extensions"));
-    params.has("task") || extensions.is_some_and(|extensions| extensions.has(TASKS))
+    let capabilities = declared(&params.object("_meta").unwrap_or_default());
+    let extensions = capabilities.object("extensions").unwrap_or_default();
+    params.has("task") || extensions.has(TASKS)
 }
 
 /// Of a client's capabilities those that a legacy server's questions need.
