@@ -3,7 +3,7 @@
 
 use tests::mcp::clients::{Client, Tools};
 use tests::mcp::front::Front;
-use tests::mcp::house::House;
+use tests::mcp::house::{House, Wrapped};
 use tests::mcp::servers::{Era, fixture_stdio, legacy_stdio};
 use tests::mcp::suite::{Requirements, conformance};
 use tests::mcp::toolbox;
@@ -17,6 +17,16 @@ const OPEN: [&str; 1] = ["--without-box"];
 
 fn some(names: &[String]) -> bool {
     !names.is_empty()
+}
+
+/// The organisation `acme` with a token for the fixture, which is behind the agent `fs` of `globex`.
+async fn fixture_of_globex() -> (House, String, (Wrapped, House)) {
+    let (acme, globex) = (House::open("acme").unwrap(), House::open("globex").unwrap());
+    let wrapped = globex.wrap("fs", &OPEN, &fixture_stdio(Era::Both).unwrap());
+    acme.befriend(&globex, &["fs"]).unwrap();
+    let token = acme.token("peer.globex.fs.*").unwrap();
+    acme.until_listed("/fs@globex", &token, some).await.unwrap();
+    (acme, token, (wrapped.unwrap(), globex))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,13 +47,7 @@ async fn through_one_broker_our_fixture_passes_all_that_it_passes_directly() {
 #[tokio::test(flavor = "multi_thread")]
 async fn through_two_brokers_our_fixture_passes_all_that_it_passes_directly() {
     let npm = or_leave_out!(toolbox::npm(), "the conformance suite");
-    let (acme, globex) = (House::open("acme").unwrap(), House::open("globex").unwrap());
-    let _wrap = globex
-        .wrap("fs", &OPEN, &fixture_stdio(Era::Both).unwrap())
-        .unwrap();
-    acme.befriend(&globex, &["fs"]).unwrap();
-    let token = acme.token("peer.globex.fs.*").unwrap();
-    acme.until_listed("/fs@globex", &token, some).await.unwrap();
+    let (acme, token, _globex) = fixture_of_globex().await;
     let front = Front::to_broker(acme.line().unwrap(), "", &token)
         .await
         .unwrap();
@@ -73,13 +77,7 @@ async fn every_client_calls_a_tool_of_another_organisation_through_two_brokers()
     let npm = or_leave_out!(toolbox::npm(), "clients of npm's");
     let python = or_leave_out!(toolbox::python(), "clients of PyPI's");
     let tools = Tools { npm, python };
-    let (acme, globex) = (House::open("acme").unwrap(), House::open("globex").unwrap());
-    let _wrap = globex
-        .wrap("fs", &OPEN, &fixture_stdio(Era::Both).unwrap())
-        .unwrap();
-    acme.befriend(&globex, &["fs"]).unwrap();
-    let token = acme.token("peer.globex.fs.*").unwrap();
-    acme.until_listed("/fs@globex", &token, some).await.unwrap();
+    let (acme, token, _globex) = fixture_of_globex().await;
     let at = acme.at("/fs@globex", &token);
     let none: [Client; 0] = [];
     all_hear_their_echo(tools, &at, &none).await;
