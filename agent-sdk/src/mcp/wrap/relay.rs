@@ -429,11 +429,13 @@ impl Inner {
         let now = Instant::now();
         let is_own = |id: &String| self.tasks.is_of(self.home(caller), id, caller, now);
         if TASK_REQUESTS.contains(&method) {
-            if !knows_tasks(params) {
-                return Err(mcp_error(&tasks::undeclared()));
-            }
+            // What is the caller's own is between the caller and the server, which may demand that it is declared.
             let id = params.read::<String>("taskId").filter(is_own);
-            return id.map(Some).ok_or_else(|| mcp_error(&tasks::unknown()));
+            let refusal = || match knows_tasks(params) {
+                true => tasks::unknown(),
+                false => tasks::undeclared(),
+            };
+            return id.map(Some).ok_or_else(|| mcp_error(&refusal()));
         }
         if let Some(mut wanted) = params.object("notifications")
             && method == "subscriptions/listen"
